@@ -1,0 +1,1 @@
+"""The contract: what a cache store holds and where its voxels are."""

@@ -1,0 +1,50 @@
+"""The errors a user can meet, each saying what was wrong, where, and what to do.
+
+LiversegError                    everything below; the command line prints it as one line
+├── DataSetError                 a raw data set: dataset.json, missing or extra files
+├── VolumeError                  one NIfTI file: truncated, corrupt, unsupported, lying header
+│   └── LabelError               a label: values other than 0/1/2, or another grid than its image
+├── CacheError                   the store: not a store, unreadable, incomplete, damaged
+│   ├── SchemaError              metadata that does not parse; lists every fault
+│   └── SpecMismatchError        built with another preprocessing spec
+├── ConfigError                  a configuration file or a --set option; lists every fault
+└── RunError                     a training run: no checkpoint, wrong architecture, stopped
+"""
+
+from __future__ import annotations
+
+
+class LiversegError(Exception):
+    """Base of every error that is the input's fault rather than the program's."""
+
+
+class DataSetError(LiversegError):
+    """A raw data set cannot be used as it lies on disk."""
+
+
+class VolumeError(LiversegError):
+    """A NIfTI file cannot be read, or its content is not what its header claims."""
+
+
+class LabelError(VolumeError):
+    """A label file does not fit its image or holds values outside 0, 1 and 2."""
+
+
+class CacheError(LiversegError):
+    """A cache store cannot be opened, or a case in it is missing, incomplete or damaged."""
+
+
+class SchemaError(CacheError):
+    """Metadata in a store does not parse; the message lists every fault."""
+
+
+class SpecMismatchError(CacheError):
+    """A store was built with another preprocessing spec than the one asked for."""
+
+
+class ConfigError(LiversegError):
+    """A configuration has unknown keys, wrong types or values out of range."""
+
+
+class RunError(LiversegError):
+    """A training run cannot be started, resumed or applied."""

@@ -1,0 +1,1 @@
+"""Raw CT to cached tensors: streamed, resampled, written once."""
