@@ -42,7 +42,7 @@ class SpecMismatchError(CacheError):
     """A store was built with another preprocessing spec than the one asked for."""
 
 
-class ConfigError(LiversegError):
+class ConfigError(LiversegError, ValueError):
     """A configuration has unknown keys, wrong types or values out of range."""
 
 

@@ -5,9 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import ConfigDict
+
+from data_cache.records import STRICT
 
 Affine = tuple[tuple[float, ...], ...]
 
@@ -22,6 +26,7 @@ class Grid:
             NIfTI and nibabel have it. Tuples, so that grids compare, hash and go to JSON exactly.
     """
 
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
     shape_zyx: tuple[int, int, int]
     affine_xyz: Affine
 
@@ -48,15 +53,12 @@ class Grid:
         """Volume of one voxel in millilitres; the determinant, so that sheared axes count right."""
         return abs(float(np.linalg.det(self.affine[:3, :3]))) / 1000.0
 
-    def to_json(self) -> dict[str, object]:
-        """Plain lists and numbers; exact, since JSON floats round-trip."""
-        return {"shape_zyx": list(self.shape_zyx), "affine_xyz": [list(row) for row in self.affine_xyz]}
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DepthWindow:
     """A run of slices ``start <= z < stop`` of a canonical (RAS+) native grid."""
 
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
     start: int
     stop: int
 
@@ -90,3 +92,10 @@ def resampled_grid(native: Grid, window: DepthWindow, shape_zyx: tuple[int, int,
     to_native = np.diag([*scale, 1.0])
     to_native[:3, 3] = 0.5 * scale - 0.5 + origin_xyz
     return Grid.from_array(shape_zyx, native.affine @ to_native)
+
+
+def corner_distance_mm(a: Grid, b: Grid) -> float:
+    """How far the corners of two grids of one shape are apart at most."""
+    z, y, x = a.shape_zyx
+    corners = np.array([(i, j, k, 1.0) for i in (0, x - 1) for j in (0, y - 1) for k in (0, z - 1)])
+    return float(np.linalg.norm((corners @ (a.affine - b.affine).T)[:, :3], axis=1).max())

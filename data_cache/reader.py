@@ -1,0 +1,137 @@
+"""Read a store: open once, keep the handles, check what is read."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+
+from data_cache.errors import CacheError, SchemaError
+from data_cache.schema import CacheSchema, CaseMeta, View
+
+METADATA = "zarr.json"
+
+
+def read_schema(store: Path) -> CacheSchema:
+    """The schema of a store; raises CacheError where there is none."""
+    if not store.exists():
+        raise CacheError(f"{store}: no such folder: build the cache first with liverseg preprocess")
+    return CacheSchema.from_json(_attributes(store), source=str(store / METADATA))
+
+
+def read_meta(store: Path, case_id: str) -> CaseMeta:
+    """A case's metadata; raises CacheError where there is no such case."""
+    if not (store / case_id / METADATA).exists():
+        raise CacheError(f"{store}: has no case {case_id!r}: liverseg inspect lists the cases")
+    meta = CaseMeta.from_json(_attributes(store / case_id), source=str(store / case_id / METADATA))
+    if meta.case_id != case_id:
+        raise SchemaError(f"{store / case_id}: holds the case {meta.case_id!r}: the folder was renamed")
+    return meta
+
+
+def list_cases(store: Path) -> tuple[str, ...]:
+    """Ids of the finished cases, in natural order (liver_2 before liver_10)."""
+    found = (p.name for p in store.iterdir() if not p.name.startswith(".") and (p / METADATA).exists())
+    return tuple(sorted(found, key=natural_order))
+
+
+def natural_order(name: str) -> list[tuple[int, str]]:
+    """A sort key that puts liver_2 before liver_10."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"([0-9]+)", name)]
+
+
+def _attributes(folder: Path) -> Any:
+    path = folder / METADATA
+    try:
+        node = json.loads(path.read_text())
+        return node["attributes"]["liverseg"]
+    except FileNotFoundError:
+        raise CacheError(f"{folder}: is no cache (it has no {METADATA})") from None
+    except (OSError, ValueError) as failure:
+        raise CacheError(f"{path}: unreadable: {failure}") from failure
+    except (KeyError, TypeError):
+        raise CacheError(f"{path}: a Zarr store, but not one that liverseg preprocess wrote") from None
+
+
+class CacheStore:
+    """An open cache. Metadata of all cases is read once; voxels when asked for.
+
+    Attributes:
+        path: Folder of the store.
+        schema: What it was built with.
+        case_ids: Finished cases in natural order.
+    """
+
+    def __init__(self, path: Path, schema: CacheSchema, metas: dict[str, CaseMeta]) -> None:
+        self.path = path
+        self.schema = schema
+        self.case_ids = tuple(metas)
+        self._metas = metas
+        self._arrays: dict[str, zarr.Array[Any]] = {}
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        """Open a store; raises CacheError where there is none or metadata does not parse."""
+        schema = read_schema(path)
+        return cls(path, schema, {case_id: read_meta(path, case_id) for case_id in list_cases(path)})
+
+    def meta(self, case_id: str) -> CaseMeta:
+        """A case's metadata; raises CacheError for a case that the store does not have."""
+        if case_id not in self._metas:
+            known = ", ".join(self.case_ids[:8]) + (", …" if len(self.case_ids) > 8 else "")
+            raise CacheError(f"{self.path}: has no case {case_id!r}; it has {known or 'no finished case'}")
+        return self._metas[case_id]
+
+    def read(self, case_id: str, view: str) -> View:
+        """One view of a case, every voxel checked against its CRC.
+
+        Raises:
+            CacheError: No such case or view, a missing chunk, or bytes that fail their checksum.
+        """
+        meta = self.meta(case_id)
+        if view not in meta.windows:
+            raise CacheError(
+                f"{self.path}: case {case_id} has no {view!r} view, only {', '.join(meta.windows)}"
+            )
+        return View(
+            image_zyx=self._read_array(f"{case_id}/{view}/image", np.int16),
+            fractions_czyx=None
+            if meta.label is None
+            else self._read_array(f"{case_id}/{view}/fractions", np.uint8),
+            grid=meta.view_grid(view, self.schema.spec.shape_zyx),
+        )
+
+    def _read_array(self, name: str, dtype: type[np.generic]) -> NDArray[Any]:
+        try:
+            if name not in self._arrays:
+                self._arrays[name] = zarr.open_array(self.path / name, mode="r")
+            array = self._arrays[name]
+            # zarr gives fill_value for a missing chunk, without an error.
+            if not self._chunk_path(name, array.ndim).exists():
+                raise CacheError(f"{self.path / name}: a chunk is missing: run liverseg preprocess again")
+            values = np.asarray(array[...])
+        except CacheError:
+            raise
+        except Exception as failure:  # zarr and its codecs raise whatever their libraries do
+            raise CacheError(
+                f"{self.path / name}: damaged ({type(failure).__name__}: {failure}): "
+                "delete the case's folder and run liverseg preprocess again"
+            ) from failure
+        self._check_shape(name, values, dtype)
+        return values
+
+    def _chunk_path(self, name: str, ndim: int) -> Path:
+        return self.path.joinpath(name, "c", *["0"] * ndim)
+
+    def _check_shape(self, name: str, values: NDArray[Any], dtype: type[np.generic]) -> None:
+        wanted = self.schema.spec.shape_zyx
+        if values.shape[-3:] != wanted or values.dtype != dtype:
+            raise CacheError(
+                f"{self.path / name}: holds {values.dtype} {values.shape}, the schema says "
+                f"{np.dtype(dtype)} {wanted}: delete the case's folder and run liverseg preprocess again"
+            )

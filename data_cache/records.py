@@ -1,0 +1,59 @@
+"""Frozen dataclasses to JSON and back: parsed once at the boundary, every fault listed."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, TypeVar
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from data_cache.errors import LiversegError
+
+T = TypeVar("T")
+
+# Give a dataclass this as `__pydantic_config__`: unknown keys are faults, and NaN, which JSON lacks, too.
+STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+_ADAPTERS: dict[type, TypeAdapter[Any]] = {}  # building one takes milliseconds, a store needs it per case
+
+
+def _adapter(cls: type) -> TypeAdapter[Any]:
+    if cls not in _ADAPTERS:
+        _ADAPTERS[cls] = TypeAdapter(cls)
+    return _ADAPTERS[cls]
+
+
+def to_json(record: object) -> Any:
+    """A dataclass as plain dicts, lists, strings and numbers."""
+    return _adapter(type(record)).dump_python(record, mode="json")
+
+
+def parse(cls: type[T], data: object, *, source: str, error: type[LiversegError]) -> T:
+    """Build ``cls`` from JSON-like ``data``.
+
+    Args:
+        cls: A dataclass whose ``__pydantic_config__`` is ``STRICT``.
+        data: Dicts, lists, strings, numbers, booleans and None.
+        source: Where ``data`` was read, for the message.
+        error: Raised with one line a fault: the path of the key, what is wrong, and what was found.
+    """
+    try:
+        # Strict JSON mode takes a list for a tuple but no string for a number; strict Python mode takes neither.
+        record: T = _adapter(cls).validate_json(json.dumps(data), strict=True)
+    except ValidationError as failure:
+        faults = [_fault(details) for details in failure.errors()]
+        raise error(f"{source}: " + "; ".join(faults)) from None
+    return record
+
+
+def _fault(details: Any) -> str:
+    key = ".".join(str(part) for part in details["loc"]) or "value"
+    match details["type"]:
+        case "unexpected_keyword_argument":
+            return f"{key}: unknown key"
+        case "missing" | "missing_argument":
+            return f"{key}: missing"
+        case "value_error":
+            return f"{key}: {details['ctx']['error']}"
+    return f"{key}: {details['msg']}, found {details['input']!r}"

@@ -1,0 +1,200 @@
+"""The records of the cache format: what a store, a case and a view are."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any, ClassVar, Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import ConfigDict
+
+from data_cache.errors import SchemaError
+from data_cache.geometry import DepthWindow, Grid, resampled_grid
+from data_cache.records import STRICT, parse, to_json
+
+FORMAT_VERSION = 1
+ViewName = Literal["liver", "scan"]
+VIEW_NAMES: tuple[ViewName, ...] = ("liver", "scan")
+LABEL_NAMES = ("background", "liver", "tumour")
+FRACTION_ONE = 255  # a cached fraction of 255 says that all of the voxel's footprint is of that class
+MISSING_HU = -32768  # fill_value of images: no stored voxel has it, so a missing chunk cannot pass for data
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PreprocessSpec:
+    """Everything that decides the cached voxels besides the source files.
+
+    Attributes:
+        shape_zyx: Voxels of every view.
+        margin_fraction: Context left on each side of the labelled slices, as a share of the scan's depth.
+        air_hu: What replaces NaN and infinite voxels.
+        resampling: Name of the algorithm; changes whenever the same input would give other voxels.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+    shape_zyx: tuple[int, int, int] = (64, 128, 128)
+    margin_fraction: float = 0.02
+    air_hu: int = -1024
+    resampling: str = "box-average-1"
+
+    def fingerprint(self) -> str:
+        """Sixteen hexadecimal digits that are equal exactly when two specs are."""
+        text = json.dumps(to_json(self), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheSchema:
+    """The attributes of a store's root group."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+    format_version: int
+    spec: PreprocessSpec
+    fingerprint: str
+    label_names: tuple[str, ...]
+    software: str
+
+    @classmethod
+    def of(cls, spec: PreprocessSpec) -> Self:
+        """The schema of a store that this version of the software builds with ``spec``."""
+        return cls(
+            format_version=FORMAT_VERSION,
+            spec=spec,
+            fingerprint=spec.fingerprint(),
+            label_names=LABEL_NAMES,
+            software=f"liverseg {version('liverseg')}",
+        )
+
+    @classmethod
+    def from_json(cls, data: object, *, source: str) -> Self:
+        """Parse a root group's attributes; raises SchemaError with every fault."""
+        schema = parse(cls, data, source=source, error=SchemaError)
+        if schema.format_version != FORMAT_VERSION:
+            raise SchemaError(
+                f"{source}: cache format {schema.format_version}, this software reads {FORMAT_VERSION}: "
+                "build the cache again with liverseg preprocess"
+            )
+        if schema.fingerprint != schema.spec.fingerprint():
+            raise SchemaError(
+                f"{source}: the fingerprint {schema.fingerprint} is not the one of the spec beside it"
+            )
+        return schema
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceFile:
+    """A raw file as it was when its case was built; ``path`` is relative to the data set's folder."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+    path: str
+    size_bytes: int
+    mtime_ns: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HuStatistics:
+    """Intensities in HU: range over the native voxels, mean and standard deviation over the scan view."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+    minimum: float
+    maximum: float
+    mean: float
+    standard_deviation: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CaseMeta:
+    """What is known of a cached case besides its voxels.
+
+    Attributes:
+        grid: The native volume with its axes flipped and permuted to the closest canonical (RAS+) ones.
+        file_axes: Orientation of the image file's own axes, such as "LPS".
+        windows: The slices of ``grid`` that each view covers; "liver" is absent without a labelled liver.
+        voxel_counts: Native voxels of each label, or None without a label.
+        notes: What a reader should know, such as replaced NaN voxels or an affine taken from the qform.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+    case_id: str
+    spec_fingerprint: str
+    image: SourceFile
+    label: SourceFile | None
+    grid: Grid
+    file_axes: str
+    windows: dict[str, DepthWindow]
+    voxel_counts: tuple[int, int, int] | None
+    hu: HuStatistics
+    notes: tuple[str, ...]
+
+    @classmethod
+    def from_json(cls, data: object, *, source: str) -> Self:
+        """Parse a case group's attributes; raises SchemaError with every fault."""
+        return parse(cls, data, source=source, error=SchemaError)
+
+    def view_grid(self, view: str, shape_zyx: tuple[int, int, int]) -> Grid:
+        """Where the voxels of a view of this case are."""
+        return resampled_grid(self.grid, self.windows[view], shape_zyx)
+
+    def volume_ml(self, label: int) -> float | None:
+        """Native volume of a label (0 background, 1 liver, 2 tumour), or None without a label file."""
+        return None if self.voxel_counts is None else self.voxel_counts[label] * self.grid.voxel_volume_ml
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class View:
+    """One resampled volume of a case.
+
+    Attributes:
+        image_zyx: int16 HU.
+        fractions_czyx: uint8, two channels: the share of each voxel's footprint that is liver (without
+            its tumours) and tumour, 255 for all of it; None without a label.
+        grid: Where the voxels are.
+    """
+
+    image_zyx: NDArray[np.int16]
+    fractions_czyx: NDArray[np.uint8] | None
+    grid: Grid
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Case:
+    """A case as it is written: its metadata and its views by name."""
+
+    meta: CaseMeta
+    views: Mapping[str, View]
+
+
+def multiscales(meta: CaseMeta, spec: PreprocessSpec) -> list[dict[str, Any]]:
+    """OME-Zarr 0.5 ``multiscales`` of a case group, so that other viewers open it.
+
+    OME-Zarr has scale and translation but no flips or rotations, so that these are along the canonical
+    axes in mm; the true affine is ``CaseMeta.view_grid``.
+    """
+    found = [(view, array) for view in meta.windows for array in ("image", "fractions")]
+    return [
+        _multiscale(meta.view_grid(view, spec.shape_zyx), view=view, array=array)
+        for view, array in found
+        if array == "image" or meta.label is not None
+    ]
+
+
+def _multiscale(grid: Grid, *, view: str, array: str) -> dict[str, Any]:
+    scale = list(grid.spacing_zyx_mm)
+    translation = [row[3] for row in grid.affine_xyz[2::-1]]
+    axes: list[dict[str, str]] = [{"name": a, "type": "space", "unit": "millimeter"} for a in "zyx"]
+    if array == "fractions":
+        axes.insert(0, {"name": "c", "type": "channel"})
+        scale, translation = [1.0, *scale], [0.0, *translation]
+    transforms = [
+        {"type": "scale", "scale": scale},
+        {"type": "translation", "translation": translation},
+    ]
+    path = f"{view}/{array}"
+    datasets = [{"path": path, "coordinateTransformations": transforms}]
+    return {"name": path, "axes": axes, "datasets": datasets}

@@ -1,0 +1,378 @@
+"""NIfTI files as streams of slices: header, orientation and checksum; the only module that knows nibabel."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import math
+import os
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import nibabel as nib
+import numpy as np
+from nibabel import orientations
+from numpy.typing import NDArray
+
+from data_cache.errors import VolumeError
+from data_cache.geometry import Grid
+
+try:
+    from isal import igzip
+except ImportError:  # no wheel for this platform: the standard library inflates at half the speed
+    igzip = None  # type: ignore[assignment]
+
+SUPPORTED_DTYPES = (
+    "uint8",
+    "int8",
+    "uint16",
+    "int16",
+    "uint32",
+    "int32",
+    "uint64",
+    "int64",
+    "float32",
+    "float64",
+)
+BLOCK_BYTES = 4 << 20  # stays in the L2/L3 cache while it is averaged
+MAX_SLICE_BYTES = 256 << 20  # bounds what a header can make us allocate
+MAX_DEFLATE_RATIO = 1032  # what deflate can reach at most, so what a header can claim for a .gz of some size
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileAxis:
+    """What one axis of a file is in the canonical volume: ``canonical`` 0 = z, 1 = y, 2 = x."""
+
+    canonical: int
+    flipped: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class VolumeHeader:
+    """What a NIfTI header says, checked.
+
+    Attributes:
+        shape_kji: Voxels along the file's axes, slowest (third) first.
+        axes_kji: What each of these axes is in canonical orientation.
+        grid: The canonical (RAS+) volume; flips and permutations of the file's axes, no interpolation.
+        dtype: Of the stored values, byte order included.
+        slope, intercept: value = stored * slope + intercept.
+        data_offset: Bytes before the first voxel.
+        notes: What was assumed, such as which of qform and sform was used.
+        nifti: nibabel's header, for writing a file on the same grid.
+    """
+
+    path: Path
+    shape_kji: tuple[int, int, int]
+    axes_kji: tuple[FileAxis, FileAxis, FileAxis]
+    file_axes: str
+    grid: Grid
+    dtype: np.dtype[Any]
+    slope: float
+    intercept: float
+    data_offset: int
+    notes: tuple[str, ...]
+    nifti: nib.Nifti1Header
+
+    @property
+    def slice_bytes(self) -> int:
+        """Bytes of one slice along the file's slowest axis."""
+        return self.shape_kji[1] * self.shape_kji[2] * self.dtype.itemsize
+
+    @property
+    def data_bytes(self) -> int:
+        """Bytes of all voxels."""
+        return self.shape_kji[0] * self.slice_bytes
+
+
+class CorruptStreamError(VolumeError):
+    """Compressed bytes that do not inflate, or fail their checksum."""
+
+
+class _HashingFile(io.RawIOBase):
+    """Reads a file and hashes every byte that passes, so that it is read once."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = open(path, "rb", buffering=0)  # noqa: SIM115 (closed with the stream)
+        self.sha256 = hashlib.sha256()
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        n = self._file.readinto(buffer)
+        self.sha256.update(memoryview(buffer)[:n])
+        return n
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
+class VolumeStream:
+    """A NIfTI file open for one pass from its first slice to its checksum.
+
+    Use as a context manager::
+
+        with VolumeStream.open(path) as stream:
+            for first, block_kji in stream.blocks():
+                ...
+        stream.sha256
+
+    Args of ``open``:
+        path: ``.nii`` or ``.nii.gz``.
+        trusted: Inflate with the standard library instead of ISA-L.
+
+    Raises:
+        VolumeError: The file cannot be read or is no NIfTI volume of real numbers.
+        CorruptStreamError: Its compressed bytes are damaged or end early.
+    """
+
+    def __init__(self, header: VolumeHeader, raw: _HashingFile, stream: io.BufferedIOBase) -> None:
+        self.header = header
+        self._raw = raw
+        self._stream = stream
+
+    @classmethod
+    def open(cls, path: Path, *, trusted: bool = False) -> Self:
+        """Open a file and parse its header."""
+        try:
+            raw = _HashingFile(path)
+        except OSError as failure:
+            raise VolumeError(f"{path}: cannot be opened: {failure.strerror}") from None
+        try:
+            stream = _inflating(raw, trusted=trusted)
+            with _corruption_named(path):
+                header = _read_header(path, stream)
+            return cls(header, raw, stream)
+        except BaseException:
+            raw.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._raw.close()
+
+    @property
+    def sha256(self) -> str:
+        """Of the file's bytes, once ``blocks`` has come to its end."""
+        return self._raw.sha256.hexdigest()
+
+    def blocks(self) -> Iterator[tuple[int, NDArray[Any]]]:
+        """Runs of slices as stored values: index of the first, and an array (n, j, i).
+
+        The array is valid until the next one is asked for. After the last one the file is read to its
+        end: that is what checks the CRC.
+        """
+        header = self.header
+        n_slices = header.shape_kji[0]
+        per_block = max(1, min(n_slices, BLOCK_BYTES // header.slice_bytes))
+        buffer = np.empty((per_block, *header.shape_kji[1:]), dtype=header.dtype)
+        for first in range(0, n_slices, per_block):
+            block = buffer[: min(per_block, n_slices - first)]
+            self._fill(block, first)
+            yield first, block
+        with _corruption_named(header.path):
+            while self._stream.read(1 << 20):
+                pass
+
+    def _fill(self, block: NDArray[Any], first: int) -> None:
+        target = block.reshape(-1).view(np.uint8).data
+        with _corruption_named(self.header.path):
+            filled = 0
+            while filled < len(target):
+                n = self._stream.readinto(target[filled:])
+                if not n:
+                    raise CorruptStreamError(
+                        f"{self.header.path}: ends in slice {first + filled // self.header.slice_bytes} of "
+                        f"{self.header.shape_kji[0]}: truncated; copy or download it again"
+                    )
+                filled += n
+
+
+class _corruption_named:
+    """Turns what inflating raises into one error that names the file."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type[BaseException] | None, failure: BaseException | None, _: object) -> None:
+        # gzip.BadGzipFile is an OSError; ISA-L's own error derives from OSError, too.
+        if isinstance(failure, (EOFError, zlib.error, OSError)):
+            raise CorruptStreamError(
+                f"{self._path}: damaged gzip data ({failure}): copy or download it again"
+            ) from failure
+
+
+def _inflating(raw: _HashingFile, *, trusted: bool) -> io.BufferedIOBase:
+    buffered = io.BufferedReader(raw, 1 << 20)
+    if buffered.peek(2)[:2] != b"\x1f\x8b":
+        return buffered
+    gunzip = gzip if igzip is None or trusted else igzip
+    stream: io.BufferedIOBase = gunzip.GzipFile(fileobj=buffered, mode="rb")
+    return stream
+
+
+def _read_header(path: Path, stream: io.BufferedIOBase) -> VolumeHeader:
+    nifti = _parse_nifti(path, stream)
+    shape_ijk = _shape_ijk(path, nifti)
+    dtype = _dtype(path, nifti)
+    slope, intercept = _scaling(nifti)
+    affine, notes = _affine(path, nifti)
+    ornt = orientations.io_orientation(affine)
+    axes_ijk = [FileAxis(canonical=2 - int(axis), flipped=flip < 0) for axis, flip in ornt]
+    header = VolumeHeader(
+        path=path,
+        shape_kji=(shape_ijk[2], shape_ijk[1], shape_ijk[0]),
+        axes_kji=(axes_ijk[2], axes_ijk[1], axes_ijk[0]),
+        file_axes="".join(orientations.ornt2axcodes(ornt)),
+        grid=_canonical_grid(shape_ijk, affine, ornt),
+        dtype=dtype,
+        slope=slope,
+        intercept=intercept,
+        data_offset=int(nifti["vox_offset"]) or nifti.single_vox_offset,
+        notes=tuple(notes),
+        nifti=nifti,
+    )
+    _check_size(header)
+    _skip(stream, header.data_offset - nifti.sizeof_hdr)
+    return header
+
+
+def _parse_nifti(path: Path, stream: io.BufferedIOBase) -> nib.Nifti1Header:
+    start = stream.read(4)
+    kinds = {348: nib.Nifti1Header, 540: nib.Nifti2Header}
+    size = next((n for n in kinds if start in (n.to_bytes(4, "little"), n.to_bytes(4, "big"))), None)
+    if size is None:
+        raise VolumeError(f"{path}: is no NIfTI file (it starts with {start!r}): convert it with dcm2niix")
+    raw = start + stream.read(size - 4)
+    if len(raw) < size:
+        raise CorruptStreamError(f"{path}: ends inside its header ({len(raw)} of {size} bytes)")
+    try:
+        header: nib.Nifti1Header = kinds[size].from_fileobj(io.BytesIO(raw))
+    except Exception as failure:  # nibabel raises HeaderDataError, ValueError and what its checks run into
+        raise VolumeError(f"{path}: its NIfTI header is broken: {failure}") from failure
+    if not header.is_single:
+        raise VolumeError(f"{path}: is half of an .hdr/.img pair: convert it to one .nii.gz file")
+    return header
+
+
+def _shape_ijk(path: Path, nifti: nib.Nifti1Header) -> tuple[int, int, int]:
+    n_axes = int(nifti["dim"][0])
+    dims = [int(n) for n in nifti["dim"][1 : n_axes + 1]]
+    if not 1 <= n_axes <= 7 or any(n < 1 for n in dims):
+        raise VolumeError(f"{path}: its header claims the dimensions {nifti['dim'].tolist()}")
+    if n_axes < 3 or any(n != 1 for n in dims[3:]):
+        raise VolumeError(f"{path}: has the shape {tuple(dims)}, not that of one 3-D volume")
+    return dims[0], dims[1], dims[2]
+
+
+def _dtype(path: Path, nifti: nib.Nifti1Header) -> np.dtype[Any]:
+    try:
+        dtype: np.dtype[Any] = nifti.get_data_dtype()
+    except Exception as failure:  # an unknown code is a KeyError in some nibabel versions
+        raise VolumeError(f"{path}: its header names an unknown data type: {failure}") from failure
+    if dtype.newbyteorder("=").name not in SUPPORTED_DTYPES:
+        raise VolumeError(f"{path}: holds {dtype} voxels; supported are {', '.join(SUPPORTED_DTYPES)}")
+    return dtype
+
+
+def _scaling(nifti: nib.Nifti1Header) -> tuple[float, float]:
+    slope, intercept = float(nifti["scl_slope"]), float(nifti["scl_inter"])
+    if slope == 0 or not math.isfinite(slope):  # NIfTI-1: a slope of 0 says that there is no scaling
+        return 1.0, 0.0
+    return slope, intercept if math.isfinite(intercept) else 0.0
+
+
+def _affine(path: Path, nifti: nib.Nifti1Header) -> tuple[NDArray[np.float64], list[str]]:
+    """The voxel-to-RAS+ matrix: sform before qform before pixdim alone, as nibabel and ITK-SNAP choose."""
+    candidates: tuple[tuple[str, Callable[[], Any]], ...] = (
+        ("sform", nifti.get_sform),
+        ("qform", nifti.get_qform),
+    )
+    faults = []
+    for name, get in candidates:
+        if int(nifti[f"{name}_code"]) <= 0:
+            continue
+        try:
+            affine = np.asarray(get(), dtype=np.float64)
+        except Exception as failure:  # a quaternion that is none
+            faults.append(f"{name} is invalid ({failure})")
+            continue
+        if _is_usable(affine):
+            return affine, [*faults, *_spacing_notes(nifti, affine, name)]
+        faults.append(f"{name} is singular")
+    affine = np.asarray(nifti.get_base_affine(), dtype=np.float64)
+    if not _is_usable(affine):
+        raise VolumeError(f"{path}: has no usable affine ({'; '.join([*faults, 'pixdim has no spacing'])})")
+    return affine, [*faults, "neither sform nor qform: orientation assumed LAS, spacing from pixdim"]
+
+
+def _is_usable(affine: NDArray[np.float64]) -> bool:
+    if not np.isfinite(affine).all():
+        return False
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    volume = abs(float(np.linalg.det(affine[:3, :3])))
+    # Axes nearly in one plane have no closest canonical orientation.
+    return bool((spacing > 0).all()) and volume > 1e-3 * float(spacing.prod())
+
+
+def _spacing_notes(nifti: nib.Nifti1Header, affine: NDArray[np.float64], name: str) -> list[str]:
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    pixdim = np.abs(np.asarray(nifti["pixdim"][1:4], dtype=np.float64))
+    if np.allclose(spacing, pixdim, rtol=1e-2):
+        return []
+    return [f"pixdim {_mm(pixdim)} mm disagrees with the {name}'s {_mm(spacing)} mm: the {name} was used"]
+
+
+def _mm(values: NDArray[np.float64]) -> str:
+    return "×".join(f"{v:g}" for v in values)
+
+
+def _canonical_grid(
+    shape_ijk: tuple[int, int, int], affine: NDArray[np.float64], ornt: NDArray[np.float64]
+) -> Grid:
+    shape_xyz = [0, 0, 0]
+    for n, (axis, _) in zip(shape_ijk, ornt, strict=True):
+        shape_xyz[int(axis)] = n
+    to_file = orientations.inv_ornt_aff(ornt, shape_ijk)
+    return Grid.from_array(shape_xyz[::-1], affine @ to_file)
+
+
+def _check_size(header: VolumeHeader) -> None:
+    """Sizes in a header are claims: compare them with the file before anything is allocated."""
+    claimed = header.data_offset + header.data_bytes
+    size = os.path.getsize(header.path)
+    with open(header.path, "rb") as file:
+        compressed = file.read(2) == b"\x1f\x8b"
+    if claimed > (size * MAX_DEFLATE_RATIO if compressed else size):
+        raise CorruptStreamError(
+            f"{header.path}: its header claims {claimed} bytes (shape {header.shape_kji[::-1]}, "
+            f"{header.dtype}), more than a file of {size} bytes can hold: truncated, or no true header"
+        )
+    if header.slice_bytes > MAX_SLICE_BYTES:
+        raise VolumeError(
+            f"{header.path}: one slice has {header.slice_bytes} bytes (shape {header.shape_kji[::-1]}); "
+            f"at most {MAX_SLICE_BYTES} are supported"
+        )
+    if header.data_offset < header.nifti.sizeof_hdr:
+        raise VolumeError(
+            f"{header.path}: its voxels start inside its header (vox_offset {header.data_offset})"
+        )
+
+
+def _skip(stream: io.BufferedIOBase, n_bytes: int) -> None:
+    while n_bytes > 0:
+        got = len(stream.read(min(n_bytes, 1 << 20)))
+        if not got:
+            raise EOFError("the stream ends before its first voxel")
+        n_bytes -= got

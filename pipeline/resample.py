@@ -1,0 +1,129 @@
+"""Exact box averages down to a grid and linear interpolation back up, separable, one axis at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_cache.geometry import DepthWindow
+
+
+@lru_cache(maxsize=64)
+def box_weights(n_source: int, n_target: int, start: int = 0, stop: int | None = None) -> NDArray[np.float64]:
+    """Weights (n_target, n_source) that average the source slices ``start:stop`` over each target's footprint.
+
+    Target voxel ``t`` covers ``[start + t*f, start + (t+1)*f]`` with ``f = (stop - start) / n_target``; the
+    weight of a source voxel is the share of that length that it fills. Rows sum to 1. The same formula
+    serves when the target is finer than the source.
+    """
+    stop = n_source if stop is None else stop
+    edges = start + np.arange(n_target + 1) * ((stop - start) / n_target)
+    lower = np.maximum(edges[:-1, None], np.arange(n_source)[None, :])
+    upper = np.minimum(edges[1:, None], np.arange(1, n_source + 1)[None, :])
+    weights: NDArray[np.float64] = np.clip(upper - lower, 0.0, None)
+    weights /= weights.sum(axis=1, keepdims=True)
+    weights.flags.writeable = False
+    return weights
+
+
+@lru_cache(maxsize=64)
+def linear_weights(n_source: int, n_target: int) -> NDArray[np.float64]:
+    """Weights (n_target, n_source) of linear interpolation between voxel centres, edge voxels held.
+
+    Both axes cover the same length edge to edge: target ``t`` lies at ``(t + 0.5) * n_source / n_target - 0.5``.
+    """
+    position = (np.arange(n_target) + 0.5) * (n_source / n_target) - 0.5
+    position = np.clip(position, 0, n_source - 1)
+    lower = np.minimum(position.astype(np.int64), max(n_source - 2, 0))
+    weights = np.zeros((n_target, n_source))
+    rows = np.arange(n_target)
+    weights[rows, lower] = 1 - (position - lower)
+    weights[rows, np.minimum(lower + 1, n_source - 1)] += position - lower
+    weights.flags.writeable = False
+    return weights
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Slab:
+    """Consecutive canonical slices, averaged in the plane.
+
+    Attributes:
+        start_zyx: Index of the first voxel in the thin volume (native depth, target plane).
+        values_czyx: float32; voxels of the thin volume outside of all slabs are zero.
+    """
+
+    start_zyx: tuple[int, int, int]
+    values_czyx: NDArray[np.float32]
+
+
+def average_plane(block_nji: NDArray[Any], *, n_j: int | None, n_i: int | None) -> NDArray[np.float32]:
+    """Box-average the last two axes to ``n_j`` and ``n_i`` voxels; None keeps an axis as it is.
+
+    Integers of up to 16 bits are summed as integers wherever a target covers whole voxels (512 → 128 in
+    20 ms for 400 slices, where one float32 matrix product per axis takes 200-300), so their means are exact.
+    """
+    values, divisor = block_nji, 1
+    for axis, n_target in ((1, n_j), (2, n_i)):
+        if n_target is None:
+            continue
+        factor, rest = divmod(values.shape[axis], n_target)
+        if rest == 0:
+            values = _sum_groups(values, factor, axis=axis)
+            divisor *= factor
+        else:
+            values = _weighted(values, n_target, axis=axis)
+    means: NDArray[np.float32] = np.divide(values, np.float32(divisor), dtype=np.float32)
+    return means
+
+
+def _sum_groups(values: NDArray[Any], factor: int, *, axis: int) -> NDArray[Any]:
+    """Sums of ``factor`` neighbours along an axis, in a type that cannot overflow for 16-bit input."""
+    dtype = np.float32 if values.dtype.kind == "f" else np.int32
+    groups = [values[(slice(None),) * axis + (slice(offset, None, factor),)] for offset in range(factor)]
+    total: NDArray[Any] = (
+        groups[0].astype(dtype) if factor == 1 else np.add(groups[0], groups[1], dtype=dtype)
+    )
+    for group in groups[2:]:
+        total += group
+    return total
+
+
+def _weighted(values: NDArray[Any], n_target: int, *, axis: int) -> NDArray[np.float32]:
+    weights = box_weights(values.shape[axis], n_target).astype(np.float32)
+    single: NDArray[np.float32] = values.astype(np.float32, copy=False)
+    return weights @ single if axis == 1 else single @ weights.T
+
+
+def resample_depth(
+    slabs: Iterable[Slab],
+    windows: Sequence[DepthWindow],
+    shape_zyx: tuple[int, int, int],
+    *,
+    depth: int,
+    channels: int = 1,
+) -> list[NDArray[np.float32]]:
+    """Box-average a thin volume of ``depth`` slices over each window, in one pass over its slabs.
+
+    Returns one float32 array (channels, *shape_zyx) a window. Slabs may come in any order.
+    """
+    views = [np.zeros((channels, *shape_zyx), dtype=np.float32) for _ in windows]
+    for slab in slabs:
+        for view, window in zip(views, windows, strict=True):
+            _add_slab(view, slab, box_weights(depth, shape_zyx[0], window.start, window.stop))
+    return views
+
+
+def _add_slab(view_czyx: NDArray[np.float32], slab: Slab, weights: NDArray[np.float64]) -> None:
+    z, y, x = slab.start_zyx
+    c, n, ny, nx = slab.values_czyx.shape
+    touched = np.flatnonzero(weights[:, z : z + n].any(axis=1))
+    if not touched.size:
+        return
+    rows = slice(int(touched[0]), int(touched[-1]) + 1)
+    part = weights[rows, z : z + n].astype(np.float32) @ slab.values_czyx.reshape(c, n, ny * nx)
+    view_czyx[:, rows, y : y + ny, x : x + nx] += part.reshape(c, -1, ny, nx)
