@@ -279,7 +279,7 @@ def _foreground_and_tumour(
 
 def _cropped(slab: Slab) -> Slab:
     """Only the box that holds something, so that memory follows the liver and not the number of slices."""
-    filled = slab.values_czyx.any(axis=0)
+    filled = np.asarray(slab.values_czyx.any(axis=0))
     hits = [np.flatnonzero(filled.any(axis=others)) for others in ((1, 2), (0, 2), (0, 1))]
     box = [slice(int(hit[0]), int(hit[-1]) + 1) for hit in hits]
     z, y, x = (start + side.start for start, side in zip(slab.start_zyx, box, strict=True))

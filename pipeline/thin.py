@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.nifti import FileAxis, VolumeStream
+from pipeline.nifti import FileAxis, VolumeStream, to_canonical
 from pipeline.resample import Slab, average_plane, box_weights
 
 Z, Y, X = 0, 1, 2
@@ -37,7 +37,7 @@ def _depth_last(stream: VolumeStream, plane_yx: tuple[int, int], *, channels: Ch
             continue
         thin_ckji = np.stack([_average(part, axes, plane_yx) for part in parts])
         start = depth - first - len(block_kji) if axes[0].flipped else first
-        yield Slab(start_zyx=(start, 0, 0), values_czyx=_canonical(thin_ckji, axes))
+        yield Slab(start_zyx=(start, 0, 0), values_czyx=to_canonical(thin_ckji, axes))
 
 
 def _depth_inside(stream: VolumeStream, plane_yx: tuple[int, int], *, channels: Channels) -> Iterator[Slab]:
@@ -55,7 +55,7 @@ def _depth_inside(stream: VolumeStream, plane_yx: tuple[int, int], *, channels: 
         )
         total_ckji = summed if total_ckji is None else total_ckji + summed
     if total_ckji is not None:
-        yield Slab(start_zyx=(0, 0, 0), values_czyx=_canonical(total_ckji, axes))
+        yield Slab(start_zyx=(0, 0, 0), values_czyx=to_canonical(total_ckji, axes))
 
 
 def _average(
@@ -63,11 +63,3 @@ def _average(
 ) -> NDArray[np.float32]:
     n_target = (None, *plane_yx)  # by canonical axis: the depth is kept
     return average_plane(block_kji, n_j=n_target[axes[1].canonical], n_i=n_target[axes[2].canonical])
-
-
-def _canonical(
-    values_ckji: NDArray[np.float32], axes: tuple[FileAxis, FileAxis, FileAxis]
-) -> NDArray[np.float32]:
-    flips = tuple(slice(None, None, -1 if axis.flipped else 1) for axis in axes)
-    order = [1 + [axis.canonical for axis in axes].index(canonical) for canonical in (Z, Y, X)]
-    return np.ascontiguousarray(values_ckji[(slice(None), *flips)].transpose(0, *order))

@@ -1,17 +1,14 @@
-"""NIfTI files as streams of slices: header, orientation and checksum; the only module that knows nibabel."""
+"""What a NIfTI header says, checked before anything is allocated."""
 
 from __future__ import annotations
 
-import gzip
-import hashlib
 import io
 import math
 import os
-import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -20,11 +17,6 @@ from numpy.typing import NDArray
 
 from data_cache.errors import VolumeError
 from data_cache.geometry import Grid
-
-try:
-    from isal import igzip
-except ImportError:  # no wheel for this platform: the standard library inflates at half the speed
-    igzip = None  # type: ignore[assignment]
 
 SUPPORTED_DTYPES = (
     "uint8",
@@ -38,7 +30,6 @@ SUPPORTED_DTYPES = (
     "float32",
     "float64",
 )
-BLOCK_BYTES = 4 << 20  # stays in the L2/L3 cache while it is averaged
 MAX_SLICE_BYTES = 256 << 20  # bounds what a header can make us allocate
 MAX_DEFLATE_RATIO = 1032  # what deflate can reach at most, so what a header can claim for a .gz of some size
 
@@ -93,136 +84,7 @@ class CorruptStreamError(VolumeError):
     """Compressed bytes that do not inflate, or fail their checksum."""
 
 
-class _HashingFile(io.RawIOBase):
-    """Reads a file and hashes every byte that passes, so that it is read once."""
-
-    def __init__(self, path: Path) -> None:
-        self._file = open(path, "rb", buffering=0)  # noqa: SIM115 (closed with the stream)
-        self.sha256 = hashlib.sha256()
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        n = self._file.readinto(buffer)
-        self.sha256.update(memoryview(buffer)[:n])
-        return n
-
-    def close(self) -> None:
-        self._file.close()
-        super().close()
-
-
-class VolumeStream:
-    """A NIfTI file open for one pass from its first slice to its checksum.
-
-    Use as a context manager::
-
-        with VolumeStream.open(path) as stream:
-            for first, block_kji in stream.blocks():
-                ...
-        stream.sha256
-
-    Args of ``open``:
-        path: ``.nii`` or ``.nii.gz``.
-        trusted: Inflate with the standard library instead of ISA-L.
-
-    Raises:
-        VolumeError: The file cannot be read or is no NIfTI volume of real numbers.
-        CorruptStreamError: Its compressed bytes are damaged or end early.
-    """
-
-    def __init__(self, header: VolumeHeader, raw: _HashingFile, stream: io.BufferedIOBase) -> None:
-        self.header = header
-        self._raw = raw
-        self._stream = stream
-
-    @classmethod
-    def open(cls, path: Path, *, trusted: bool = False) -> Self:
-        """Open a file and parse its header."""
-        try:
-            raw = _HashingFile(path)
-        except OSError as failure:
-            raise VolumeError(f"{path}: cannot be opened: {failure.strerror}") from None
-        try:
-            stream = _inflating(raw, trusted=trusted)
-            with _corruption_named(path):
-                header = _read_header(path, stream)
-            return cls(header, raw, stream)
-        except BaseException:
-            raw.close()
-            raise
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._raw.close()
-
-    @property
-    def sha256(self) -> str:
-        """Of the file's bytes, once ``blocks`` has come to its end."""
-        return self._raw.sha256.hexdigest()
-
-    def blocks(self) -> Iterator[tuple[int, NDArray[Any]]]:
-        """Runs of slices as stored values: index of the first, and an array (n, j, i).
-
-        The array is valid until the next one is asked for. After the last one the file is read to its
-        end: that is what checks the CRC.
-        """
-        header = self.header
-        n_slices = header.shape_kji[0]
-        per_block = max(1, min(n_slices, BLOCK_BYTES // header.slice_bytes))
-        buffer = np.empty((per_block, *header.shape_kji[1:]), dtype=header.dtype)
-        for first in range(0, n_slices, per_block):
-            block = buffer[: min(per_block, n_slices - first)]
-            self._fill(block, first)
-            yield first, block
-        with _corruption_named(header.path):
-            while self._stream.read(1 << 20):
-                pass
-
-    def _fill(self, block: NDArray[Any], first: int) -> None:
-        target = block.reshape(-1).view(np.uint8).data
-        with _corruption_named(self.header.path):
-            filled = 0
-            while filled < len(target):
-                n = self._stream.readinto(target[filled:])
-                if not n:
-                    raise CorruptStreamError(
-                        f"{self.header.path}: ends in slice {first + filled // self.header.slice_bytes} of "
-                        f"{self.header.shape_kji[0]}: truncated; copy or download it again"
-                    )
-                filled += n
-
-
-class _corruption_named:
-    """Turns what inflating raises into one error that names the file."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: type[BaseException] | None, failure: BaseException | None, _: object) -> None:
-        # gzip.BadGzipFile is an OSError; ISA-L's own error derives from OSError, too.
-        if isinstance(failure, (EOFError, zlib.error, OSError)):
-            raise CorruptStreamError(
-                f"{self._path}: damaged gzip data ({failure}): copy or download it again"
-            ) from failure
-
-
-def _inflating(raw: _HashingFile, *, trusted: bool) -> io.BufferedIOBase:
-    buffered = io.BufferedReader(raw, 1 << 20)
-    if buffered.peek(2)[:2] != b"\x1f\x8b":
-        return buffered
-    gunzip = gzip if igzip is None or trusted else igzip
-    stream: io.BufferedIOBase = gunzip.GzipFile(fileobj=buffered, mode="rb")
-    return stream
-
-
-def _read_header(path: Path, stream: io.BufferedIOBase) -> VolumeHeader:
+def read_header(path: Path, stream: io.BufferedIOBase) -> VolumeHeader:
     nifti = _parse_nifti(path, stream)
     shape_ijk = _shape_ijk(path, nifti)
     dtype = _dtype(path, nifti)
@@ -376,3 +238,11 @@ def _skip(stream: io.BufferedIOBase, n_bytes: int) -> None:
         if not got:
             raise EOFError("the stream ends before its first voxel")
         n_bytes -= got
+
+
+def to_canonical(values: NDArray[Any], axes_kji: tuple[FileAxis, FileAxis, FileAxis]) -> NDArray[Any]:
+    """Flip and permute the last three axes from a file's order to z, y, x; contiguous."""
+    first = values.ndim - 3
+    flipped = np.flip(values, [first + i for i, axis in enumerate(axes_kji) if axis.flipped])
+    order = [first + [axis.canonical for axis in axes_kji].index(canonical) for canonical in range(3)]
+    return np.ascontiguousarray(flipped.transpose(*range(first), *order))

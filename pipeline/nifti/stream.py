@@ -1,0 +1,170 @@
+"""A NIfTI file as a stream of slices, inflated once and checked to its last byte."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_cache.errors import VolumeError
+from pipeline.nifti.header import CorruptStreamError, VolumeHeader, read_header, to_canonical
+
+try:
+    from isal import igzip
+except ImportError:  # no wheel for this platform: the standard library inflates at half the speed
+    igzip = None  # type: ignore[assignment]
+
+BLOCK_BYTES = 4 << 20  # stays in the L2/L3 cache while it is averaged
+
+
+class _HashingFile(io.RawIOBase):
+    """Reads a file and hashes every byte that passes, so that it is read once."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = open(path, "rb", buffering=0)  # noqa: SIM115 (closed with the stream)
+        self.sha256 = hashlib.sha256()
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        n = self._file.readinto(buffer)
+        self.sha256.update(memoryview(buffer)[:n])
+        return n
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
+class VolumeStream:
+    """A NIfTI file open for one pass from its first slice to its checksum.
+
+    Use as a context manager::
+
+        with VolumeStream.open(path) as stream:
+            for first, block_kji in stream.blocks():
+                ...
+        stream.sha256
+
+    Args of ``open``:
+        path: ``.nii`` or ``.nii.gz``.
+        trusted: Inflate with the standard library instead of ISA-L.
+
+    Raises:
+        VolumeError: The file cannot be read or is no NIfTI volume of real numbers.
+        CorruptStreamError: Its compressed bytes are damaged or end early.
+    """
+
+    def __init__(self, header: VolumeHeader, raw: _HashingFile, stream: io.BufferedIOBase) -> None:
+        self.header = header
+        self._raw = raw
+        self._stream = stream
+
+    @classmethod
+    def open(cls, path: Path, *, trusted: bool = False) -> Self:
+        """Open a file and parse its header."""
+        try:
+            raw = _HashingFile(path)
+        except OSError as failure:
+            raise VolumeError(f"{path}: cannot be opened: {failure.strerror}") from None
+        try:
+            stream = _inflating(raw, trusted=trusted)
+            with _corruption_named(path):
+                header = read_header(path, stream)
+            return cls(header, raw, stream)
+        except BaseException:
+            raw.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._raw.close()
+
+    @property
+    def sha256(self) -> str:
+        """Of the file's bytes, once ``blocks`` has come to its end."""
+        return self._raw.sha256.hexdigest()
+
+    def blocks(self) -> Iterator[tuple[int, NDArray[Any]]]:
+        """Runs of slices as stored values: index of the first, and an array (n, j, i).
+
+        The array is valid until the next one is asked for. After the last one the file is read to its
+        end: that is what checks the CRC.
+        """
+        header = self.header
+        n_slices = header.shape_kji[0]
+        per_block = max(1, min(n_slices, BLOCK_BYTES // header.slice_bytes))
+        buffer = np.empty((per_block, *header.shape_kji[1:]), dtype=header.dtype)
+        for first in range(0, n_slices, per_block):
+            block = buffer[: min(per_block, n_slices - first)]
+            self._fill(block, first)
+            yield first, block
+        with _corruption_named(header.path):
+            while self._stream.read(1 << 20):
+                pass
+
+    def _fill(self, block: NDArray[Any], first: int) -> None:
+        target = block.reshape(-1).view(np.uint8).data
+        with _corruption_named(self.header.path):
+            filled = 0
+            while filled < len(target):
+                n = self._stream.readinto(target[filled:])
+                if not n:
+                    raise CorruptStreamError(
+                        f"{self.header.path}: ends in slice {first + filled // self.header.slice_bytes} of "
+                        f"{self.header.shape_kji[0]}: truncated; copy or download it again"
+                    )
+                filled += n
+
+
+class _corruption_named:
+    """Turns what inflating raises into one error that names the file."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type[BaseException] | None, failure: BaseException | None, _: object) -> None:
+        # gzip.BadGzipFile is an OSError; ISA-L's own error derives from OSError, too.
+        if isinstance(failure, (EOFError, zlib.error, OSError)):
+            raise CorruptStreamError(
+                f"{self._path}: damaged gzip data ({failure}): copy or download it again"
+            ) from failure
+
+
+def _inflating(raw: _HashingFile, *, trusted: bool) -> io.BufferedIOBase:
+    buffered = io.BufferedReader(raw, 1 << 20)
+    if buffered.peek(2)[:2] != b"\x1f\x8b":
+        return buffered
+    gunzip = gzip if igzip is None or trusted else igzip
+    stream: io.BufferedIOBase = gunzip.GzipFile(fileobj=buffered, mode="rb")
+    return stream
+
+
+def read_canonical(path: Path) -> tuple[NDArray[np.int16], VolumeHeader]:
+    """A whole volume (z, y, x), scaled and rounded to int16, for scoring and for pictures.
+
+    Everything else streams. Raises what ``VolumeStream`` does.
+    """
+    with VolumeStream.open(path) as stream:
+        header = stream.header
+        volume_kji = np.empty(header.shape_kji, dtype=np.int16)
+        for first, block in stream.blocks():
+            values = block
+            if block.dtype.newbyteorder("=") != np.int16 or (header.slope, header.intercept) != (1.0, 0.0):
+                scaled = np.nan_to_num(block * header.slope + header.intercept, nan=-1024)
+                values = np.clip(np.rint(scaled), -32767, 32767)
+            volume_kji[first : first + len(block)] = values
+        return to_canonical(volume_kji, header.axes_kji), header

@@ -1,0 +1,180 @@
+"""A synthetic Decathlon data set: imagined patients painted slab by slab and written as Task03_Liver files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import joblib
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from data_cache.files import write_text
+from data_cache.geometry import Grid
+from pipeline.nifti import write_volume
+from pipeline.phantom.anatomy import Anatomy, PhantomSpec
+from pipeline.phantom.implicit import Volume
+from pipeline.phantom.painting import paint_slab
+from pipeline.phantom.patient import draw_anatomy
+
+# A slab's dozen of float32 arrays then take about 100 MB, whatever the volume.
+_SLAB_VOXELS = 1_500_000
+
+
+# --- The scan ----------------------------------------------------------------------------------------------------
+
+
+def render(anatomy: Anatomy) -> tuple[NDArray[np.int16], NDArray[np.uint8], Grid]:
+    """Paint and scan a patient.
+
+    Slab by slab along z: 512×512×400 voxels need under 1 GB. Noise and fields are fixed in space and by slice, so
+    slabs fit together whatever their height.
+
+    Returns:
+        Image (nz, ny, nx) in HU, label (nz, ny, nx) with 0 background, 1 liver, 2 cancer, and their grid, RAS+.
+    """
+    grid = anatomy.grid
+    image = np.empty(grid.shape_zyx, dtype=np.int16)
+    label = np.empty(grid.shape_zyx, dtype=np.uint8)
+    depth, height, width = grid.shape_zyx
+    slab = max(1, _SLAB_VOXELS // (height * width))
+    for start in range(0, depth, slab):
+        stop = min(depth, start + slab)
+        hu, label[start:stop] = paint_slab(anatomy, _axes_mm(anatomy, start, stop))
+        image[start:stop] = _scanned(anatomy, hu, start)
+    return image, label, grid
+
+
+def _axes_mm(anatomy: Anatomy, start: int, stop: int) -> tuple[Volume, Volume, Volume]:
+    """Reference-frame coordinates of the voxel centres of slices ``start:stop``."""
+    nx, ny, _ = anatomy.shape_xyz
+    x, y, z = (
+        ((origin + spacing * index) / scale).astype(np.float32)
+        for origin, spacing, index, scale in zip(
+            anatomy.origin_xyz_mm,
+            anatomy.spacing_xyz_mm,
+            (np.arange(nx), np.arange(ny), np.arange(start, stop)),
+            anatomy.scale_xyz,
+            strict=True,
+        )
+    )
+    return x, y, z
+
+
+def _scanned(anatomy: Anatomy, hu: Volume, first_slice: int) -> NDArray[np.int16]:
+    """Add noise, round, and pad outside the field of view."""
+    gain = _noise_gain(anatomy)
+    noisy = [slice_hu + gain * _noise_slice(anatomy, first_slice + k) for k, slice_hu in enumerate(hu)]
+    image: NDArray[np.int16] = np.clip(np.rint(np.stack(noisy)), -1024, 3071).astype(np.int16)
+    if anatomy.padding_hu is not None:
+        image[:, _outside_circle(anatomy)] = anatomy.padding_hu
+    return image
+
+
+def _noise_gain(anatomy: Anatomy) -> Volume:
+    """Noise (ny, nx) in HU: fullest in the middle of the body, where fewest photons arrive; half in the air."""
+    x_mm, y_mm, _ = _axes_mm(anatomy, 0, 1)
+    body = np.exp(-((x_mm / 130.0) ** 2)[None, :] - ((y_mm / 110.0) ** 2)[:, None])
+    return np.asarray(anatomy.noise_hu * (0.5 + 0.5 * body), dtype=np.float32)
+
+
+def _noise_slice(anatomy: Anatomy, number: int) -> Volume:
+    """Correlated noise (ny, nx) of unit standard deviation; neighbouring slices share some of it."""
+    nx, ny, _ = anatomy.shape_xyz
+    shared = 0.35
+    raw = np.zeros((ny, nx), dtype=np.float32)
+    for offset, weight in ((-1, shared), (0, 1.0), (1, shared)):
+        # + 1: seeds are not negative, and the slice below the first one is drawn too.
+        seed = (anatomy.key, 4, number + offset + 1)
+        raw += np.float32(weight) * np.random.default_rng(seed).standard_normal((ny, nx), dtype=np.float32)
+    blurred = ndimage.gaussian_filter(raw, anatomy.noise_blur_px, mode="wrap")
+    kernel = ndimage.gaussian_filter1d(np.eye(1, 31, 15)[0], anatomy.noise_blur_px)
+    # Filtering white noise scales its variance by the sum of the squared weights, here once along y and once along x.
+    return np.asarray(blurred / (float(kernel @ kernel) * np.sqrt(1 + 2 * shared**2)), dtype=np.float32)
+
+
+def _outside_circle(anatomy: Anatomy) -> NDArray[np.bool_]:
+    nx, ny, _ = anatomy.shape_xyz
+    x, y = np.arange(nx) - (nx - 1) / 2, np.arange(ny) - (ny - 1) / 2
+    return np.asarray(np.hypot(x[None, :], y[:, None]) > max(nx, ny) / 2)
+
+
+# --- Files -------------------------------------------------------------------------------------------------------
+
+
+def write_phantoms(
+    raw: Path,
+    *,
+    cases: int,
+    tests: int,
+    shape_xyz: tuple[int, int, int] = PhantomSpec().shape_xyz,
+    seed: int = 0,
+    jobs: int = -1,
+    progress: Callable[[str], None] = lambda _: None,
+) -> list[Path]:
+    """Write a data set in the Decathlon's layout, cases ``liver_0`` … then the unlabelled ones.
+
+    Case ``i`` of a seed has the same bytes whatever the number of cases or jobs (on one machine: NumPy and zlib may
+    round or pack differently elsewhere). Even cases are stored LPS, odd ones RAS.
+
+    Args:
+        raw: Folder to hold ``imagesTr``, ``labelsTr``, ``imagesTs`` and ``dataset.json``; made if missing.
+        cases: Number of labelled cases; tests: of unlabelled ones, numbered after them.
+        shape_xyz: Voxels of every case.
+        seed: Chooses the patients.
+        jobs: Processes; -1 for one a core.
+        progress: Called with the name of each case when its files are complete.
+
+    Returns:
+        The image files, in the order of their numbers.
+
+    Raises:
+        ValueError: A negative number of cases, or a shape below 8 voxels.
+    """
+    if cases < 0 or tests < 0:
+        raise ValueError(f"the numbers of cases and tests cannot be negative, got {cases} and {tests}")
+    spec = PhantomSpec(shape_xyz=shape_xyz)
+    for folder in ("imagesTr", "labelsTr", "imagesTs"):
+        (raw / folder).mkdir(parents=True, exist_ok=True)
+    tasks = (
+        joblib.delayed(_write_case)(raw, spec, number, seed, number < cases)
+        for number in range(cases + tests)
+    )
+    for name in joblib.Parallel(n_jobs=jobs, return_as="generator_unordered")(tasks):
+        progress(name)
+    # Last, since its presence says that the files are there.
+    write_text(raw / "dataset.json", json.dumps(_dataset(cases, tests), indent=4) + "\n")
+    return [
+        raw / ("imagesTr" if n < cases else "imagesTs") / f"liver_{n}.nii.gz" for n in range(cases + tests)
+    ]
+
+
+def _write_case(raw: Path, spec: PhantomSpec, number: int, seed: int, labelled: bool) -> str:
+    image, label, grid = render(draw_anatomy(spec, rng=np.random.default_rng((seed, number))))
+    axes = "LPS" if number % 2 == 0 else "RAS"
+    name = f"liver_{number}"
+    if labelled:
+        write_volume(raw / "labelsTr" / f"{name}.nii.gz", label, grid, file_axes=axes)
+    folder = raw / ("imagesTr" if labelled else "imagesTs")
+    write_volume(folder / f"{name}.nii.gz", image, grid, file_axes=axes)
+    return name
+
+
+def _dataset(cases: int, tests: int) -> dict[str, object]:
+    names = [f"liver_{n}.nii.gz" for n in range(cases)]
+    return {
+        "name": "LIVER",
+        "description": "Liver and cancer segmentation: synthetic phantoms, not patients",
+        "reference": "liverseg",
+        "licence": "CC0 1.0",
+        "release": "1.0",
+        "tensorImageSize": "3D",
+        "modality": {"0": "CT"},
+        "labels": {"0": "background", "1": "liver", "2": "cancer"},
+        "numTraining": cases,
+        "numTest": tests,
+        "training": [{"image": f"./imagesTr/{name}", "label": f"./labelsTr/{name}"} for name in names],
+        "test": [f"./imagesTs/liver_{n}.nii.gz" for n in range(cases, cases + tests)],
+    }
