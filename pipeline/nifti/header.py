@@ -243,6 +243,6 @@ def _skip(stream: io.BufferedIOBase, n_bytes: int) -> None:
 def to_canonical(values: NDArray[Any], axes_kji: tuple[FileAxis, FileAxis, FileAxis]) -> NDArray[Any]:
     """Flip and permute the last three axes from a file's order to z, y, x; contiguous."""
     first = values.ndim - 3
-    flipped = np.flip(values, [first + i for i, axis in enumerate(axes_kji) if axis.flipped])
+    flipped = np.flip(values, tuple(first + i for i, axis in enumerate(axes_kji) if axis.flipped))
     order = [first + [axis.canonical for axis in axes_kji].index(canonical) for canonical in range(3)]
     return np.ascontiguousarray(flipped.transpose(*range(first), *order))

@@ -1,0 +1,5 @@
+"""``python -m liverseg``."""
+
+from liverseg.cli import main
+
+main()

@@ -1,0 +1,24 @@
+"""Types of arguments that several commands take."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import click
+
+FOLDER = click.Path(path_type=Path, file_okay=False)
+FILE = click.Path(path_type=Path, dir_okay=False)
+
+
+class Shape(click.ParamType[tuple[int, int, int]]):
+    """``192x192x96``: voxels along x, y and z."""
+
+    name = "XxYxZ"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        match = re.fullmatch(r"(\d+)x(\d+)x(\d+)", str(value))
+        if match is None:
+            self.fail(f"{value!r} is no shape such as 192x192x96", param, ctx)
+        return tuple(map(int, match.groups()))

@@ -1,0 +1,42 @@
+"""Commands that train."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from liverseg.cli.common import FILE, FOLDER
+
+
+@click.command()
+@click.argument("cache", type=FOLDER)
+@click.argument("run", type=FOLDER)
+@click.option("--config", type=FILE, help="TOML file; configs/ has examples. Default: the built-in values.")
+@click.option(
+    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Such as optim.epochs=50; repeatable."
+)
+@click.option("--resume", is_flag=True, help="Continue the run, with its own configuration.")
+def train(cache: Path, run: Path, config: Path | None, overrides: tuple[str, ...], resume: bool) -> None:
+    """Train a 3-D U-Net on the store CACHE and keep everything in the folder RUN.
+
+    \b
+    Example: liverseg train data/liver.zarr runs/liver --config configs/liver.toml
+             liverseg train data/liver.zarr runs/liver --resume
+    """
+    from data_cache.reader import CacheStore
+    from liverseg.console import say
+    from liverseg.training.config import load_config
+    from liverseg.training.live import live_watcher
+    from liverseg.training.train import CONFIG
+    from liverseg.training.train import train as run_training
+
+    if resume and config is None and (run / CONFIG).exists():
+        config = run / CONFIG
+    settings = load_config(config, overrides)
+    with live_watcher(settings) as watcher:
+        state = run_training(CacheStore.open(cache), run, settings, resume=resume, watcher=watcher)
+    say(f"{run}: {state.epoch} epochs, best mean validation Dice {state.best_score:.3f}")
+
+
+COMMANDS = (train,)

@@ -1,0 +1,64 @@
+"""The group of all commands: each parses, builds a configuration, calls one function and prints.
+
+A command imports what it needs when it runs: ``liverseg --help`` must not load torch, which takes a second.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import click
+
+from data_cache.errors import LiversegError
+from liverseg.cli import applying, data, learning
+
+INTERRUPTED = 130
+
+
+class _Commands(click.Group):
+    """Turns every failure into one line and an exit code: 1 a failure, 2 wrong usage, 130 interrupted."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        if ctx.params["debug"]:
+            return super().invoke(ctx)
+        try:
+            return super().invoke(ctx)
+        except (click.exceptions.Exit, click.ClickException, click.Abort):
+            raise
+        except LiversegError as failure:
+            message, code = str(failure), 1
+        except KeyboardInterrupt:
+            message, code = (
+                "interrupted; what was finished is kept, run the same command to go on",
+                INTERRUPTED,
+            )
+        except OSError as failure:
+            message, code = str(failure), 1
+        except Exception as failure:  # a fault of ours: say so, without a page of traceback
+            message = f"internal: {type(failure).__name__}: {failure} (liverseg --debug … shows where)"
+            code = 1
+        from liverseg.console import complain
+
+        complain(message)
+        sys.exit(code)
+
+
+@click.group(
+    cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+)
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+@click.version_option(package_name="liverseg")
+def main(debug: bool) -> None:
+    """Liver and liver-tumour segmentation from abdominal CT.
+
+    \b
+    liverseg preprocess data/Task03_Liver data/liver.zarr
+    liverseg train      data/liver.zarr runs/liver --config configs/liver.toml
+    liverseg evaluate   runs/liver data/liver.zarr --raw data/Task03_Liver
+    liverseg predict    runs/liver scan.nii.gz --out segmentations
+    """
+
+
+for command in (*data.COMMANDS, *learning.COMMANDS, *applying.COMMANDS):
+    main.add_command(command)

@@ -1,0 +1,126 @@
+"""What a person sees in the terminal: tables, progress bars, one line an error."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from data_cache.inspection import CaseSummary
+from data_cache.schema import CacheSchema, CaseMeta
+
+
+def _console(*, stderr: bool) -> Console:
+    # A pipe or a file has no width: tables are laid out for a wide page there, and lines are never broken.
+    width = None if Console(stderr=stderr).is_terminal else 160
+    return Console(stderr=stderr, soft_wrap=True, highlight=False, width=width)
+
+
+console = _console(stderr=False)
+errors = _console(stderr=True)
+
+
+def say(text: str, *, style: str = "") -> None:
+    """Print a line as it is: brackets in file names are no markup."""
+    console.print(escape(text), style=style)
+
+
+def complain(text: str) -> None:
+    """Print one line to the standard error stream."""
+    errors.print(f"[bold red]error:[/] {escape(text)}")
+
+
+def warn(text: str) -> None:
+    """Print one line to the standard error stream."""
+    errors.print(f"[yellow]warning:[/] {escape(text)}")
+
+
+def progress_bar() -> Progress:
+    """A bar with count, elapsed and remaining time; invisible where the output is no terminal."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+        console=console,
+        transient=True,
+    )
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """A number for a table; a dash for None."""
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+def table(title: str, headers: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    """A table whose first column is left-aligned; cells fold where the terminal is narrow, none is cut."""
+    result = Table(title=escape(title), title_justify="left")
+    for i, header in enumerate(headers):
+        result.add_column(header, justify="left" if i == 0 else "right", overflow="fold")
+    for row in rows:
+        result.add_row(*map(escape, row))
+    return result
+
+
+def store_table(name: str, schema: CacheSchema, summaries: Sequence[CaseSummary]) -> Table:
+    """The cases of a store."""
+    z, y, x = schema.spec.shape_zyx
+    size_mib = sum(s.size_bytes for s in summaries) / 2**20
+    title = (
+        f"{name}: {len(summaries)} cases of {z}×{y}×{x}, {size_mib:.1f} MiB, spec {schema.fingerprint}, "
+        f"{schema.software}"
+    )
+    headers = ("case", "native x×y×z", "mm", "axes", "liver mL", "tumour mL", "liver slices", "KiB", "notes")
+    return table(title, headers, map(_store_row, summaries))
+
+
+def _store_row(summary: CaseSummary) -> tuple[str, ...]:
+    meta = summary.meta
+    window = meta.windows.get("liver")
+    return (
+        meta.case_id,
+        "×".join(map(str, meta.grid.shape_zyx[::-1])),
+        "×".join(f"{v:.2f}" for v in meta.grid.spacing_zyx_mm[::-1]),
+        meta.file_axes,
+        number(summary.liver_ml, 0),
+        number(summary.tumour_ml, 1),
+        "–" if window is None else f"{window.start}:{window.stop}",
+        str(summary.size_bytes // 1024),
+        str(len(meta.notes) or ""),
+    )
+
+
+def case_table(meta: CaseMeta) -> Table:
+    """Everything that is known of one case."""
+    hu = meta.hu
+    facts: Mapping[str, str] = {
+        "image": _source(meta.image.path, meta.image.size_bytes, meta.image.sha256),
+        "label": "–"
+        if meta.label is None
+        else _source(meta.label.path, meta.label.size_bytes, meta.label.sha256),
+        "native x×y×z": "×".join(map(str, meta.grid.shape_zyx[::-1])) + f" ({meta.file_axes})",
+        "spacing": "×".join(f"{v:.3f}" for v in meta.grid.spacing_zyx_mm[::-1]) + " mm",
+        "HU": f"{hu.minimum:g} to {hu.maximum:g}, mean {hu.mean:g} ± {hu.standard_deviation:g}",
+        **{f"{name} view": f"slices {w.start}:{w.stop}" for name, w in meta.windows.items()},
+        "liver": f"{number(meta.volume_ml(1), 1)} mL and tumour {number(meta.volume_ml(2), 1)} mL",
+        "built with": f"spec {meta.spec_fingerprint}",
+        "notes": "; ".join(meta.notes) or "–",
+    }
+    return table(meta.case_id, ("", ""), [(key, value) for key, value in facts.items()])
+
+
+def _source(path: str, size_bytes: int, sha256: str) -> str:
+    return f"{path} ({size_bytes / 2**20:.1f} MiB, sha256 {sha256[:12]}…)"

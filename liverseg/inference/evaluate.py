@@ -1,0 +1,277 @@
+"""Score a run in native space: as a user gets it, with the label's crop, and what the grid allows."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_cache.errors import CacheError, ConfigError, LiversegError
+from data_cache.files import write_text
+from data_cache.geometry import DepthWindow
+from data_cache.reader import CacheStore
+from data_cache.schema import FRACTION_ONE
+from liverseg.inference.figures import overlay_figure, save
+from liverseg.inference.metrics import CaseScores, DiceCounts, bootstrap_mean, dice_counts, score_case
+from liverseg.inference.segment import Predictor, keep_liver, segment
+from liverseg.training.split import Split
+from pipeline.nifti import VolumeHeader, read_canonical, to_canonical
+from pipeline.prepare import read_scan
+from pipeline.restore import native_labels
+
+NSD_TOLERANCE_MM = 2.0
+SCORES, SUMMARY, OVERLAYS = "scores.csv", "summary.json", "overlays"
+CLASSES = ("liver", "tumour")
+EMPTY_RULE = (
+    "liver is label >= 1; both masks empty: Dice 1 and distances 0; one empty: Dice 0 and no distance; "
+    "tumour means are over the cases with a tumour in the truth"
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CropDice:
+    """Dice counts of both classes for one way of cropping."""
+
+    liver: DiceCounts
+    tumour: DiceCounts
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CaseEvaluation:
+    """One case's scores in native space.
+
+    Attributes:
+        found: Whether the scan was found to have a liver at all.
+        predicted: With the predicted crop: what a user gets.
+        label_crop: With the crop that the label gives: what the original project reported; None without liver.
+        ceiling: Of the cached fractions themselves: the most that the grid allows; None without liver.
+    """
+
+    case_id: str
+    trained_on: bool
+    found: bool
+    predicted: CaseScores
+    label_crop: CropDice | None
+    ceiling: CropDice | None
+
+
+def choose_cases(store: CacheStore, split: Split, named: Sequence[str]) -> tuple[tuple[str, ...], bool]:
+    """The cases to score, and whether the run has never trained on any of them.
+
+    The named ones; else all labelled ones whose images are not among the training images, whatever they
+    are called; else, where there are none of these, all labelled ones.
+
+    Raises:
+        ConfigError: A named case is not in the store, or the store has no labelled case.
+    """
+    labelled = [case_id for case_id in store.case_ids if store.meta(case_id).label is not None]
+    unknown = sorted(set(named) - set(labelled))
+    if unknown or not labelled:
+        raise ConfigError(f"{store.path}: has no labelled case{' ' if unknown else ''}{', '.join(unknown)}")
+    unseen = [case_id for case_id in labelled if not _is_trained_on(store, split, case_id)]
+    chosen = tuple(named or unseen or labelled)
+    return chosen, set(chosen) <= set(unseen)
+
+
+def _is_trained_on(store: CacheStore, split: Split, case_id: str) -> bool:
+    return store.meta(case_id).image.sha256 in split.train_sha256
+
+
+def evaluate(
+    predictor: Predictor,
+    store: CacheStore,
+    split: Split,
+    *,
+    case_ids: Sequence[str],
+    raw: Path,
+    out: Path,
+    report: Callable[[str, CaseEvaluation | LiversegError], None],
+) -> list[CaseEvaluation]:
+    """Score cases one by one and write ``scores.csv``, ``summary.json`` and one overlay a case into ``out``.
+
+    Args:
+        predictor: The network.
+        store: The cache, of the spec that the network was trained with.
+        split: What the run trained on.
+        case_ids: What to score.
+        raw: Folder of the data set that the cache was built from.
+        out: Created where there is none.
+        report: Told each case's scores, or why it has none; a case that fails does not stop the others.
+
+    Raises:
+        CacheError: The store has another spec than the network.
+    """
+    if store.schema.spec != predictor.spec:
+        raise CacheError(f"{store.path}: built with another spec than the network was trained with")
+    (out / OVERLAYS).mkdir(parents=True, exist_ok=True)
+    done = []
+    for case_id in case_ids:
+        try:
+            trained_on = _is_trained_on(store, split, case_id)
+            done.append(_evaluate_case(case_id, predictor, store, raw=raw, out=out, trained_on=trained_on))
+            report(case_id, done[-1])
+        except LiversegError as failure:
+            report(case_id, failure)
+    if done:
+        _write_scores(out / SCORES, done)
+        write_text(out / SUMMARY, json.dumps(summarise(done), indent=1, allow_nan=False) + "\n")
+    return done
+
+
+def _evaluate_case(
+    case_id: str, predictor: Predictor, store: CacheStore, *, raw: Path, out: Path, trained_on: bool
+) -> CaseEvaluation:
+    meta = store.meta(case_id)
+    if meta.label is None:
+        raise CacheError(f"{store.path}: case {case_id} has no label")
+    truth_zyx, header = read_canonical(raw / meta.label.path)
+    if header.grid.shape_zyx != meta.grid.shape_zyx:
+        raise CacheError(f"{raw / meta.label.path}: is not the file that {store.path} was built from")
+    truth = truth_zyx.astype(np.uint8)
+    found = segment(read_scan(raw / meta.image.path, predictor.spec), predictor)
+    window = found.window or DepthWindow(start=0, stop=meta.grid.shape_zyx[0])
+    predicted = _native(found.foreground_czyx, window, header)
+    evaluation = CaseEvaluation(
+        case_id=case_id,
+        trained_on=trained_on,
+        found=found.window is not None,
+        predicted=score_case(predicted, truth, meta.grid.spacing_zyx_mm, tolerance_mm=NSD_TOLERANCE_MM),
+        label_crop=_label_crop(case_id, predictor, store, truth, header),
+        ceiling=_ceiling(case_id, store, truth, header),
+    )
+    image_zyx, _ = read_canonical(raw / meta.image.path)
+    figure = overlay_figure(image_zyx, truth, predicted, meta.grid.spacing_zyx_mm, title=_title(evaluation))
+    save(figure, out / OVERLAYS / f"{case_id}.png")
+    return evaluation
+
+
+def _native(
+    foreground_czyx: NDArray[np.float32], window: DepthWindow, header: VolumeHeader
+) -> NDArray[np.uint8]:
+    labels_kji = np.concatenate(list(native_labels(foreground_czyx, window, header)))
+    return to_canonical(labels_kji, header.axes_kji)
+
+
+def _label_crop(
+    case_id: str, predictor: Predictor, store: CacheStore, truth: NDArray[np.uint8], header: VolumeHeader
+) -> CropDice | None:
+    meta = store.meta(case_id)
+    if "liver" not in meta.windows:
+        return None
+    view = store.read(case_id, "liver")
+    foreground = keep_liver(predictor.foreground(view.image_zyx), voxel_volume_ml=view.grid.voxel_volume_ml)
+    return _crop_dice(_native(foreground, meta.windows["liver"], header), truth)
+
+
+def _ceiling(
+    case_id: str, store: CacheStore, truth: NDArray[np.uint8], header: VolumeHeader
+) -> CropDice | None:
+    meta = store.meta(case_id)
+    fractions = store.read(case_id, "liver").fractions_czyx if "liver" in meta.windows else None
+    if fractions is None:
+        return None
+    foreground = fractions.astype(np.float32) / np.float32(FRACTION_ONE)
+    return _crop_dice(_native(foreground, meta.windows["liver"], header), truth)
+
+
+def _crop_dice(predicted: NDArray[np.uint8], truth: NDArray[np.uint8]) -> CropDice:
+    return CropDice(
+        liver=dice_counts(predicted >= 1, truth >= 1), tumour=dice_counts(predicted == 2, truth == 2)
+    )
+
+
+def _title(evaluation: CaseEvaluation) -> str:
+    scores = evaluation.predicted
+    parts = [f"liver Dice {scores.liver.dice:.3f}"]
+    if scores.liver.hd95_mm is not None:
+        parts.append(f"HD95 {scores.liver.hd95_mm:.1f} mm")
+    if scores.tumour.volume_truth_ml or scores.tumour.volume_pred_ml:
+        parts.append(f"tumour Dice {scores.tumour.dice:.3f}")
+        parts.append(
+            f"tumour {scores.tumour.volume_pred_ml:.1f} mL of {scores.tumour.volume_truth_ml:.1f} mL"
+        )
+    seen = " (trained on)" if evaluation.trained_on else ""
+    return f"{evaluation.case_id}{seen}\n{' · '.join(parts)}"
+
+
+# ---- tables
+
+
+def score_row(e: CaseEvaluation) -> tuple[str, ...]:
+    """A case for the terminal: Dice, HD95 and volumes of both classes."""
+    row = [e.case_id]
+    for name in CLASSES:
+        scores = getattr(e.predicted, name)
+        row += [f"{scores.dice:.3f}", "–" if scores.hd95_mm is None else f"{scores.hd95_mm:.1f}"]
+        row += [f"{scores.volume_pred_ml:.1f}", f"{scores.volume_truth_ml:.1f}"]
+    return tuple(row)
+
+
+def summarise(evaluations: Sequence[CaseEvaluation]) -> dict[str, Any]:
+    """Means over cases with bootstrap 95 % intervals, and global Dice; plain numbers and None."""
+    return {
+        "n_cases": len(evaluations),
+        "trained_on": [e.case_id for e in evaluations if e.trained_on],
+        "no_liver_found": [e.case_id for e in evaluations if not e.found],
+        "rule": EMPTY_RULE,
+        "nsd_tolerance_mm": NSD_TOLERANCE_MM,
+        **{name: _summarise_class(evaluations, name) for name in CLASSES},
+    }
+
+
+def _summarise_class(evaluations: Sequence[CaseEvaluation], name: str) -> dict[str, Any]:
+    scored = [e for e in evaluations if getattr(e.predicted, name).volume_truth_ml > 0]
+    predicted = [getattr(e.predicted, name) for e in scored]
+    fields = ("dice", "hd95_mm", "assd_mm", "nsd", "voe_percent", "rvd_percent")
+    counts = sum((getattr(e.predicted, name).counts for e in evaluations), start=_NO_COUNTS)
+    return {
+        "n_cases_with_it": len(scored),
+        **{field: _interval([getattr(scores, field) for scores in predicted]) for field in fields},
+        "global_dice": counts.dice,
+        "dice_with_label_crop": _interval(list(_crop_values(scored, "label_crop", name))),
+        "dice_grid_ceiling": _interval(list(_crop_values(scored, "ceiling", name))),
+    }
+
+
+_NO_COUNTS = DiceCounts(intersection=0, predicted=0, truth=0)
+
+
+def _crop_values(evaluations: Sequence[CaseEvaluation], crop: str, name: str) -> Iterator[float | None]:
+    for evaluation in evaluations:
+        dice = getattr(evaluation, crop)
+        yield None if dice is None else getattr(dice, name).dice
+
+
+def _interval(values: Sequence[float | None]) -> dict[str, float | int | None]:
+    interval = bootstrap_mean(values, generator=np.random.default_rng(0))
+    return {"mean": interval.mean, "low95": interval.low, "high95": interval.high}
+
+
+def _write_scores(path: Path, evaluations: Sequence[CaseEvaluation]) -> None:
+    rows = [_row(e) for e in evaluations]
+    table = io.StringIO(newline="")
+    writer = csv.DictWriter(table, fieldnames=list(rows[0]))
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, table.getvalue())
+
+
+def _row(e: CaseEvaluation) -> dict[str, Any]:
+    row: dict[str, Any] = {"case": e.case_id, "trained_on": e.trained_on, "liver_found": e.found}
+    for name in CLASSES:
+        scores = getattr(e.predicted, name)
+        row[f"{name}_dice"] = scores.dice
+        row[f"{name}_dice_label_crop"] = None if e.label_crop is None else getattr(e.label_crop, name).dice
+        row[f"{name}_dice_grid_ceiling"] = None if e.ceiling is None else getattr(e.ceiling, name).dice
+        for field in ("hd95_mm", "hd_mm", "assd_mm", "nsd", "voe_percent", "rvd_percent"):
+            row[f"{name}_{field}"] = getattr(scores, field)
+        row[f"{name}_volume_ml"] = scores.volume_pred_ml
+        row[f"{name}_volume_truth_ml"] = scores.volume_truth_ml
+    return row

@@ -1,0 +1,54 @@
+"""What the network sees: cached int16 HU and uint8 fractions as floating-point tensors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from pydantic import ConfigDict
+from torch import Tensor
+
+from data_cache.errors import ConfigError
+from data_cache.records import STRICT
+from data_cache.schema import FRACTION_ONE
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InputConfig:
+    """(HU - centre) / scale, after clipping to a window; the window is a training-time choice.
+
+    Attributes:
+        window_hu: Lowest and highest HU that are told apart. The default keeps all soft tissue, contrast
+            medium and the difference between fat and lung, and drops metal, bone's inside and scanner padding.
+        centre_hu, scale_hu: 50 and 200 put unenhanced liver at about 0 and fat at about -0.7.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+    window_hu: tuple[float, float] = (-350.0, 450.0)
+    centre_hu: float = 50.0
+    scale_hu: float = 200.0
+
+    def __post_init__(self) -> None:
+        if not self.window_hu[0] < self.window_hu[1] or not self.scale_hu > 0:
+            raise ConfigError(f"input: needs window_hu[0] < window_hu[1] and scale_hu > 0, got {self}")
+
+
+def network_input(image_hu: Tensor, config: InputConfig) -> Tensor:
+    """Integer HU of any shape to the network's float32 input."""
+    clipped = image_hu.float().clamp(*config.window_hu)
+    return (clipped - config.centre_hu) / config.scale_hu
+
+
+def class_fractions(fractions_bczyx: Tensor) -> Tensor:
+    """Cached uint8 shares of liver and tumour to float32 shares of background, liver and tumour (sum 1)."""
+    foreground = fractions_bczyx.float() / FRACTION_ONE
+    background = 1 - foreground.sum(dim=1, keepdim=True)
+    return torch.cat((background, foreground), dim=1)
+
+
+def decide(foreground_bczyx: Tensor) -> Tensor:
+    """Label ids from probabilities or fractions of liver and tumour (B, 2, …), by the rule of
+    ``pipeline.restore.native_labels``: foreground where both together reach one half, then the likelier."""
+    liver, tumour = foreground_bczyx.unbind(dim=1)
+    return (liver + tumour >= 0.5).to(torch.uint8) * (1 + (tumour > liver).to(torch.uint8))

@@ -1,0 +1,262 @@
+"""One family of losses on logits and class fractions: overlap (Dice) terms, focal terms, and their sums.
+
+Throughout, p is the softmax of the logits, g the class fractions (soft targets, summing to 1 over the classes), and
+Σ runs over the voxels of one class, of the whole batch or of one sample:
+
+    TP term  t = 2 Σpg / (Σp² + Σg²)                    TN term  n = the same of 1-p and 1-g
+    d = α t + (1-α) n
+
+The squared denominators are deliberate: Σp² + Σg² - 2Σpg = Σ(p-g)², so that t is 1 only at p = g, for fractional g
+too. With Σp + Σg below, the optimum would be a hard mask.
+
+**Absent classes.** Where Σg is less than ``PRESENT_SHARE`` of the voxels, t would be about 0 whatever is predicted and
+log t would explode. Such a class is scored as if ``REFERENCE_SHARE`` of the voxels were in it, besides those there are,
+and had all been found: with e that number of voxels, t = 2e / (Σp² + Σg² + 2e). That is 1 when nothing is predicted,
+falls with each false positive, and never below 0.002, so that -log t is at most 6.3. Its gradient per false-positive
+voxel is that of a class of 0.1 % of the volume, which a tumour is. With sums over the batch, absent means in no
+sample of it; with sums over a sample, in that one. A class that fills everything has an absent complement: n likewise.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import reduce
+from typing import ClassVar, Literal, get_args
+
+import torch
+from pydantic import ConfigDict
+from torch import Tensor
+
+from data_cache.errors import ConfigError
+from data_cache.records import STRICT
+
+LossName = Literal[
+    "dice_focal", "dice", "generalised_dice", "tp_tn_dice", "focal", "thresholded_dice", "dice_cross_entropy"
+]
+Sums = Literal["batch", "sample"]
+
+# One voxel of a 64×128×128 grid: less is a sliver that interpolation or the edge of a window has left.
+PRESENT_SHARE = 1e-6
+# A usual tumour burden, 1000 voxels of that grid.
+REFERENCE_SHARE = 1e-3
+# Keeps the derivative of (1-d)^γ finite at d = 1 for γ < 1.
+_SMALLEST_MISS = 1e-7
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LossConfig:
+    """Which loss, and its numbers.
+
+    Attributes:
+        name: The loss; each is described at the function of that name.
+        alpha: α, share of the TP term in d. n is nearly 1 for a class of few voxels whatever is predicted, and
+            holds d above 1-α, where -log d no longer pulls on a class that is missed altogether: stay close to 1.
+        gamma: γ, how much what is already good is turned down, in ``dice_focal`` and ``focal``. By the
+            derivative, a class at d = 0.9 pulls 0.67 times as hard as one at 0.6 with γ = 0, 0.46 with 0.3 and 0.18
+            with 1. ``focal`` alone is usually given 2.
+        class_weights: w, one number a class: background, liver, tumour.
+        sums: Over the ``batch``, in which fewer classes are absent, or over each ``sample``, then averaged.
+
+    Raises:
+        ConfigError: On construction, listing every fault.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+    name: LossName = "dice_focal"
+    alpha: float = 0.99
+    gamma: float = 0.3
+    class_weights: tuple[float, ...] = (0.2, 0.3, 0.5)
+    sums: Sums = "batch"
+
+    def __post_init__(self) -> None:
+        faults = list(_faults(self))
+        if faults:
+            raise ConfigError("loss: " + "; ".join(faults))
+
+
+def _faults(config: LossConfig) -> Iterator[str]:
+    for name, allowed in (("name", get_args(LossName)), ("sums", get_args(Sums))):
+        if getattr(config, name) not in allowed:
+            yield f"{name} must be one of {', '.join(allowed)}, got {getattr(config, name)!r}"
+    if not 0 <= config.alpha <= 1:
+        yield f"alpha must be in [0, 1], got {config.alpha}"
+    if not 0 <= config.gamma < math.inf:
+        yield f"gamma must be finite and at least 0, got {config.gamma}"
+    weights = config.class_weights
+    if len(weights) < 2 or not all(0 <= w < math.inf for w in weights) or not any(weights):
+        yield f"class_weights must be two or more finite numbers of at least 0, not all 0, got {weights}"
+
+
+def loss(logits_bczyx: Tensor, fractions_bczyx: Tensor, config: LossConfig) -> Tensor:
+    """The loss that ``config`` names, in float32 (float64 for float64 logits) also under autocast.
+
+    Args:
+        logits_bczyx: (B, C, Z, Y, X), any floating dtype, finite.
+        fractions_bczyx: The same shape, in [0, 1], summing to 1 over C.
+        config: Its ``class_weights`` has C numbers.
+
+    Returns:
+        A scalar of at least 0, finite and with finite gradients.
+
+    Raises:
+        ValueError: Shapes or the number of classes differ.
+    """
+    _check_shapes(logits_bczyx, fractions_bczyx, config)
+    dtype = torch.promote_types(logits_bczyx.dtype, torch.float32)
+    # The cast is enough under autocast: no operation below is one that it runs in half precision.
+    log_p = torch.log_softmax(logits_bczyx.to(dtype), dim=1)
+    # Background made as 1 - Σ of the rest comes out at -6e-8 here and there, whose logarithm is NaN.
+    g = fractions_bczyx.to(dtype).clamp(0, 1)
+    return _by_name(log_p, g, config)
+
+
+def _by_name(log_p: Tensor, g: Tensor, config: LossConfig) -> Tensor:
+    match config.name:
+        case "dice_focal":
+            return dice_focal(log_p, g, config)
+        case "dice":
+            return dice(log_p, g, config)
+        case "generalised_dice":
+            return generalised_dice(log_p, g, config)
+        case "tp_tn_dice":
+            return tp_tn_dice(log_p, g, config)
+        case "focal":
+            return focal(log_p, g, config)
+        case "thresholded_dice":
+            return thresholded_dice(log_p, g, config)
+        case "dice_cross_entropy":
+            return dice(log_p, g, config) + cross_entropy(log_p, g)
+
+
+def dice_focal(log_p: Tensor, g: Tensor, config: LossConfig) -> Tensor:
+    """-Σ_c w_c (1-d_c)^γ log d_c; the optimum is p = g.
+
+    Takes ``log_p`` = log p and g, both (B, C, Z, Y, X); so do all below. d is never formed: its logarithm comes
+    from sums of logarithms, so that a class whose p underflows is pulled back with full force.
+    """
+    log_d = _log_overlap(log_p, g, sums=config.sums)
+    if config.alpha < 1:
+        log_n = _log_overlap(_log_complement(log_p), 1 - g, sums=config.sums)
+        log_d = torch.logaddexp(_log(config.alpha) + log_d, _log(1 - config.alpha) + log_n)
+    miss = (-torch.expm1(log_d)).clamp(min=_SMALLEST_MISS)
+    return _weighted(-(miss**config.gamma) * log_d, config)
+
+
+def dice(log_p: Tensor, g: Tensor, config: LossConfig) -> Tensor:
+    """Σ_c w_c (1-t_c), Milletari et al. 2016, arXiv:1606.04797; the optimum is p = g."""
+    return _weighted(1 - _overlap(log_p.exp(), g, sums=config.sums), config)
+
+
+def tp_tn_dice(log_p: Tensor, g: Tensor, config: LossConfig) -> Tensor:
+    """Σ_c w_c (1-d_c); the optimum is p = g."""
+    p = log_p.exp()
+    t, n = _overlap(p, g, sums=config.sums), _overlap(1 - p, 1 - g, sums=config.sums)
+    return _weighted(1 - config.alpha * t - (1 - config.alpha) * n, config)
+
+
+def generalised_dice(log_p: Tensor, g: Tensor, config: LossConfig) -> Tensor:
+    """1 - 2 Σ_c v_c Σpg / Σ_c v_c (Σp² + Σg²) with v_c = w_c / (Σg)²; the optimum is p = g.
+
+    Sudre et al. 2017, arXiv:1707.03237, with squares below. An absent class has the reference volume in v.
+    """
+    p, dims = log_p.exp(), _dims(config.sums)
+    volume = g.sum(dims)
+    reference = REFERENCE_SHARE * _voxels(g, dims)
+    v = _weights(g, config) / torch.where(_absent(volume, _voxels(g, dims)), reference, volume).square()
+    # Volumes squared reach 1e12, their inverses 1e-12: scaled, the sums stay far from float32's ends.
+    v = v / v.sum(dim=-1, keepdim=True)
+    shared, both = (p * g).sum(dims), (p.square() + g.square()).sum(dims)
+    return (1 - 2 * (v * shared).sum(-1) / (v * both).sum(-1)).mean()
+
+
+def thresholded_dice(log_p: Tensor, g: Tensor, config: LossConfig) -> Tensor:
+    """``dice`` of p cut to 1 above 0.9 and to 0 below 0.1, with the gradient of p passed straight through.
+
+    The gradient is that of the cut p's score (Bengio et al. 2013, arXiv:1308.3432), so that a voxel that is sure and
+    right no longer pulls. For fractional g it is a coarse tool: the optimum is not p = g outside [0.1, 0.9].
+    """
+    p = log_p.exp()
+    cut = torch.where(p > 0.9, 1.0, torch.where(p < 0.1, 0.0, p))
+    return _weighted(1 - _overlap(p + (cut - p).detach(), g, sums=config.sums), config)
+
+
+def focal(log_p: Tensor, g: Tensor, config: LossConfig) -> Tensor:
+    """-Σ_c w_c (1-p_c)^γ g_c log p_c, the mean over voxels (Lin et al. 2017, arXiv:1708.02002).
+
+    A sum over voxels already, it knows no absent class. For γ > 0 and fractional g the optimum is not p = g.
+    """
+    miss = (-torch.expm1(log_p)).clamp(min=_SMALLEST_MISS)
+    per_voxel = -(miss**config.gamma) * g * log_p
+    return (per_voxel.mean((0, 2, 3, 4)) * _weights(g, config)).sum()
+
+
+def cross_entropy(log_p: Tensor, g: Tensor) -> Tensor:
+    """-Σ_c g_c log p_c, the mean over voxels, unweighted; the optimum is p = g."""
+    return -(g * log_p).sum(dim=1).mean()
+
+
+def _overlap(p: Tensor, g: Tensor, *, sums: Sums) -> Tensor:
+    """t of each class: (C,) with sums over the batch, (B, C) over each sample; see the module for absent ones."""
+    dims = _dims(sums)
+    voxels = _voxels(g, dims)
+    absent = _absent(g.sum(dims), voxels)
+    extra = absent * REFERENCE_SHARE * voxels
+    shared = torch.where(absent, extra, (p * g).sum(dims))
+    return 2 * shared / ((p.square() + g.square()).sum(dims) + 2 * extra)
+
+
+def _log_overlap(log_p: Tensor, g: Tensor, *, sums: Sums) -> Tensor:
+    """log of ``_overlap``, with gradients that do not vanish where p underflows."""
+    dims = _dims(sums)
+    voxels = _voxels(g, dims)
+    absent = _absent(g.sum(dims, keepdim=True), voxels)
+    # The branch not taken must be finite as well, or its gradient is 0 · NaN: an absent class sums over everything.
+    log_g = torch.where(absent, 0.0, g.log())
+    absent = absent.squeeze(dims)
+    log_shared = torch.where(absent, _log(REFERENCE_SHARE * voxels), torch.logsumexp(log_p + log_g, dims))
+    both = ((2 * log_p).exp() + g.square()).sum(dims) + 2 * REFERENCE_SHARE * voxels * absent
+    return math.log(2) + log_shared - both.log()
+
+
+def _log_complement(log_p: Tensor) -> Tensor:
+    """log(1-p) of each class, as the log of the sum of the others: 1-p itself rounds to 0 from p = 1 - 6e-8 on."""
+    classes = log_p.unbind(dim=1)
+    others = [classes[:c] + classes[c + 1 :] for c in range(len(classes))]
+    return torch.stack([reduce(torch.logaddexp, log_q) for log_q in others], dim=1)
+
+
+def _absent(volume: Tensor, voxels: int) -> Tensor:
+    return volume < PRESENT_SHARE * voxels
+
+
+def _dims(sums: Sums) -> tuple[int, ...]:
+    return (0, 2, 3, 4) if sums == "batch" else (2, 3, 4)
+
+
+def _voxels(g: Tensor, dims: tuple[int, ...]) -> int:
+    return math.prod(g.shape[dim] for dim in dims)
+
+
+def _weights(g: Tensor, config: LossConfig) -> Tensor:
+    return g.new_tensor(config.class_weights)
+
+
+def _weighted(terms: Tensor, config: LossConfig) -> Tensor:
+    """Σ_c w_c terms_c, the mean over samples where ``terms`` has them."""
+    return (terms * _weights(terms, config)).sum(dim=-1).mean()
+
+
+def _log(value: float) -> float:
+    """log with log 0 = -∞, which ``logaddexp`` takes as it should."""
+    return math.log(value) if value > 0 else -math.inf
+
+
+def _check_shapes(logits_bczyx: Tensor, fractions_bczyx: Tensor, config: LossConfig) -> None:
+    logits, fractions, weights = logits_bczyx.shape, fractions_bczyx.shape, len(config.class_weights)
+    if len(logits) != 5 or logits != fractions or logits[1] != weights:
+        raise ValueError(
+            f"logits and fractions must both be (batch, {weights}, z, y, x) for {weights} class weights,"
+            f" got {tuple(logits)} and {tuple(fractions)}"
+        )

@@ -1,0 +1,204 @@
+"""The network: a 3-D U-Net written out in full, and what it costs to run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import ConfigDict
+from torch import Tensor, nn
+
+from data_cache.errors import ConfigError
+from data_cache.records import STRICT
+
+Norm = Literal["batch", "instance", "group"]
+NORMS: tuple[Norm, ...] = ("batch", "instance", "group")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NetworkConfig:
+    """The architecture; two networks with equal configurations have interchangeable weights.
+
+    Attributes:
+        base_channels: Channels of the first level; each level below has twice as many.
+        depth: Number of poolings, and of transposed convolutions.
+        norm: ``batch`` normalises over the batch, ``instance`` and ``group`` (up to 8 groups) over one sample.
+        dropout: Probability of dropping a whole channel after each convolution, 0 for none.
+        deep_supervision: Add a head to every decoder level but the deepest features; see ``UNet.forward``.
+        in_channels: Channels of the image.
+        classes: Channels of the logits, background included.
+
+    Raises:
+        ConfigError: On construction, listing every fault.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+    base_channels: int = 64
+    depth: int = 4
+    norm: Norm = "batch"
+    dropout: float = 0.0
+    deep_supervision: bool = False
+    in_channels: int = 1
+    classes: int = 3
+
+    def __post_init__(self) -> None:
+        faults = list(_faults(self))
+        if faults:
+            raise ConfigError("network: " + "; ".join(faults))
+
+    @property
+    def channels(self) -> tuple[int, ...]:
+        """Channels of each level, from the finest to the bottom: ``depth + 1`` numbers."""
+        return tuple(self.base_channels * 2**level for level in range(self.depth + 1))
+
+
+def _faults(config: NetworkConfig) -> Iterator[str]:
+    for name, least in (("base_channels", 1), ("depth", 1), ("in_channels", 1), ("classes", 2)):
+        value = getattr(config, name)
+        if value < least:
+            yield f"{name} must be at least {least}, got {value}"
+    if config.norm not in NORMS:
+        yield f"norm must be one of {', '.join(NORMS)}, got {config.norm!r}"
+    if not 0 <= config.dropout < 1:
+        yield f"dropout must be in [0, 1), got {config.dropout}"
+
+
+class UNet(nn.Module):
+    """3-D U-Net (Çiçek et al. 2016, arXiv:1606.06650) with channels doubling after each pooling.
+
+    Convolutions have no bias, since the norm that follows has one; transposed convolutions and heads do.
+    """
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        self.config = config
+        channels = config.channels
+        inputs = (config.in_channels, *channels[:-1])
+        self.encoder = nn.ModuleList(
+            _double_conv(i, o, config=config) for i, o in zip(inputs, channels, strict=True)
+        )
+        self.pool = nn.MaxPool3d(2)
+        # Listed from the bottom up, in the order in which they run.
+        steps = tuple(pairwise(reversed(channels)))
+        self.up = nn.ModuleList(nn.ConvTranspose3d(i, o, kernel_size=2, stride=2) for i, o in steps)
+        self.decoder = nn.ModuleList(_double_conv(2 * o, o, config=config) for _, o in steps)
+        # Finest first: the head that is always there keeps its name with and without deep supervision.
+        heads = config.depth if config.deep_supervision else 1
+        self.heads = nn.ModuleList(nn.Conv3d(c, config.classes, kernel_size=1) for c in channels[:heads])
+        self.apply(_initialise)
+
+    def forward(self, image_bczyx: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """Logits of the input's size, or in training with deep supervision those of every level.
+
+        It is ``forward`` that returns the levels because DistributedDataParallel and ``torch.compile``
+        hook only that.
+
+        Args:
+            image_bczyx: (B, in_channels, Z, Y, X), each of Z, Y and X divisible by ``2**depth``.
+
+        Returns:
+            (B, classes, Z, Y, X); in train mode with ``deep_supervision`` what ``forward_levels`` returns.
+
+        Raises:
+            ValueError: The shape does not fit; says which would.
+        """
+        if self.training and self.config.deep_supervision:
+            return self.forward_levels(image_bczyx)
+        logits: Tensor = self.heads[0](self._features(image_bczyx)[0])
+        return logits
+
+    def forward_levels(self, image_bczyx: Tensor) -> tuple[Tensor, ...]:
+        """Logits of every level that has a head, finest first; level i is 2**i times coarser."""
+        features = self._features(image_bczyx)
+        # Without deep supervision there are fewer heads than levels.
+        return tuple(head(x) for head, x in zip(self.heads, features, strict=False))
+
+    def _features(self, image_bczyx: Tensor) -> list[Tensor]:
+        """Decoder features (B, channels, Z, Y, X), finest first."""
+        _check_shape(image_bczyx, config=self.config)
+        skips, x = self._encode(image_bczyx)
+        features: list[Tensor] = []
+        for up, decode, skip in zip(self.up, self.decoder, reversed(skips), strict=True):
+            x = decode(torch.cat((skip, up(x)), dim=1))
+            features.insert(0, x)
+        return features
+
+    def _encode(self, image_bczyx: Tensor) -> tuple[list[Tensor], Tensor]:
+        skips: list[Tensor] = []
+        x: Tensor = self.encoder[0](image_bczyx)
+        for encode in self.encoder[1:]:
+            skips.append(x)
+            x = encode(self.pool(x))
+        return skips, x
+
+
+def forward_flops(config: NetworkConfig, shape_zyx: tuple[int, int, int]) -> int:
+    """Floating-point operations of one sample's forward pass in eval mode: 2 for each multiply-accumulate.
+
+    Only convolutions count: they are over 99 %. A training step is about three times as much.
+
+    Args:
+        config: The architecture.
+        shape_zyx: Size of the input in voxels.
+    """
+    channels, voxels = config.channels, math.prod(shape_zyx)
+    inputs = (config.in_channels, *channels[:-1])
+    macs = config.classes * channels[0] * voxels
+    for level, (i, o) in enumerate(zip(inputs, channels, strict=True)):
+        macs += 27 * (i * o + o * o) * (voxels >> 3 * level)
+    for level, (fine, coarse) in enumerate(pairwise(channels)):
+        # Each output voxel of a transposed convolution of kernel 2 and stride 2 sees one input voxel.
+        macs += (coarse * fine + 27 * (2 * fine * fine + fine * fine)) * (voxels >> 3 * level)
+    return 2 * macs
+
+
+def _double_conv(inputs: int, outputs: int, *, config: NetworkConfig) -> nn.Sequential:
+    return nn.Sequential(*_conv(inputs, outputs, config=config), *_conv(outputs, outputs, config=config))
+
+
+def _conv(inputs: int, outputs: int, *, config: NetworkConfig) -> Iterator[nn.Module]:
+    yield nn.Conv3d(inputs, outputs, kernel_size=3, padding=1, bias=False)
+    yield _norm(outputs, norm=config.norm)
+    yield nn.ReLU(inplace=True)
+    # Whole channels: neighbouring voxels of a feature map are nearly copies of each other, so dropping single
+    # ones drops nothing (Tompson et al. 2015, arXiv:1411.4280), and their mask would be as large as the features.
+    # It stays in the list at probability 0, so that the weights' names do not depend on it.
+    yield nn.Dropout3d(config.dropout)
+
+
+def _norm(channels: int, *, norm: Norm) -> nn.Module:
+    match norm:
+        case "batch":
+            return nn.BatchNorm3d(channels)
+        case "instance":
+            return nn.InstanceNorm3d(channels, affine=True)
+        case "group":
+            return nn.GroupNorm(math.gcd(8, channels), channels)
+
+
+def _initialise(module: nn.Module) -> None:
+    """Kaiming's normal initialisation (He et al. 2015, arXiv:1502.01852): variance 2 / fan-in, biases 0."""
+    if isinstance(module, nn.ConvTranspose3d):
+        # torch takes the fan-in of a transposed convolution from the wrong axis, times the 8 taps of which an
+        # output voxel sees only one.
+        nn.init.normal_(module.weight, std=math.sqrt(2 / module.in_channels))
+    elif isinstance(module, nn.Conv3d):
+        nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+    if isinstance(module, nn.ConvTranspose3d | nn.Conv3d) and module.bias is not None:
+        nn.init.zeros_(module.bias)
+
+
+def _check_shape(image_bczyx: Tensor, *, config: NetworkConfig) -> None:
+    shape, factor = tuple(image_bczyx.shape), 2**config.depth
+    if len(shape) != 5 or shape[1] != config.in_channels:
+        raise ValueError(f"the network takes (batch, {config.in_channels}, z, y, x), got shape {shape}")
+    if any(n == 0 or n % factor for n in shape[2:]):
+        nearest = tuple(max(1, math.ceil(n / factor)) * factor for n in shape[2:])
+        raise ValueError(
+            f"{config.depth} poolings need a spatial shape divisible by {factor}, got {shape[2:]};"
+            f" pad or resample to {nearest}"
+        )

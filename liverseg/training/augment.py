@@ -1,0 +1,371 @@
+"""Augmentation of a batch on its device: everything is drawn first, then applied, and each volume is sampled once.
+
+Draws are small and come from a CPU generator, so that they are the same on every device; params are sliceable, and a
+batch is exactly its samples one by one. Images are the network's input, (HU - 50) / 200.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from functools import cache
+from typing import ClassVar, TypeVar
+
+import torch
+import torch.nn.functional as F
+from pydantic import ConfigDict
+from torch import Tensor
+
+from data_cache.errors import ConfigError
+from data_cache.records import STRICT
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AugmentConfig:
+    """How strongly to augment; a strength of 0 turns a part off.
+
+    Attributes:
+        elastic_probability: Share of the samples that are deformed elastically.
+        num_controlpoints: Control points of the cubic B-spline along each axis (one number, or z, y, x), at least 4:
+            n points make n - 3 cells, so that 4 points bend the volume as one piece.
+        sigma: Standard deviation in voxels of each component of a control point's displacement. The spline averages
+            its neighbours: the dense field has 0.31 to 0.35 of it.
+        rotation_degrees: Largest turn in the axial plane, whose voxels are square. There is none about the other
+            axes: it would need the slices' spacing, and a patient lies flat.
+        scale: Largest relative change of size, along all axes: from 1 / (1 + scale) to 1 + scale.
+        flip: Mirror half the samples left to right. Off, since the liver is on the right.
+        noise_level: Largest standard deviation of the Gaussian noise, in units of 200 HU.
+        central_value: The image value that a change of contrast leaves alone.
+        contrast_random_level: Largest relative change of contrast, at most 1.
+        brightness_random_level: Largest shift, in units of 200 HU.
+
+    Raises:
+        ConfigError: On construction, listing every fault.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+    elastic_probability: float = 0.8
+    num_controlpoints: int | tuple[int, int, int] = 7
+    sigma: float = 6.0
+    rotation_degrees: float = 10.0
+    scale: float = 0.1
+    flip: bool = False
+    noise_level: float = 0.1
+    central_value: float = 0.0
+    contrast_random_level: float = 0.25
+    brightness_random_level: float = 0.2
+
+    def __post_init__(self) -> None:
+        faults = list(_faults(self))
+        if faults:
+            raise ConfigError("augmentation: " + "; ".join(faults))
+
+    @property
+    def controlpoints_zyx(self) -> tuple[int, int, int]:
+        """Number of control points along each axis."""
+        n = self.num_controlpoints
+        return (n, n, n) if isinstance(n, int) else n
+
+
+# Upper ends of the ranges that have one.
+_MOST = {"elastic_probability": 1.0, "rotation_degrees": 180.0, "contrast_random_level": 1.0}
+
+
+def _faults(config: AugmentConfig) -> Iterator[str]:
+    if min(config.controlpoints_zyx) < 4:
+        yield f"num_controlpoints must be at least 4 along each axis, got {config.num_controlpoints}"
+    if not math.isfinite(config.central_value):
+        yield f"central_value must be finite, got {config.central_value}"
+    for name in ("sigma", "scale", "noise_level", "brightness_random_level", *_MOST):
+        value, most = getattr(config, name), _MOST.get(name, math.inf)
+        if not (math.isfinite(value) and 0 <= value <= most):
+            yield f"{name} must be finite and in [0, {most:g}], got {value}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class SpatialParams:
+    """One draw of the spatial transform for B samples, on the CPU.
+
+    Attributes:
+        control_bzyx3: Displacements (z, y, x) of the control points, in voxels.
+        angle_b: Turns in the axial plane, in radians.
+        size_b: Factors by which things grow.
+        mirror_b: Whether left and right change places.
+        window_b2: The part of the input's depth, start and stop in 0..1, that fills the output.
+    """
+
+    control_bzyx3: Tensor
+    angle_b: Tensor
+    size_b: Tensor
+    mirror_b: Tensor
+    window_b2: Tensor
+
+    def select(self, i: int) -> SpatialParams:
+        """The draw of sample ``i`` as a batch of one."""
+        return _select(self, i)
+
+    @property
+    def identity_b(self) -> Tensor:
+        """Which samples the transform leaves where they are."""
+        still = ~self.control_bzyx3.flatten(1).any(dim=1) & (self.angle_b == 0) & (self.size_b == 1)
+        whole = (self.window_b2[:, 0] == 0) & (self.window_b2[:, 1] == 1)
+        return still & whole & ~self.mirror_b
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class NoiseParams:
+    """Standard deviation of each sample's noise, and the seed of the generator on the device that makes it."""
+
+    std_b: Tensor
+    seed_b: Tensor
+
+    def select(self, i: int) -> NoiseParams:
+        """The draw of sample ``i`` as a batch of one."""
+        return _select(self, i)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ContrastParams:
+    """The new image is ``gain * image + offset``."""
+
+    gain_b: Tensor
+    offset_b: Tensor
+
+    def select(self, i: int) -> ContrastParams:
+        """The draw of sample ``i`` as a batch of one."""
+        return _select(self, i)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class AugmentParams:
+    """One draw of everything."""
+
+    spatial: SpatialParams
+    noise: NoiseParams
+    contrast: ContrastParams
+
+    def select(self, i: int) -> AugmentParams:
+        """The draw of sample ``i`` as a batch of one."""
+        return AugmentParams(
+            spatial=self.spatial.select(i), noise=self.noise.select(i), contrast=self.contrast.select(i)
+        )
+
+
+_Params = TypeVar("_Params", SpatialParams, NoiseParams, ContrastParams)
+
+
+def _select(params: _Params, i: int) -> _Params:
+    return type(params)(**{f.name: getattr(params, f.name)[i, None] for f in fields(params)})
+
+
+def augment(
+    image_bczyx: Tensor,
+    fractions_bczyx: Tensor,
+    config: AugmentConfig,
+    *,
+    windows_b2: Tensor | None = None,
+    generator: torch.Generator,
+) -> tuple[Tensor, Tensor]:
+    """Draw and apply everything; see ``draw`` and ``apply``."""
+    params = draw(image_bczyx.shape[0], config, windows_b2=windows_b2, generator=generator)
+    return apply(image_bczyx, fractions_bczyx, params)
+
+
+def draw(
+    batch_size: int, config: AugmentConfig, *, windows_b2: Tensor | None = None, generator: torch.Generator
+) -> AugmentParams:
+    """Draw the spatial transform, the noise and the contrast of a batch from a CPU generator."""
+    return AugmentParams(
+        spatial=draw_spatial(batch_size, config, windows_b2=windows_b2, generator=generator),
+        noise=draw_noise(batch_size, config, generator=generator),
+        contrast=draw_contrast(batch_size, config, generator=generator),
+    )
+
+
+@torch.no_grad()
+def apply(image_bczyx: Tensor, fractions_bczyx: Tensor, params: AugmentParams) -> tuple[Tensor, Tensor]:
+    """Move image and fractions together, then add noise to the image, then change its contrast."""
+    image_bczyx, fractions_bczyx = apply_spatial(image_bczyx, fractions_bczyx, params.spatial)
+    image_bczyx = apply_contrast(apply_noise(image_bczyx, params.noise), params.contrast)
+    return image_bczyx, fractions_bczyx
+
+
+def draw_spatial(
+    batch_size: int, config: AugmentConfig, *, windows_b2: Tensor | None = None, generator: torch.Generator
+) -> SpatialParams:
+    """Draw displacements, turns, sizes and mirrorings.
+
+    Args:
+        batch_size: B.
+        config: Strengths.
+        windows_b2: Depth windows, (B, 2): start < stop in 0..1 of the input's depth, and a little outside if need
+            be, where the outermost slice repeats. The whole depth if not given.
+        generator: On the CPU.
+
+    Raises:
+        ValueError: A window is empty, or there are not B of them.
+    """
+
+    def uniform() -> Tensor:
+        return 2 * torch.rand(batch_size, generator=generator) - 1
+
+    shape = (batch_size, *config.controlpoints_zyx, 3)
+    control_bzyx3 = config.sigma * torch.randn(shape, generator=generator)
+    elastic_b = torch.rand(batch_size, generator=generator) < config.elastic_probability
+    mirrored_b = torch.rand(batch_size, generator=generator) < 0.5
+    return SpatialParams(
+        control_bzyx3=torch.where(elastic_b[:, None, None, None, None], control_bzyx3, 0.0),
+        angle_b=math.radians(config.rotation_degrees) * uniform(),
+        size_b=torch.exp(math.log1p(config.scale) * uniform()),
+        mirror_b=mirrored_b & config.flip,
+        window_b2=_checked_windows(batch_size, windows_b2),
+    )
+
+
+def _checked_windows(batch_size: int, windows_b2: Tensor | None) -> Tensor:
+    if windows_b2 is None:
+        return torch.tensor([0.0, 1.0]).repeat(batch_size, 1)
+    windows_b2 = windows_b2.to("cpu", torch.float32)
+    if windows_b2.shape != (batch_size, 2) or not (windows_b2[:, 0] < windows_b2[:, 1]).all():
+        raise ValueError(
+            f"windows must be {batch_size} pairs of start < stop in 0..1 of the depth, got {windows_b2.tolist()}"
+        )
+    return windows_b2
+
+
+@torch.no_grad()
+def apply_spatial(
+    image_bczyx: Tensor, fractions_bczyx: Tensor, params: SpatialParams
+) -> tuple[Tensor, Tensor]:
+    """Sample image and fractions trilinearly at the same places; beyond the border the border repeats.
+
+    Samples that the transform leaves in place come back bit for bit, and the inputs themselves if all are.
+
+    Args:
+        image_bczyx: (B, C, Z, Y, X) float32.
+        fractions_bczyx: (B, any, Z, Y, X) float32.
+        params: A draw for B samples.
+    """
+    moved = (~params.identity_b).tolist()
+    if not any(moved):
+        return image_bczyx, fractions_bczyx
+    pairs = [
+        _sample(image_bczyx[i, None], fractions_bczyx[i, None], params.select(i))
+        if moved[i]
+        else (image_bczyx[i, None], fractions_bczyx[i, None])
+        for i in range(len(moved))
+    ]
+    images, fractions = zip(*pairs, strict=True)
+    return torch.cat(images), torch.cat(fractions)
+
+
+def _sample(image_1czyx: Tensor, fractions_1czyx: Tensor, params: SpatialParams) -> tuple[Tensor, Tensor]:
+    both = torch.cat((image_1czyx, fractions_1czyx), dim=1)
+    z, y, x = both.shape[2:]
+    grid_1zyx3 = sampling_grid((z, y, x), params, device=both.device)
+    sampled = F.grid_sample(both, grid_1zyx3, mode="bilinear", padding_mode="border", align_corners=False)
+    channels = image_1czyx.shape[1]
+    return sampled[:, :channels], sampled[:, channels:]
+
+
+def sampling_grid(shape_zyx: tuple[int, int, int], params: SpatialParams, *, device: torch.device) -> Tensor:
+    """Where each output voxel of one sample is read from: window ∘ size ∘ turn ∘ (identity + displacement).
+
+    A cubic B-spline reproduces linear functions exactly, so the affine part is applied to the few control points
+    instead of the dense grid: three small matrix products then give the whole transform at once.
+
+    Args:
+        shape_zyx: Size of the volume.
+        params: A draw for one sample.
+        device: Where the grid is wanted.
+
+    Returns:
+        (1, Z, Y, X, 3) in ``grid_sample``'s coordinates: (x, y, z), -1 and 1 at the volume's outer faces.
+    """
+    lattice = _lattice(shape_zyx, params.control_bzyx3.shape[1:4])
+    control_zyx3 = _affine(lattice + params.control_bzyx3[0], shape_zyx, params).to(device)
+    z, y, x = (
+        _spline_weights(voxels, points).to(device)
+        for voxels, points in zip(shape_zyx, control_zyx3.shape[:3], strict=True)
+    )
+    with torch.autocast(device.type, enabled=False):  # bf16 coordinates would be off by half a voxel
+        rows = torch.einsum("ya,xb,kabc->kyxc", y, x, control_zyx3)
+        return (z @ rows.flatten(1)).view(1, *shape_zyx, 3)
+
+
+def _lattice(shape_zyx: tuple[int, int, int], points_zyx: tuple[int, ...]) -> Tensor:
+    """Places of the control points, (points z, y, x, 3): voxels from the centre. One lies outside at each end."""
+    axes = [
+        (torch.arange(points) - 1) * (voxels / (points - 3)) - voxels / 2
+        for voxels, points in zip(shape_zyx, points_zyx, strict=True)
+    ]
+    return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)
+
+
+def _affine(places_zyx3: Tensor, shape_zyx: tuple[int, int, int], params: SpatialParams) -> Tensor:
+    """Turn, size, mirror and window, from voxels off the centre (z, y, x) to ``grid_sample``'s (x, y, z)."""
+    z, y, x = (places_zyx3 / params.size_b).unbind(-1)
+    cos, sin = torch.cos(params.angle_b), torch.sin(params.angle_b)
+    y, x = cos * y - sin * x, sin * y + cos * x
+    x = torch.where(params.mirror_b, -x, x)
+    half_z, half_y, half_x = (voxels / 2 for voxels in shape_zyx)
+    start, stop = params.window_b2[0]
+    return torch.stack((x / half_x, y / half_y, z / half_z * (stop - start) + (start + stop - 1)), dim=-1)
+
+
+@cache
+def _spline_weights(voxels: int, points: int) -> Tensor:
+    """Cubic B-spline weights, (voxels, points): what each control point has of the field at each voxel's centre.
+
+    Rows sum to 1. Rueckert et al. 1999, doi:10.1109/42.796284, equation 3.
+    """
+    place = (torch.arange(voxels, dtype=torch.float64) + 0.5) * (points - 3) / voxels
+    cell = place.floor()
+    u = place - cell
+    pieces = ((1 - u) ** 3, 3 * u**3 - 6 * u**2 + 4, -3 * u**3 + 3 * u**2 + 3 * u + 1, u**3)
+    weights = torch.zeros(voxels, points, dtype=torch.float64)
+    for offset, piece in enumerate(pieces):
+        weights[torch.arange(voxels), cell.long() + offset] = piece / 6
+    return weights.float()
+
+
+def draw_noise(batch_size: int, config: AugmentConfig, *, generator: torch.Generator) -> NoiseParams:
+    """A standard deviation from 0 to ``noise_level`` and a seed for each sample."""
+    return NoiseParams(
+        std_b=config.noise_level * torch.rand(batch_size, generator=generator),
+        seed_b=torch.randint(2**62, (batch_size,), generator=generator),
+    )
+
+
+@torch.no_grad()
+def apply_noise(image_bczyx: Tensor, params: NoiseParams) -> Tensor:
+    """Add Gaussian noise. The same on every run of a device, but CPU and GPU make other numbers of one seed."""
+    if not params.std_b.any():
+        return image_bczyx
+    pairs = zip(image_bczyx, params.std_b.tolist(), params.seed_b.tolist(), strict=True)
+    return torch.stack([image.add(_noise_like(image, seed=seed), alpha=std) for image, std, seed in pairs])
+
+
+def _noise_like(image_czyx: Tensor, *, seed: int) -> Tensor:
+    generator = torch.Generator(image_czyx.device).manual_seed(seed)
+    return torch.randn(
+        image_czyx.shape, generator=generator, device=image_czyx.device, dtype=image_czyx.dtype
+    )
+
+
+def draw_contrast(batch_size: int, config: AugmentConfig, *, generator: torch.Generator) -> ContrastParams:
+    """Draw (v - central_value) c + b + central_value, c = 1 + U(±contrast level), b = U(±brightness level)."""
+    contrast, brightness = (2 * torch.rand(batch_size, generator=generator) - 1 for _ in range(2))
+    gain = 1 + config.contrast_random_level * contrast
+    shift = config.brightness_random_level * brightness
+    return ContrastParams(gain_b=gain, offset_b=shift + config.central_value * (1 - gain))
+
+
+@torch.no_grad()
+def apply_contrast(image_bczyx: Tensor, params: ContrastParams) -> Tensor:
+    """``gain * image + offset``, one of each a sample."""
+    if bool((params.gain_b == 1).all()) and not params.offset_b.any():
+        return image_bczyx
+    gain, offset = (v.to(image_bczyx).view(-1, 1, 1, 1, 1) for v in (params.gain_b, params.offset_b))
+    return torch.addcmul(offset, image_bczyx, gain)

@@ -1,0 +1,193 @@
+"""A run's configuration: frozen records, TOML on disk, ``--set section.key=value`` on the command line."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import tomli_w
+from pydantic import ConfigDict
+
+from data_cache.errors import ConfigError
+from data_cache.files import write_text
+from data_cache.records import STRICT, parse, to_json
+from liverseg.model.inputs import InputConfig
+from liverseg.model.losses import LossConfig
+from liverseg.model.network import NetworkConfig
+from liverseg.training.augment import AugmentConfig
+
+Resident = Literal["auto", "device", "memory", "stream"]
+Precision = Literal["auto", "bf16", "fp32"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataConfig:
+    """Which cases are learnt from, and how often each view is shown.
+
+    Attributes:
+        folds, fold: Cases are dealt into ``folds`` by a hash of their id and the seed; number ``fold`` validates.
+        train_cases, val_cases: Name cases instead; with ``train_cases`` alone, these validate, too.
+        scan_share: Share of samples that show the whole scan, as the first pass of inference does.
+        window_share: Share of samples that show a random depth window around the liver.
+        tumour_share: Share of samples that are drawn from the cases with a tumour; the rest, from all.
+        resident: Where the cached volumes are kept: on the device, in memory, or left in the store.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+    folds: int = 5
+    fold: int = 0
+    train_cases: tuple[str, ...] = ()
+    val_cases: tuple[str, ...] = ()
+    scan_share: float = 0.2
+    window_share: float = 0.2
+    tumour_share: float = 0.5
+    resident: Resident = "auto"
+
+    def __post_init__(self) -> None:
+        _refuse("data", _data_faults(self))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OptimConfig:
+    """AdamW (Loshchilov & Hutter 2019) with linear warm-up, cosine decay and an average of the weights.
+
+    Attributes:
+        epochs, steps_per_epoch, batch_size: How long, and how many samples a step.
+        learning_rate: At the end of the warm-up; it falls to zero along half a cosine.
+        warmup_steps: Steps of linear warm-up.
+        clip_norm: Gradients are scaled down to this norm.
+        ema_decay: Of the exponential moving average of the weights that validates and is saved as best.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+    epochs: int = 200
+    steps_per_epoch: int = 250
+    batch_size: int = 2
+    learning_rate: float = 1e-3
+    weight_decay: float = 1e-2
+    warmup_steps: int = 500
+    clip_norm: float = 1.0
+    ema_decay: float = 0.999
+
+    def __post_init__(self) -> None:
+        _refuse("optim", _optim_faults(self))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainConfig:
+    """Everything that decides a run besides its cache.
+
+    Attributes:
+        seed: Of the split, the weights, the order of samples and the augmentation.
+        device: ``auto`` takes a GPU if there is one; or ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
+        precision: ``auto`` computes in bfloat16 where the hardware has it; weights stay float32.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+    seed: int = 0
+    device: str = "auto"
+    precision: Precision = "auto"
+    data: DataConfig = field(default_factory=DataConfig)
+    input: InputConfig = field(default_factory=InputConfig)
+    model: NetworkConfig = field(default_factory=NetworkConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+
+    def __post_init__(self) -> None:
+        if len(self.loss.class_weights) != self.model.classes:
+            raise ConfigError(
+                f"loss.class_weights has {len(self.loss.class_weights)} numbers for {self.model.classes} classes"
+            )
+
+
+def load_config(path: Path | None, overrides: Sequence[str] = ()) -> TrainConfig:
+    """Read a TOML file, or start from the defaults, and apply ``section.key=value`` overrides.
+
+    Raises:
+        ConfigError: The file is missing or no TOML, or keys or values are wrong; lists every fault.
+    """
+    content = {} if path is None else _read_toml(path)
+    for override in overrides:
+        _override(content, override)
+    return config_from_json(content, source="configuration" if path is None else str(path))
+
+
+def config_from_json(content: object, *, source: str) -> TrainConfig:
+    """Parse plain dicts, lists and numbers; raises ConfigError with every fault."""
+    return parse(TrainConfig, content, source=source, error=ConfigError)
+
+
+def save_config(config: TrainConfig, path: Path) -> None:
+    """Write a configuration as TOML that ``load_config`` reads back to an equal one."""
+    write_text(path, tomli_w.dumps(_without_none(to_json(config))))
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file: configs/ has examples") from None
+    except (OSError, ValueError) as failure:
+        raise ConfigError(f"{path}: unreadable: {failure}") from failure
+
+
+def _override(content: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    *sections, name = key.strip().split(".")
+    if not equals or not name:
+        raise ConfigError(f"--set {override}: write section.key=value, such as optim.epochs=50")
+    for section in sections:
+        content = content.setdefault(section, {})
+        if not isinstance(content, dict):
+            raise ConfigError(f"--set {override}: {section!r} is a value, not a section")
+    content[name] = _value(text.strip())
+
+
+def _value(text: str) -> Any:
+    """A TOML value, or else the text itself, so that strings need no quotes."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _without_none(content: Any) -> Any:
+    """TOML has no null: a key that is left out takes its default, which None must therefore be."""
+    if isinstance(content, dict):
+        return {key: _without_none(value) for key, value in content.items() if value is not None}
+    return content
+
+
+def _refuse(section: str, faults: Iterator[str]) -> None:
+    found = list(faults)
+    if found:
+        raise ConfigError(f"{section}: " + "; ".join(found))
+
+
+def _data_faults(config: DataConfig) -> Iterator[str]:
+    if config.folds < 2 or not 0 <= config.fold < config.folds:
+        yield f"fold must be in 0..folds-1 and folds at least 2, got fold {config.fold} of {config.folds}"
+    for name in ("scan_share", "window_share", "tumour_share"):
+        if not 0 <= getattr(config, name) <= 1:
+            yield f"{name} must be in [0, 1], got {getattr(config, name)!r}"
+    if config.scan_share + config.window_share > 1:
+        yield f"scan_share and window_share add up to {config.scan_share + config.window_share:g}, more than 1"
+    if config.val_cases and not config.train_cases:
+        yield "val_cases needs train_cases"
+
+
+def _optim_faults(config: OptimConfig) -> Iterator[str]:
+    for name in ("epochs", "steps_per_epoch", "batch_size"):
+        if getattr(config, name) < 1:
+            yield f"{name} must be at least 1, got {getattr(config, name)}"
+    for name in ("learning_rate", "clip_norm"):
+        if not getattr(config, name) > 0:
+            yield f"{name} must be above 0, got {getattr(config, name)}"
+    if config.weight_decay < 0 or config.warmup_steps < 0:
+        yield f"weight_decay and warmup_steps must not be negative, got {config.weight_decay}, {config.warmup_steps}"
+    if not 0 <= config.ema_decay < 1:
+        yield f"ema_decay must be in [0, 1), got {config.ema_decay}"

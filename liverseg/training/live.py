@@ -1,0 +1,34 @@
+"""The trainer's progress in a terminal: a live line a step, a row an epoch."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+from liverseg.console import number, progress_bar, say
+from liverseg.training.config import TrainConfig
+from liverseg.training.train import Row, Watcher
+
+
+@contextlib.contextmanager
+def live_watcher(config: TrainConfig) -> Iterator[Watcher]:
+    """A watcher that draws on the console until the block ends."""
+    steps = config.optim.steps_per_epoch
+    with progress_bar() as bar:
+        task = bar.add_task("train", total=config.optim.epochs * steps, note="")
+
+        def stepped(epoch: int, step: int, rate: float) -> None:
+            note = f"epoch {epoch}, {rate:.2f} samples/s"
+            bar.update(task, completed=(epoch - 1) * steps + step, note=note)
+
+        yield Watcher(started=say, stepped=stepped, finished_epoch=lambda row: say(epoch_line(row, config)))
+
+
+def epoch_line(row: Row, config: TrainConfig) -> str:
+    """One epoch in one line."""
+    return (
+        f"epoch {row['epoch']:>3.0f}/{config.optim.epochs}  loss {number(row['train_loss'])}"
+        f"  val {number(row['val_loss'])}  Dice liver {number(row['val_dice_liver'])}"
+        f" tumour {number(row['val_dice_tumour'])}  {number(row['samples_per_second'], 2)} samples/s,"
+        f" {100 * (row['wait_share'] or 0):.1f} % waiting for data, {number(row['seconds'], 1)} s"
+    )

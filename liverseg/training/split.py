@@ -1,0 +1,77 @@
+"""Who is learnt from and who is held back: dealt by a hash, written beside the run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from pydantic import ConfigDict
+
+from data_cache.errors import ConfigError, RunError
+from data_cache.files import write_text
+from data_cache.reader import CacheStore
+from data_cache.records import STRICT, parse, to_json
+from liverseg.training.config import DataConfig
+
+SPLIT = "split.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Split:
+    """Case ids of a run, and the sha256 of each training image, by which it is known in any other cache."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+    train: tuple[str, ...]
+    val: tuple[str, ...]
+    train_sha256: tuple[str, ...]
+
+
+def make_split(store: CacheStore, config: DataConfig, *, seed: int) -> Split:
+    """Deal the labelled cases of a store, or take the ones that are named.
+
+    Raises:
+        ConfigError: A named case is not in the store, or too few cases are left to train and validate.
+    """
+    labelled = [case_id for case_id in store.case_ids if store.meta(case_id).label is not None]
+    if config.train_cases:
+        train, val = config.train_cases, config.val_cases or config.train_cases
+        unknown = sorted({*train, *val} - set(labelled))
+        if unknown:
+            raise ConfigError(f"{store.path}: has no labelled case {', '.join(unknown)}")
+    else:
+        train, val = map(tuple, deal(labelled, folds=config.folds, fold=config.fold, seed=seed))
+    if not train or not val:
+        raise ConfigError(
+            f"{store.path}: {len(labelled)} labelled cases are too few for {config.folds} folds: "
+            "set data.folds lower, or name them with data.train_cases"
+        )
+    sha256 = tuple(store.meta(case_id).image.sha256 for case_id in train)
+    return Split(train=tuple(train), val=tuple(val), train_sha256=sha256)
+
+
+def deal(case_ids: Sequence[str], *, folds: int, fold: int, seed: int) -> tuple[list[str], list[str]]:
+    """Training and validation ids: cases ordered by a hash of seed and id, every ``folds``-th validates."""
+    shuffled = sorted(case_ids, key=lambda i: hashlib.sha256(f"{seed}/{i}".encode()).digest())
+    val = set(shuffled[fold::folds])
+    return [i for i in case_ids if i not in val], [i for i in case_ids if i in val]
+
+
+def save_split(split: Split, run: Path) -> None:
+    """Write ``split.json``."""
+    write_text(run / SPLIT, json.dumps(to_json(split), indent=1) + "\n")
+
+
+def load_split(run: Path) -> Split:
+    """Read ``split.json``; raises RunError where there is none or it does not parse."""
+    path = run / SPLIT
+    try:
+        content = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise RunError(f"{path}: missing: {run} is not the folder of a training run") from None
+    except (OSError, ValueError) as failure:
+        raise RunError(f"{path}: unreadable: {failure}") from failure
+    return parse(Split, content, source=str(path), error=RunError)

@@ -1,0 +1,360 @@
+"""Augmentation: doing nothing is exact, a batch is its samples, and each number does what it says."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from data_cache.errors import ConfigError
+from data_cache.records import parse, to_json
+from liverseg.training.augment import (
+    AugmentConfig,
+    ContrastParams,
+    SpatialParams,
+    apply,
+    apply_contrast,
+    apply_noise,
+    apply_spatial,
+    augment,
+    draw,
+    draw_contrast,
+    draw_noise,
+    draw_spatial,
+    sampling_grid,
+)
+
+# Threads that wait for each other make tiny tensors a hundred times slower on a machine shared with others.
+torch.set_num_threads(1)
+
+CPU = torch.device("cpu")
+SHAPE = (8, 12, 12)
+STRONG = AugmentConfig(elastic_probability=0.5, num_controlpoints=5, sigma=3, rotation_degrees=30, flip=True)
+OFF = AugmentConfig(
+    sigma=0,
+    rotation_degrees=0,
+    scale=0,
+    noise_level=0,
+    contrast_random_level=0,
+    brightness_random_level=0,
+)
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def batch(size: int = 3, shape_zyx: tuple[int, int, int] = SHAPE) -> tuple[Tensor, Tensor]:
+    image = torch.randn(size, 1, *shape_zyx, generator=seeded(1))
+    fractions = torch.randn(size, 3, *shape_zyx, generator=seeded(2)).softmax(dim=1)
+    return image, fractions
+
+
+def still(batch_size: int = 1) -> SpatialParams:
+    return draw_spatial(batch_size, OFF, generator=seeded())
+
+
+def moved(volume_zyx: Tensor, params: SpatialParams) -> Tensor:
+    """The volume after the transform; its negative goes the fractions' way and must come out as the negative."""
+    image, fractions = apply_spatial(volume_zyx[None, None], -volume_zyx[None, None], params)
+    torch.testing.assert_close(fractions, -image)
+    return image[0, 0]
+
+
+def ramp(axis: int, shape_zyx: tuple[int, int, int] = SHAPE) -> Tensor:
+    view = [1, 1, 1]
+    view[axis] = -1
+    return torch.arange(shape_zyx[axis], dtype=torch.float32).view(view).expand(shape_zyx).clone()
+
+
+# --- laws
+
+
+def test_zero_strength_is_the_identity_bit_for_bit() -> None:
+    image, fractions = batch()
+    result = augment(image, fractions, OFF, generator=seeded())
+    assert torch.equal(result[0], image)
+    assert torch.equal(result[1], fractions)
+
+
+def test_samples_left_in_place_are_exact_beside_samples_that_move() -> None:
+    image, fractions = batch()
+    windows = torch.tensor([[0.0, 1.0], [0.1, 0.9], [0.0, 1.0]])
+    params = draw_spatial(3, OFF, windows_b2=windows, generator=seeded())
+    new_image, new_fractions = apply_spatial(image, fractions, params)
+    for i in (0, 2):
+        assert torch.equal(new_image[i], image[i])
+        assert torch.equal(new_fractions[i], fractions[i])
+    assert not torch.equal(new_image[1], image[1])
+
+
+@settings(deadline=None, max_examples=30)
+@given(seed=st.integers(0, 1000), size=st.integers(1, 4))
+def test_a_batch_is_its_samples_one_by_one(seed: int, size: int) -> None:
+    image, fractions = batch(size, (4, 6, 5))
+    params = draw(size, STRONG, generator=seeded(seed))
+    together = apply(image, fractions, params)
+    for i in range(size):
+        alone = apply(image[i, None], fractions[i, None], params.select(i))
+        assert torch.equal(together[0][i], alone[0][0])
+        assert torch.equal(together[1][i], alone[1][0])
+
+
+def test_the_same_seed_gives_the_same_and_another_does_not() -> None:
+    first, again, other = (augment(*batch(), STRONG, generator=seeded(s)) for s in (3, 3, 4))
+    for i in (0, 1):
+        assert torch.equal(first[i], again[i])
+        assert not torch.equal(first[i], other[i])
+
+
+def test_samples_of_a_batch_differ() -> None:
+    image, fractions = (x[:1].repeat(2, 1, 1, 1, 1) for x in batch())
+    config = replace(STRONG, elastic_probability=1)
+    params = draw(2, config, generator=seeded())
+    noise = replace(params.noise, std_b=torch.ones(2))
+    for new in (*apply_spatial(image, fractions, params.spatial), apply_noise(image, noise)):
+        assert not torch.equal(new[0], new[1])
+
+
+def test_arguments_are_never_edited() -> None:
+    image, fractions = batch()
+    windows = torch.tensor([[-0.1, 0.8]] * 3)
+    kept = [x.clone() for x in (image, fractions, windows)]
+    augment(image, fractions, STRONG, windows_b2=windows, generator=seeded())
+    assert all(torch.equal(a, b) for a, b in zip((image, fractions, windows), kept, strict=True))
+
+
+def test_fractions_still_sum_to_one() -> None:
+    _, fractions = augment(*batch(), replace(STRONG, elastic_probability=1), generator=seeded())
+    torch.testing.assert_close(fractions.sum(dim=1), torch.ones(3, *SHAPE))
+    assert fractions.min() >= 0
+
+
+def test_a_volume_of_a_constant_stays_it_whatever_the_transform() -> None:
+    params = draw_spatial(1, replace(STRONG, elastic_probability=1, sigma=30), generator=seeded())
+    torch.testing.assert_close(moved(torch.full(SHAPE, 0.7), params), torch.full(SHAPE, 0.7))
+
+
+# --- where voxels are read from
+
+
+def offsets_voxels(params: SpatialParams, shape_zyx: tuple[int, int, int]) -> Tensor:
+    """(Z, Y, X, 3): how far from itself, in voxels (z, y, x), each output voxel of one sample is read."""
+    size = torch.tensor(shape_zyx, dtype=torch.float32)
+    voxel = (sampling_grid(shape_zyx, params, device=CPU)[0].flip(-1) + 1) * size / 2 - 0.5
+    own = torch.stack(torch.meshgrid(*(torch.arange(n) for n in shape_zyx), indexing="ij"), dim=-1)
+    return voxel - own
+
+
+def test_without_displacement_the_grid_is_the_identity() -> None:
+    # The affine part goes through the spline: only if its weights reproduce linear functions does this hold.
+    assert offsets_voxels(still(), (7, 12, 16)).abs().max() < 1e-5
+
+
+def test_displacement_of_one_controlpoint_by_hand() -> None:
+    # 4 points on 3 voxels make one cell, whose centre voxel has u = 0.5 along each axis and weights
+    # (1/48, 23/48, 23/48, 1/48). Point (1, 2, 0) moved by (6, -12, 0) moves it by 23²/48³ of that.
+    control = torch.zeros(1, 4, 4, 4, 3)
+    control[0, 1, 2, 0] = torch.tensor([6.0, -12.0, 0.0])
+    centre = offsets_voxels(replace(still(), control_bzyx3=control), (3, 3, 3))[1, 1, 1]
+    share = 23**2 / 48**3
+    torch.testing.assert_close(centre, torch.tensor([6 * share, -12 * share, 0.0]), rtol=1e-4, atol=1e-6)
+
+
+def test_all_controlpoints_moved_alike_shift_the_volume() -> None:
+    control = torch.tensor([0.0, 2.0, -1.0]).expand(1, 5, 5, 5, 3)
+    volume = torch.randn(SHAPE, generator=seeded())
+    shifted = moved(volume, replace(still(), control_bzyx3=control))
+    # Read 2 voxels further in y and 1 back in x; outside, the border repeats.
+    y, x = (torch.arange(12) + 2).clamp(max=11), (torch.arange(12) - 1).clamp(min=0)
+    torch.testing.assert_close(shifted, volume[:, y][:, :, x], rtol=1e-3, atol=1e-4)
+
+
+def test_displacements_have_the_standard_deviation_asked_for() -> None:
+    config = replace(OFF, sigma=4.0, elastic_probability=1, num_controlpoints=(5, 6, 7))
+    params = draw_spatial(200, config, generator=seeded())
+    assert params.control_bzyx3.shape == (200, 5, 6, 7, 3)
+    # 126,000 draws: the standard deviation is known to 0.2 %.
+    assert float(params.control_bzyx3.std()) == pytest.approx(4.0, rel=0.01)
+    centre = torch.stack([offsets_voxels(params.select(i), (4, 6, 8))[2, 3, 4] for i in range(200)])
+    # z: 2 cells on 4 voxels, voxel 2 at 2.5/2 = 1.25; y: 3 cells on 6, voxel 3 at 1.75; x: 4 cells on 8, voxel 4
+    # at 2.25. At u = 1/4 (or 3/4) the weights are (27, 235, 121, 1)/384, whose squares sum to 0.4788.
+    expected = 4.0 * math.sqrt(((27**2 + 235**2 + 121**2 + 1) / 384**2) ** 3)
+    # 600 draws: known to 3 %.
+    assert float(centre.std()) == pytest.approx(expected, rel=0.1)
+    assert abs(float(centre.mean())) < 0.2
+
+
+def test_elastic_probability_is_the_share_of_deformed_samples() -> None:
+    config = replace(OFF, sigma=1.0, elastic_probability=0.25)
+    share = 1 - draw_spatial(2000, config, generator=seeded()).identity_b.float().mean()
+    assert float(share) == pytest.approx(0.25, abs=0.04)  # four standard deviations
+
+
+def test_a_quarter_turn_is_exact() -> None:
+    volume = torch.randn(SHAPE, generator=seeded())
+    turned = moved(volume, replace(still(), angle_b=torch.tensor([math.pi / 2])))
+    torch.testing.assert_close(turned, torch.rot90(volume, -1, dims=(1, 2)), rtol=1e-3, atol=1e-4)
+
+
+def test_a_turn_keeps_distances_when_y_and_x_differ() -> None:
+    params = replace(still(), angle_b=torch.tensor([0.3]))
+    grid = sampling_grid((4, 8, 20), params, device=CPU)[0]
+    y, x = grid[..., 1] * 4, grid[..., 0] * 10
+    step = torch.hypot(y.diff(dim=1), x.diff(dim=1))
+    torch.testing.assert_close(step, torch.ones(4, 7, 20), rtol=1e-4, atol=1e-4)
+
+
+def test_size_two_halves_the_steps() -> None:
+    grown = moved(ramp(2), replace(still(), size_b=torch.tensor([2.0])))
+    # Centre at 5.5; voxel i is read at 5.5 + (i - 5.5)/2.
+    torch.testing.assert_close(grown[0, 0], 5.5 + (torch.arange(12) - 5.5) / 2)
+
+
+def test_drawn_angles_and_sizes_stay_within_their_levels() -> None:
+    config = replace(OFF, rotation_degrees=20, scale=0.25)
+    params = draw_spatial(500, config, generator=seeded())
+    assert math.radians(19) < params.angle_b.abs().max() <= math.radians(20)
+    assert 0.8 <= params.size_b.min() < 0.81
+    assert 1.24 < params.size_b.max() <= 1.25
+
+
+def test_flip_mirrors_x_of_half_the_samples() -> None:
+    params = draw_spatial(400, replace(OFF, flip=True), generator=seeded())
+    assert 160 < int(params.mirror_b.sum()) < 240
+    volume = torch.randn(SHAPE, generator=seeded())
+    torch.testing.assert_close(
+        moved(volume, replace(still(), mirror_b=torch.tensor([True]))), volume.flip(2), rtol=1e-3, atol=1e-4
+    )
+    assert not draw_spatial(100, OFF, generator=seeded()).mirror_b.any()
+
+
+def test_volume_is_preserved_on_average() -> None:
+    z, y, x = torch.meshgrid(*(torch.arange(n) - (n - 1) / 2 for n in (24, 32, 32)), indexing="ij")
+    ball = (8.5 - torch.sqrt(z**2 + y**2 + x**2)).clamp(0, 1)[None, None]
+    config = replace(OFF, sigma=2.5, elastic_probability=1)
+    params = draw_spatial(150, config, generator=seeded())
+    volumes = torch.stack([apply_spatial(ball, ball, params.select(i))[1].sum() for i in range(150)])
+    assert float(volumes.mean() / ball.sum()) == pytest.approx(1, abs=0.02)
+    assert volumes.std() > 0.02 * ball.sum()  # and they do vary
+
+
+# --- windows
+
+
+def windowed(start: float, stop: float) -> Tensor:
+    params = draw_spatial(1, OFF, windows_b2=torch.tensor([[start, stop]]), generator=seeded())
+    return moved(ramp(0), params)[:, 0, 0]
+
+
+def test_the_middle_half_of_a_ramp() -> None:
+    # Output slice i has its centre at depth 0.25 + 0.5 (i + 0.5)/8, which is input slice 8 · depth - 0.5:
+    # 1.75 + i/2.
+    torch.testing.assert_close(windowed(0.25, 0.75), 1.75 + torch.arange(8) / 2)
+
+
+def test_a_window_reaching_outside_repeats_the_border() -> None:
+    # Twice the depth, from -0.5: slice 2 i - 3.5, kept within 0..7.
+    expected = torch.tensor([0.0, 0.0, 0.5, 2.5, 4.5, 6.5, 7.0, 7.0])
+    torch.testing.assert_close(windowed(-0.5, 1.5), expected)
+
+
+@pytest.mark.parametrize(
+    "windows", [[[0.0, 1.0]], [[0.0, 1.0], [0.5, 0.5]], [[0.0, 1.0], [float("nan"), 1.0]]]
+)
+def test_windows_that_are_empty_or_too_few_are_refused(windows: list[list[float]]) -> None:
+    with pytest.raises(ValueError, match="windows must be 2 pairs of start < stop"):
+        draw_spatial(2, OFF, windows_b2=torch.tensor(windows), generator=seeded())
+
+
+# --- noise and contrast
+
+
+def test_noise_has_the_drawn_standard_deviation() -> None:
+    params = draw_noise(2, replace(OFF, noise_level=0.5), generator=seeded())
+    noisy = apply_noise(torch.full((2, 1, 32, 32, 32), 3.0), params)
+    torch.testing.assert_close(noisy.std(dim=(1, 2, 3, 4)), params.std_b, rtol=0.02, atol=0)
+    torch.testing.assert_close(noisy.mean(dim=(1, 2, 3, 4)), torch.full((2,), 3.0), rtol=0, atol=0.02)
+
+
+def test_noise_levels_are_uniform_up_to_the_level() -> None:
+    std_b = draw_noise(1000, replace(OFF, noise_level=0.5), generator=seeded()).std_b
+    assert 0 <= std_b.min() < 0.01
+    assert 0.49 < std_b.max() <= 0.5
+    assert float(std_b.mean()) == pytest.approx(0.25, abs=0.02)
+
+
+def test_contrast_by_hand() -> None:
+    params = ContrastParams(gain_b=torch.tensor([2.0, 1.0]), offset_b=torch.tensor([-0.5, 0.25]))
+    image = torch.tensor([1.0, 3.0]).view(2, 1, 1, 1, 1)
+    assert apply_contrast(image, params).flatten().tolist() == [1.5, 3.25]  # 2·1 - 0.5; 1·3 + 0.25
+
+
+def test_contrast_leaves_the_central_value_but_for_the_brightness() -> None:
+    config = replace(OFF, contrast_random_level=0.5, central_value=0.4)
+    params = draw_contrast(200, config, generator=seeded())
+    image = torch.full((200, 1, 1, 1, 1), 0.4)
+    torch.testing.assert_close(apply_contrast(image, params), image)
+    shifted = draw_contrast(200, replace(config, brightness_random_level=0.3), generator=seeded())
+    b = apply_contrast(image, shifted).flatten() - 0.4
+    assert -0.3 <= b.min() < -0.28
+    assert 0.28 < b.max() <= 0.3
+    assert 0.5 <= params.gain_b.min() < 0.52
+    assert 1.48 < params.gain_b.max() <= 1.5
+
+
+def test_contrast_and_noise_leave_fractions_alone() -> None:
+    image, fractions = batch()
+    config = replace(OFF, noise_level=1, contrast_random_level=0.5, brightness_random_level=0.5)
+    new_image, new_fractions = augment(image, fractions, config, generator=seeded())
+    assert torch.equal(new_fractions, fractions)
+    assert not torch.equal(new_image, image)
+
+
+# --- configuration
+
+
+def test_one_number_of_controlpoints_counts_for_every_axis() -> None:
+    assert AugmentConfig(num_controlpoints=5).controlpoints_zyx == (5, 5, 5)
+    assert AugmentConfig(num_controlpoints=(4, 5, 6)).controlpoints_zyx == (4, 5, 6)
+
+
+def test_a_bad_configuration_lists_every_fault() -> None:
+    with pytest.raises(ConfigError) as caught:
+        AugmentConfig(
+            elastic_probability=1.1, num_controlpoints=3, sigma=-1, contrast_random_level=1.5, scale=-1
+        )
+    for name in ("elastic_probability", "num_controlpoints", "sigma", "contrast_random_level", "scale"):
+        assert name in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: AugmentConfig(num_controlpoints=(4, 4, 3)),
+        lambda: AugmentConfig(rotation_degrees=181),
+        lambda: AugmentConfig(central_value=float("inf")),
+        lambda: AugmentConfig(noise_level=-0.1),
+        lambda: AugmentConfig(sigma=float("nan")),
+    ],
+)
+def test_each_fault_alone_is_found(make: Callable[[], AugmentConfig]) -> None:
+    with pytest.raises(ConfigError, match=r"^augmentation: \w+ must be"):
+        make()
+
+
+def test_a_negative_central_value_is_fine() -> None:
+    assert AugmentConfig(central_value=-0.25).central_value == -0.25
+
+
+def test_a_configuration_survives_its_file_and_an_unknown_key_does_not() -> None:
+    config = AugmentConfig(num_controlpoints=(4, 5, 6), flip=True)
+    assert parse(AugmentConfig, to_json(config), source="run.toml", error=ConfigError) == config
+    with pytest.raises(ConfigError, match="typo: unknown key"):
+        parse(AugmentConfig, {"typo": 1}, source="run.toml", error=ConfigError)

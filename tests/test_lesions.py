@@ -1,0 +1,219 @@
+"""Lesion detection: against loops over lesions, by hand, and at the empty edges."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis.extra import numpy as hnp
+
+from liverseg.inference.lesions import (
+    DetectionCounts,
+    burden_errors,
+    equivalent_diameters_mm,
+    lesion_overlaps,
+    match,
+    score_lesions,
+    tumour_burden,
+)
+from liverseg.inference.metrics import Mask, Spacing
+
+ONE_MM: Spacing = (1.0, 1.0, 1.0)
+Voxel = tuple[int, int, int]
+
+sparse_masks = hnp.arrays(np.bool_, (3, 6, 7), fill=hnp.from_dtype(np.dtype(np.bool_)))
+
+
+def flood_fill(mask: Mask) -> list[frozenset[Voxel]]:
+    """The definition: grow each lesion through all 26 neighbours, in the order of its first voxel."""
+    todo = {(int(z), int(y), int(x)) for z, y, x in np.argwhere(mask)}
+    lesions = []
+    for seed in sorted(todo):
+        if seed not in todo:
+            continue
+        todo.discard(seed)
+        lesion, front = {seed}, [seed]
+        while front:
+            z, y, x = front.pop()
+            near = {q for q in todo if max(abs(q[0] - z), abs(q[1] - y), abs(q[2] - x)) == 1}
+            todo -= near
+            lesion |= near
+            front += near
+        lesions.append(frozenset(lesion))
+    return lesions
+
+
+def cubes(shape: Voxel, *corners_and_sizes: tuple[Voxel, Voxel]) -> Mask:
+    mask = np.zeros(shape, dtype=np.bool_)
+    for corner, size in corners_and_sizes:
+        mask[tuple(slice(c, c + n) for c, n in zip(corner, size, strict=True))] = True
+    return mask
+
+
+# ---- laws
+
+
+@settings(deadline=None, max_examples=60)
+@given(pred=sparse_masks, truth=sparse_masks)
+def test_overlaps_are_those_of_flood_filled_lesions(pred: Mask, truth: Mask) -> None:
+    preds, truths = flood_fill(pred), flood_fill(truth)
+    expected = sorted(len(t & p) / len(t | p) for t in truths for p in preds if t & p)
+    got = lesion_overlaps(pred, truth, ONE_MM)
+    assert sorted(got.pair_iou) == pytest.approx(expected)
+    sizes = equivalent_diameters_mm(np.array([len(t) for t in truths], dtype=np.int64), ONE_MM)
+    assert sorted(got.truth_diameters_mm) == pytest.approx(sorted(sizes))
+    assert got.pred_diameters_mm.size == len(preds)
+
+
+@settings(deadline=None, max_examples=60)
+@given(pred=sparse_masks, truth=sparse_masks)
+def test_each_lesion_is_counted_once(pred: Mask, truth: Mask) -> None:
+    n_pred, n_truth = len(flood_fill(pred)), len(flood_fill(truth))
+    loose, tight = score_lesions(pred, truth, ONE_MM)
+    for scores in (loose, tight):
+        counts = scores.overall
+        assert counts.true_positives + counts.false_positives == n_pred
+        assert counts.true_positives + counts.false_negatives == n_truth
+    assert tight.overall.true_positives <= loose.overall.true_positives
+
+
+@settings(deadline=None, max_examples=30)
+@given(pred=sparse_masks, truth=sparse_masks)
+def test_a_match_is_one_to_one(pred: Mask, truth: Mask) -> None:
+    pairs = match(lesion_overlaps(pred, truth, ONE_MM), iou_threshold=0.0)
+    assert len({t for t, _ in pairs}) == len({p for _, p in pairs}) == len(pairs)
+
+
+def test_a_truth_finds_all_of_itself() -> None:
+    truth = np.random.default_rng(2).random((6, 20, 20)) < 0.03
+    for scores in score_lesions(truth, truth, ONE_MM):
+        assert (scores.overall.precision, scores.overall.recall, scores.overall.f1) == (1.0, 1.0, 1.0)
+
+
+# ---- by hand
+
+
+def test_corner_touching_voxels_are_one_lesion() -> None:
+    mask = cubes((2, 2, 2), ((0, 0, 0), (1, 1, 1)), ((1, 1, 1), (1, 1, 1)))
+    assert lesion_overlaps(mask, mask, ONE_MM).truth_diameters_mm.size == 1
+
+
+def test_one_found_one_missed_one_invented() -> None:
+    shape = (3, 3, 30)
+    truth = cubes(shape, ((1, 1, 0), (1, 1, 4)), ((1, 1, 10), (1, 1, 2)))
+    pred = cubes(shape, ((1, 1, 1), (1, 1, 4)), ((1, 1, 20), (1, 1, 3)))
+    # x 0..3 against 1..4: 3 shared of 5, IoU .6
+    assert lesion_overlaps(pred, truth, ONE_MM).pair_iou == pytest.approx([0.6])
+    for scores in score_lesions(pred, truth, ONE_MM):
+        counts = scores.overall
+        assert counts == DetectionCounts(true_positives=1, false_positives=1, false_negatives=1)
+        assert (counts.precision, counts.recall, counts.f1) == (0.5, 0.5, 0.5)
+
+
+def test_iou_must_be_above_the_threshold() -> None:
+    # x 0..3 against 0..1: 2 of 4, IoU .5 exactly, which is not above .5
+    truth, pred = cubes((1, 1, 9), ((0, 0, 0), (1, 1, 4))), cubes((1, 1, 9), ((0, 0, 0), (1, 1, 2)))
+    loose, tight = score_lesions(pred, truth, ONE_MM)
+    assert (loose.overall.true_positives, tight.overall.true_positives) == (1, 0)
+
+
+def test_a_prediction_that_spans_two_lesions_finds_the_better_one() -> None:
+    # truth x 0..1 and 3..7, prediction 0..7: IoU 2/8 and 5/8
+    truth = cubes((1, 1, 9), ((0, 0, 0), (1, 1, 2)), ((0, 0, 3), (1, 1, 5)))
+    pred = cubes((1, 1, 9), ((0, 0, 0), (1, 1, 8)))
+    overlaps = lesion_overlaps(pred, truth, ONE_MM)
+    assert match(overlaps, iou_threshold=0.0) == ((1, 0),)
+    counts = score_lesions(pred, truth, ONE_MM)[0].overall
+    assert counts == DetectionCounts(true_positives=1, false_positives=0, false_negatives=1)
+
+
+def test_a_lesion_split_in_two_leaves_one_piece_invented() -> None:
+    # truth 0..8; pieces 0..5 (IoU 6/9) and 7..8 (2/9): the larger matches, the other is a false positive.
+    truth = cubes((1, 1, 9), ((0, 0, 0), (1, 1, 9)))
+    pred = cubes((1, 1, 9), ((0, 0, 0), (1, 1, 6)), ((0, 0, 7), (1, 1, 2)))
+    counts = score_lesions(pred, truth, ONE_MM)[1].overall
+    assert counts == DetectionCounts(true_positives=1, false_positives=1, false_negatives=0)
+
+
+def test_size_bins_use_the_spacing_and_a_found_lesion_its_true_size() -> None:
+    # Voxels of 5×4×5 = 100 mm³: 5 voxels are 500 mm³, (6·500/π)^(1/3) = 9.85 mm, below 10;
+    # 6 are 10.46 mm; 42 are 20.02 mm, above 20. The prediction of the large one has only 30 voxels (17.9 mm).
+    spacing = (5.0, 4.0, 5.0)
+    shape = (9, 9, 40)
+    truth = cubes(shape, ((0, 0, 0), (1, 1, 5)), ((0, 4, 0), (1, 1, 6)), ((3, 0, 0), (6, 7, 1)))
+    pred = cubes(shape, ((3, 0, 0), (5, 6, 1)), ((0, 0, 20), (1, 1, 5)))
+    got = score_lesions(pred, truth, spacing)[0]
+    assert got.below_10_mm == DetectionCounts(true_positives=0, false_positives=1, false_negatives=1)
+    assert got.from_10_to_20_mm == DetectionCounts(true_positives=0, false_positives=0, false_negatives=1)
+    assert got.above_20_mm == DetectionCounts(true_positives=1, false_positives=0, false_negatives=0)
+
+
+def test_diameter_of_a_sphere_is_its_diameter() -> None:
+    z, y, x = np.ogrid[-12:13, -24:25, -24:25]
+    ball = (z * 1.0) ** 2 + (y * 0.5) ** 2 + (x * 0.5) ** 2 <= 10.0**2
+    got = lesion_overlaps(ball, ball, (1.0, 0.5, 0.5)).truth_diameters_mm
+    assert got == pytest.approx([20.0], rel=5e-3)
+
+
+def test_cases_add_up() -> None:
+    truth = cubes((1, 1, 9), ((0, 0, 0), (1, 1, 4)))
+    one = score_lesions(truth, truth, ONE_MM)[0]
+    missed = score_lesions(np.zeros_like(truth), truth, ONE_MM)[0]
+    assert (one + one + missed).overall.recall == pytest.approx(2 / 3)
+    with pytest.raises(ValueError, match=r"IoU > 0\.0 and IoU > 0\.5"):
+        _ = one + score_lesions(truth, truth, ONE_MM)[1]
+
+
+# ---- empty edges
+
+
+def test_without_lesions_nothing_can_be_said() -> None:
+    none = np.zeros((2, 3, 4), dtype=np.bool_)
+    counts = score_lesions(none, none, ONE_MM)[0].overall
+    assert (counts.precision, counts.recall, counts.f1) == (None, None, None)
+
+
+def test_one_side_without_lesions() -> None:
+    none, full = np.zeros((2, 3, 4), dtype=np.bool_), np.ones((2, 3, 4), dtype=np.bool_)
+    missed = score_lesions(none, full, ONE_MM)[0].overall
+    assert (missed.precision, missed.recall, missed.f1) == (None, 0.0, 0.0)
+    invented = score_lesions(full, none, ONE_MM)[0].overall
+    assert (invented.precision, invented.recall, invented.f1) == (0.0, None, 0.0)
+
+
+def test_scores_are_strict_json() -> None:
+    none = np.zeros((2, 3, 4), dtype=np.bool_)
+    written = json.loads(json.dumps(score_lesions(none, none, ONE_MM)[1].to_json(), allow_nan=False))
+    assert written["iou_threshold"] == 0.5
+    assert written["overall"]["f1"] is None
+    assert set(written) == {"iou_threshold", "overall", "below_10_mm", "from_10_to_20_mm", "above_20_mm"}
+
+
+def test_shapes_must_agree() -> None:
+    with pytest.raises(ValueError, match=r"\(1, 1, 2\) and \(1, 1, 3\)"):
+        lesion_overlaps(np.ones((1, 1, 2), np.bool_), np.ones((1, 1, 3), np.bool_), ONE_MM)
+
+
+# ---- burden
+
+
+def test_burden_counts_the_tumour_as_liver() -> None:
+    # 3 liver, 1 tumour: 1 / (3 + 1)
+    assert tumour_burden(np.array([[[0, 1, 1, 1, 2]]], dtype=np.uint8)) == 0.25
+    assert tumour_burden(np.ones((1, 1, 3), dtype=np.uint8)) == 0.0
+    assert tumour_burden(np.zeros((1, 1, 3), dtype=np.uint8)) == 0.0
+
+
+def test_burden_errors_by_hand() -> None:
+    # errors .1, -.3, 0: √((.01 + .09) / 3), largest .3
+    got = burden_errors([0.2, 0.1, 0.5], [0.1, 0.4, 0.5])
+    assert got.rmse == pytest.approx(math.sqrt(0.1 / 3))
+    assert got.max_abs == pytest.approx(0.3)
+    assert got.n_cases == 3
+    none = burden_errors([], [])
+    assert (none.rmse, none.max_abs, none.n_cases) == (None, None, 0)
+    with pytest.raises(ValueError, match="2 predicted and 1 true"):
+        burden_errors([0.1, 0.2], [0.1])
