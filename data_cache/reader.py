@@ -15,6 +15,7 @@ from data_cache.errors import CacheError, SchemaError
 from data_cache.schema import CacheSchema, CaseMeta, View
 
 METADATA = "zarr.json"
+REBUILD = "delete the case's folder and run liverseg preprocess again"
 
 
 def read_schema(store: Path) -> CacheSchema:
@@ -93,45 +94,41 @@ class CacheStore:
         Raises:
             CacheError: No such case or view, a missing chunk, or bytes that fail their checksum.
         """
-        meta = self.meta(case_id)
+        meta, shape_zyx = self.meta(case_id), self.schema.spec.shape_zyx
         if view not in meta.windows:
             raise CacheError(
                 f"{self.path}: case {case_id} has no {view!r} view, only {', '.join(meta.windows)}"
             )
         return View(
-            image_zyx=self._read_array(f"{case_id}/{view}/image", np.int16),
+            image_zyx=self._read_array(f"{case_id}/{view}/image", np.int16, shape_zyx),
             fractions_czyx=None
             if meta.label is None
-            else self._read_array(f"{case_id}/{view}/fractions", np.uint8),
-            grid=meta.view_grid(view, self.schema.spec.shape_zyx),
+            else self._read_array(f"{case_id}/{view}/fractions", np.uint8, (2, *shape_zyx)),
+            grid=meta.view_grid(view, shape_zyx),
         )
 
-    def _read_array(self, name: str, dtype: type[np.generic]) -> NDArray[Any]:
+    def _read_array(self, name: str, dtype: type[np.generic], shape: tuple[int, ...]) -> NDArray[Any]:
         try:
             if name not in self._arrays:
                 self._arrays[name] = zarr.open_array(self.path / name, mode="r")
             array = self._arrays[name]
+            self._check_shape(name, array, dtype, shape)
             # zarr gives fill_value for a missing chunk, without an error.
-            if not self._chunk_path(name, array.ndim).exists():
-                raise CacheError(f"{self.path / name}: a chunk is missing: run liverseg preprocess again")
-            values = np.asarray(array[...])
+            if not (self.path / name / array.metadata.encode_chunk_key((0,) * array.ndim)).exists():
+                raise CacheError(f"{self.path / name}: a chunk is missing: {REBUILD}")
+            return np.asarray(array[...])
         except CacheError:
             raise
         except Exception as failure:  # zarr and its codecs raise whatever their libraries do
             raise CacheError(
-                f"{self.path / name}: damaged ({type(failure).__name__}: {failure}): "
-                "delete the case's folder and run liverseg preprocess again"
+                f"{self.path / name}: damaged ({type(failure).__name__}: {failure}): {REBUILD}"
             ) from failure
-        self._check_shape(name, values, dtype)
-        return values
 
-    def _chunk_path(self, name: str, ndim: int) -> Path:
-        return self.path.joinpath(name, "c", *["0"] * ndim)
-
-    def _check_shape(self, name: str, values: NDArray[Any], dtype: type[np.generic]) -> None:
-        wanted = self.schema.spec.shape_zyx
-        if values.shape[-3:] != wanted or values.dtype != dtype:
+    def _check_shape(
+        self, name: str, array: zarr.Array[Any], dtype: type[np.generic], shape: tuple[int, ...]
+    ) -> None:
+        if array.shape != shape or array.dtype != dtype:
             raise CacheError(
-                f"{self.path / name}: holds {values.dtype} {values.shape}, the schema says "
-                f"{np.dtype(dtype)} {wanted}: delete the case's folder and run liverseg preprocess again"
+                f"{self.path / name}: holds {array.dtype} {array.shape}, the schema says "
+                f"{np.dtype(dtype)} {shape}: {REBUILD}"
             )

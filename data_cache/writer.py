@@ -9,6 +9,7 @@ import os
 import shutil
 import socket
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -42,12 +43,15 @@ def open_or_create(store: Path, spec: PreprocessSpec) -> CacheSchema:
 def _create_root(store: Path, schema: CacheSchema) -> None:
     if store.exists() and (not store.is_dir() or any(p.name != PARTIAL for p in store.iterdir())):
         raise CacheError(f"{store}: exists but is no cache (it has no {METADATA}): name another folder")
-    partial = _partial_folder(store, "root")
-    zarr.create_group(partial, attributes={"liverseg": to_json(schema)})
-    _sync_tree(partial)
-    # A second process may do the same at the same time: both files are equal, so either may win.
-    os.replace(partial / METADATA, store / METADATA)
-    partial.rmdir()
+    try:
+        with _partial_folder(store, "root") as partial:
+            zarr.create_group(partial, attributes={"liverseg": to_json(schema)})
+            _sync_tree(partial)
+            # A second process may do the same at the same time: both files are equal, so either may win.
+            os.replace(partial / METADATA, store / METADATA)
+            _sync(store)
+    except OSError as failure:
+        raise CacheError(f"{store}: cannot be created: {failure}") from failure
 
 
 def _difference(store: Path, found: PreprocessSpec, wanted: PreprocessSpec) -> str:
@@ -65,14 +69,11 @@ def write_case(store: Path, case: Case, spec: PreprocessSpec) -> None:
         CacheError: The disk is full or the store cannot be written; the store is as it was.
     """
     try:
-        partial = _partial_folder(store, case.meta.case_id)
-        try:
+        with _partial_folder(store, case.meta.case_id) as partial:
             _write_arrays(partial, case)
             _write_attributes(partial, case.meta, spec)
             _sync_tree(partial)
             _swap_in(partial, store / case.meta.case_id)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
     except OSError as failure:
         raise CacheError(f"{store}: cannot write case {case.meta.case_id}: {failure}") from failure
 
@@ -119,18 +120,38 @@ def _write_attributes(folder: Path, meta: CaseMeta, spec: PreprocessSpec) -> Non
     path.write_text(json.dumps(group, indent=2, allow_nan=False))
 
 
-def _partial_folder(store: Path, name: str) -> Path:
-    # Host and process are in the name, so that the leftovers of a killed writer can be told from a live one's.
-    folder = store / PARTIAL / f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}-{name}"
-    folder.mkdir(parents=True)
-    return folder
+@contextlib.contextmanager
+def _partial_folder(store: Path, name: str) -> Iterator[Path]:
+    """A new folder in the store that no reader sees, gone when the block ends."""
+    folder = store / PARTIAL / partial_name(name, host=socket.gethostname(), pid=os.getpid())
+    _make_folder(folder)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def partial_name(name: str, *, host: str, pid: int) -> str:
+    """A new name that tells the leftovers of a killed writer from the folder of a living one.
+
+    No host name holds an "@": with a dash, a leftover of the host "ct-7" could pass for one of process 7 on "ct".
+    """
+    return f"{host}@{pid}@{uuid.uuid4().hex[:8]}@{name}"
+
+
+def _make_folder(folder: Path) -> None:
+    for _ in range(100):
+        # Another process may remove the empty parent between the two steps.
+        with contextlib.suppress(FileNotFoundError):
+            return folder.mkdir(parents=True)
+    return folder.mkdir(parents=True)
 
 
 def remove_leftovers(store: Path) -> None:
     """Delete what killed writers of this machine left behind; writers that still run are spared."""
-    for folder in (store / PARTIAL).glob(f"{socket.gethostname()}-*-*-*"):
-        pid = int(folder.name.removeprefix(f"{socket.gethostname()}-").split("-")[0])
-        if not _is_running(pid):
+    for folder in (store / PARTIAL).glob("*@*@*@*"):
+        host, pid, _ = folder.name.split("@", 2)
+        if host == socket.gethostname() and not _is_running(int(pid)):
             shutil.rmtree(folder, ignore_errors=True)
     with contextlib.suppress(OSError):  # another writer is at work in it, or there is none
         (store / PARTIAL).rmdir()
@@ -154,6 +175,8 @@ def _swap_in(partial: Path, target: Path) -> None:
             # Another writer of the same case may take the old one away first; then there is none to move.
             with contextlib.suppress(FileNotFoundError):
                 os.rename(target, replaced)
+            # It may also put its own there before this one does: then the next round needs the name again.
+            shutil.rmtree(replaced, ignore_errors=True)
         _sync(target.parent)
     finally:
         shutil.rmtree(replaced, ignore_errors=True)

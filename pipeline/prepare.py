@@ -72,7 +72,7 @@ def read_scan(image: Path, spec: PreprocessSpec) -> ThinScan:
     Raises:
         VolumeError: The file is missing, damaged or no NIfTI volume.
     """
-    return _with_second_opinion(lambda trusted: _read_scan(image, spec, trusted=trusted))
+    return with_second_opinion(lambda trusted: _read_scan(image, spec, trusted=trusted))
 
 
 def prepare_case(case_id: str, image: Path, label: Path, spec: PreprocessSpec, *, root: Path) -> Case:
@@ -92,12 +92,13 @@ def prepare_case(case_id: str, image: Path, label: Path, spec: PreprocessSpec, *
         VolumeError: A file is missing, damaged or no NIfTI volume.
         LabelError: The label has other values, or lies on another grid than the image.
     """
-    return _with_second_opinion(
+    return with_second_opinion(
         lambda trusted: _prepare_case(case_id, image, label, spec, root=root, trusted=trusted)
     )
 
 
-def _with_second_opinion(read: Callable[[bool], T]) -> T:
+def with_second_opinion(read: Callable[[bool], T]) -> T:
+    """Call ``read`` with ISA-L, and once more with the standard library (True) if the stream looks corrupt."""
     try:
         return read(False)
     except CorruptStreamError:
@@ -125,7 +126,7 @@ def _prepare_case(
         )
         images = resample(_image_slabs(stream, spec, tally))
         labels = resample(thin_label.slabs, channels=2)
-        source = _source(image, root, stream.sha256)
+        source = _source(stream, root)
     views = {
         name: _view(images[i], labels[i], resampled_grid(grid, window, spec.shape_zyx))
         for i, (name, window) in enumerate(windows.items())
@@ -164,8 +165,7 @@ class _ImageTally:
 
 def _image_slabs(stream: VolumeStream, spec: PreprocessSpec, tally: _ImageTally) -> Iterator[Slab]:
     header = stream.header
-    # Averages are linear: 16-bit integers are averaged as they are stored and the few means are scaled.
-    stored = header.dtype.kind in "iu" and header.dtype.itemsize <= 2
+    stored = _averages_as_stored(header)
     slope, intercept = (header.slope, header.intercept) if stored else (1.0, 0.0)
 
     def channels(block_kji: NDArray[Any]) -> tuple[NDArray[Any], ...]:
@@ -182,10 +182,20 @@ def _image_slabs(stream: VolumeStream, spec: PreprocessSpec, tally: _ImageTally)
             yield Slab(start_zyx=slab.start_zyx, values_czyx=scaled)
 
 
+def _averages_as_stored(header: VolumeHeader) -> bool:
+    """Averages are linear: 16-bit integers are averaged as they are stored, and the few means are scaled.
+
+    A header that lies about the scale could take these out of float32: then voxels are clipped one by one.
+    """
+    is_small_integer = header.dtype.kind in "iu" and header.dtype.itemsize <= 2
+    return is_small_integer and abs(header.slope) < 1e4 and abs(header.intercept) < 1e6
+
+
 def _finite_hu(
     block_kji: NDArray[Any], header: VolumeHeader, spec: PreprocessSpec, tally: _ImageTally
 ) -> NDArray[np.float32]:
-    hu = block_kji.astype(np.float64) * header.slope + header.intercept
+    with np.errstate(over="ignore", invalid="ignore"):  # to infinity, and NaN of the signalling kind
+        hu = block_kji.astype(np.float64) * header.slope + header.intercept
     finite = np.isfinite(hu)
     tally.replaced += hu.size - int(np.count_nonzero(finite))
     # Clipped before they are averaged: one absurd voxel must not decide the mean of its neighbourhood.
@@ -227,11 +237,11 @@ def _read_label(
     label: Path, image: VolumeHeader, spec: PreprocessSpec, *, root: Path, trusted: bool
 ) -> _ThinLabel:
     with VolumeStream.open(label, trusted=trusted) as stream:
-        _check_same_grid(stream.header, image)
+        check_same_grid(stream.header, image)
         counts = [0, 0]
 
         def channels(block_kji: NDArray[Any]) -> tuple[NDArray[Any], ...] | None:
-            parts = _foreground_and_tumour(block_kji, stream.header)
+            parts = foreground_and_tumour(block_kji, stream.header)
             if parts is not None:
                 for i, part in enumerate(parts):
                     counts[i] += int(np.count_nonzero(part))
@@ -243,12 +253,13 @@ def _read_label(
         return _ThinLabel(
             slabs=slabs,
             voxel_counts=(background, foreground - tumour, tumour),
-            source=_source(label, root, stream.sha256),
+            source=_source(stream, root),
             notes=() if foreground else ("label: has no liver and no tumour",),
         )
 
 
-def _check_same_grid(label: VolumeHeader, image: VolumeHeader) -> None:
+def check_same_grid(label: VolumeHeader, image: VolumeHeader) -> None:
+    """Raise LabelError unless the label has its image's shape and lies within ``GRID_TOLERANCE_VOXELS`` of it."""
     if label.grid.shape_zyx != image.grid.shape_zyx:
         raise LabelError(
             f"{label.path}: has the shape {label.shape_kji[::-1]} ({label.file_axes}), its image "
@@ -262,19 +273,26 @@ def _check_same_grid(label: VolumeHeader, image: VolumeHeader) -> None:
         )
 
 
-def _foreground_and_tumour(
+def foreground_and_tumour(
     block_kji: NDArray[Any], header: VolumeHeader
 ) -> tuple[NDArray[np.int8], NDArray[np.int8]] | None:
+    """Masks of label ≥ 1 and of label 2 of a block of stored values, or None where both are empty.
+
+    Raises:
+        LabelError: The block holds other values than 0, 1 and 2.
+    """
     if not block_kji.any() and header.intercept == 0:
         return None
     values = block_kji
     if (header.slope, header.intercept) != (1.0, 0.0):
-        values = np.rint(block_kji * header.slope + header.intercept)
+        # A slope such as 1/255 is not exact: 255 of them are 1 but for the last digits.
+        with np.errstate(over="ignore", invalid="ignore"):
+            values = np.round(block_kji * header.slope + header.intercept, 3)
     foreground, tumour = values != 0, values == 2
     if not np.array_equal(foreground, tumour | (values == 1)):
         found = ", ".join(f"{v:g}" for v in np.unique(values)[:8])
         raise LabelError(f"{header.path}: holds the values {found}; a label has 0, 1 (liver) and 2 (tumour)")
-    return foreground.view(np.int8), tumour.view(np.int8)
+    return (foreground.view(np.int8), tumour.view(np.int8)) if foreground.any() else None
 
 
 def _cropped(slab: Slab) -> Slab:
@@ -301,14 +319,15 @@ def _fractions(foreground_czyx: NDArray[np.float32]) -> NDArray[np.uint8]:
     The sum is rounded, then the tumour, and liver is what is left: so they never add up to more than 255.
     """
     whole, tumour = np.rint(np.clip(foreground_czyx, 0, 1) * FRACTION_ONE).astype(np.uint8)
+    # Equal shares may differ in the last digit, and 127 - 128 is 255.
+    tumour = np.minimum(tumour, whole)
     return np.stack([whole - tumour, tumour])
 
 
-def _source(path: Path, root: Path, sha256: str) -> SourceFile:
-    status = path.stat()
+def _source(stream: VolumeStream, root: Path) -> SourceFile:
     return SourceFile(
-        path=os.path.relpath(path, root),
-        size_bytes=status.st_size,
-        mtime_ns=status.st_mtime_ns,
-        sha256=sha256,
+        path=os.path.relpath(stream.header.path, root),
+        size_bytes=stream.status.st_size,
+        mtime_ns=stream.status.st_mtime_ns,
+        sha256=stream.sha256,
     )

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from data_cache.errors import LiversegError
-from liverseg.cli import applying, data, learning
+from liverseg.cli import applying, checking, data, learning, measuring
 
 INTERRUPTED = 130
 
@@ -60,5 +60,11 @@ def main(debug: bool) -> None:
     """
 
 
-for command in (*data.COMMANDS, *learning.COMMANDS, *applying.COMMANDS):
+for command in (
+    *checking.COMMANDS,
+    *data.COMMANDS,
+    *learning.COMMANDS,
+    *applying.COMMANDS,
+    *measuring.COMMANDS,
+):
     main.add_command(command)

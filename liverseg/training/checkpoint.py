@@ -71,7 +71,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     try:
         content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as failure:  # whatever unpickling runs into: damage, or a pickle that wants to run code
-        reason = str(failure).splitlines()[0]
+        reason = (str(failure).splitlines() or [""])[0]
         raise RunError(f"{path}: is no readable checkpoint ({type(failure).__name__}: {reason})") from failure
     if not isinstance(content, dict) or content.get("version") != VERSION:
         found = content.get("version") if isinstance(content, dict) else type(content).__name__

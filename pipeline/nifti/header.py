@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import math
 import os
 from collections.abc import Callable
@@ -31,7 +32,9 @@ SUPPORTED_DTYPES = (
     "float64",
 )
 MAX_SLICE_BYTES = 256 << 20  # bounds what a header can make us allocate
+MAX_AXIS_VOXELS = 32767  # NIfTI-1's own limit; weights for a longer axis of NIfTI-2 could take gigabytes
 MAX_DEFLATE_RATIO = 1032  # what deflate can reach at most, so what a header can claim for a .gz of some size
+_SILENT = logging.Logger("nibabel", level=logging.CRITICAL + 1)  # nibabel's goes to the terminal, beside the error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,11 +123,14 @@ def _parse_nifti(path: Path, stream: io.BufferedIOBase) -> nib.Nifti1Header:
     if len(raw) < size:
         raise CorruptStreamError(f"{path}: ends inside its header ({len(raw)} of {size} bytes)")
     try:
-        header: nib.Nifti1Header = kinds[size].from_fileobj(io.BytesIO(raw))
+        header: nib.Nifti1Header = kinds[size](raw, check=False)
+        header.check_fix(logger=_SILENT)
     except Exception as failure:  # nibabel raises HeaderDataError, ValueError and what its checks run into
         raise VolumeError(f"{path}: its NIfTI header is broken: {failure}") from failure
-    if not header.is_single:
+    if header["magic"].item() != header.single_magic:
         raise VolumeError(f"{path}: is half of an .hdr/.img pair: convert it to one .nii.gz file")
+    if not math.isfinite(header["vox_offset"]):
+        raise VolumeError(f"{path}: its NIfTI header is broken: vox_offset {header['vox_offset']}")
     return header
 
 
@@ -220,6 +226,11 @@ def _check_size(header: VolumeHeader) -> None:
         raise CorruptStreamError(
             f"{header.path}: its header claims {claimed} bytes (shape {header.shape_kji[::-1]}, "
             f"{header.dtype}), more than a file of {size} bytes can hold: truncated, or no true header"
+        )
+    if max(header.shape_kji) > MAX_AXIS_VOXELS:
+        raise VolumeError(
+            f"{header.path}: has the shape {header.shape_kji[::-1]}; at most {MAX_AXIS_VOXELS} voxels along an "
+            "axis are supported"
         )
     if header.slice_bytes > MAX_SLICE_BYTES:
         raise VolumeError(

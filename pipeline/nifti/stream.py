@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import io
+import os
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,10 +17,13 @@ from numpy.typing import NDArray
 from data_cache.errors import VolumeError
 from pipeline.nifti.header import CorruptStreamError, VolumeHeader, read_header, to_canonical
 
+INFLATE_ERRORS: tuple[type[Exception], ...] = (EOFError, OSError, zlib.error)  # gzip.BadGzipFile is an OSError
 try:
-    from isal import igzip
+    from isal import igzip, isal_zlib
 except ImportError:  # no wheel for this platform: the standard library inflates at half the speed
     igzip = None  # type: ignore[assignment]
+else:
+    INFLATE_ERRORS += (isal_zlib.error,)  # which is neither of these
 
 BLOCK_BYTES = 4 << 20  # stays in the L2/L3 cache while it is averaged
 
@@ -29,6 +33,7 @@ class _HashingFile(io.RawIOBase):
 
     def __init__(self, path: Path) -> None:
         self._file = open(path, "rb", buffering=0)  # noqa: SIM115 (closed with the stream)
+        self.status = os.fstat(self._file.fileno())
         self.sha256 = hashlib.sha256()
 
     def readable(self) -> bool:
@@ -91,6 +96,11 @@ class VolumeStream:
         self._raw.close()
 
     @property
+    def status(self) -> os.stat_result:
+        """Of the file when it was opened: one that is replaced meanwhile then does not pass for the one read."""
+        return self._raw.status
+
+    @property
     def sha256(self) -> str:
         """Of the file's bytes, once ``blocks`` has come to its end."""
         return self._raw.sha256.hexdigest()
@@ -99,7 +109,7 @@ class VolumeStream:
         """Runs of slices as stored values: index of the first, and an array (n, j, i).
 
         The array is valid until the next one is asked for. After the last one the file is read to its
-        end: that is what checks the CRC.
+        end: that is what checks the CRC, and that there are no more voxels than the header says.
         """
         header = self.header
         n_slices = header.shape_kji[0]
@@ -110,8 +120,12 @@ class VolumeStream:
             self._fill(block, first)
             yield first, block
         with _corruption_named(header.path):
-            while self._stream.read(1 << 20):
-                pass
+            surplus = sum(map(len, iter(lambda: self._stream.read(1 << 20), b"")))
+        if surplus:
+            raise VolumeError(
+                f"{header.path}: holds {surplus} bytes after its last voxel: its header (shape "
+                f"{header.shape_kji[::-1]}, {header.dtype}) does not describe it"
+            )
 
     def _fill(self, block: NDArray[Any], first: int) -> None:
         target = block.reshape(-1).view(np.uint8).data
@@ -137,8 +151,7 @@ class _corruption_named:
         return None
 
     def __exit__(self, kind: type[BaseException] | None, failure: BaseException | None, _: object) -> None:
-        # gzip.BadGzipFile is an OSError; ISA-L's own error derives from OSError, too.
-        if isinstance(failure, (EOFError, zlib.error, OSError)):
+        if isinstance(failure, INFLATE_ERRORS):
             raise CorruptStreamError(
                 f"{self._path}: damaged gzip data ({failure}): copy or download it again"
             ) from failure
@@ -164,7 +177,9 @@ def read_canonical(path: Path) -> tuple[NDArray[np.int16], VolumeHeader]:
         for first, block in stream.blocks():
             values = block
             if block.dtype.newbyteorder("=") != np.int16 or (header.slope, header.intercept) != (1.0, 0.0):
-                scaled = np.nan_to_num(block * header.slope + header.intercept, nan=-1024)
+                scaled = np.nan_to_num(
+                    block * header.slope + header.intercept, nan=-1024, posinf=-1024, neginf=-1024
+                )
                 values = np.clip(np.rint(scaled), -32767, 32767)
             volume_kji[first : first + len(block)] = values
         return to_canonical(volume_kji, header.axes_kji), header

@@ -1,0 +1,114 @@
+"""What is timed: each does one case's preprocessing, from two .nii.gz files to 64×128×128, in its own usual way.
+
+Run as ``python -m liverseg.bench.contenders NAME IMAGE LABEL REPEATS`` it prints the seconds of each repeat and the
+process's peak memory as JSON: a process of its own, so that one's memory is not another's.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_cache.geometry import window_with_margin
+from data_cache.schema import PreprocessSpec
+
+Contender = Callable[[Path, Path], None]
+SHAPE_XYZ = (128, 128, 64)
+
+
+def inflate(image: Path, label: Path) -> None:
+    """Only decompress both files: the physical limit, since nothing can be read without it."""
+    from isal import igzip
+
+    buffer = memoryview(bytearray(4 << 20))
+    for path in (image, label):
+        with igzip.open(path, "rb") as stream:
+            while stream.readinto(buffer):
+                pass
+
+
+def liverseg(image: Path, label: Path) -> None:
+    """The whole of ``preprocess``: read, check, both views, compress, write, sync to disk."""
+    from data_cache.writer import open_or_create
+    from pipeline.build import build_case
+    from pipeline.decathlon import CaseFiles
+
+    with tempfile.TemporaryDirectory() as folder:
+        store, spec = Path(folder) / "cache.zarr", PreprocessSpec()
+        open_or_create(store, spec)
+        files = CaseFiles(case_id="case", image=image, label=label)
+        result = build_case(files, store=store, spec=spec, root=image.parent)
+        if result.outcome != "done":
+            raise RuntimeError(result.message)
+
+
+def torchio(image: Path, label: Path) -> None:
+    """Load, canonical orientation, crop the depth to the label, linear/nearest resize; nothing is written."""
+    import torchio as tio
+
+    subject = tio.Subject(image=tio.ScalarImage(image), label=tio.LabelMap(label))
+    subject = tio.ToCanonical()(subject)
+    start, stop = _window(np.asarray(subject.label.data[0]))
+    depth = subject.label.shape[-1]
+    cropped = tio.Crop((0, 0, 0, 0, start, depth - stop))(subject)
+    for view in (cropped, subject):
+        tio.Resize(SHAPE_XYZ)(view)
+
+
+def monai(image: Path, label: Path) -> None:
+    """Load, orientation RAS, crop the depth to the label, area/nearest resize; nothing is written."""
+    from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged, Orientationd, Resized, SpatialCropd
+
+    keys = ("image", "label")
+    load = Compose(
+        [LoadImaged(keys), EnsureChannelFirstd(keys), Orientationd(keys, axcodes="RAS", labels=None)]
+    )
+    data: Any = load({"image": image, "label": label})
+    start, stop = _window(np.asarray(data["label"][0]))
+    nx, ny, _ = data["label"].shape[1:]
+    crop = SpatialCropd(keys, roi_start=(0, 0, start), roi_end=(nx, ny, stop))
+    resize = Resized(keys, SHAPE_XYZ, mode=("area", "nearest"))
+    for view in (crop(data), data):
+        resize(view)
+
+
+def _window(label_xyz: np.ndarray[Any, Any]) -> tuple[int, int]:
+    filled = np.flatnonzero(label_xyz.any(axis=(0, 1)))
+    depth = label_xyz.shape[2]
+    window = window_with_margin(int(filled[0]), int(filled[-1]), depth=depth, margin_fraction=0.02)
+    return window.start, window.stop
+
+
+CONTENDERS: dict[str, Contender] = {f.__name__: f for f in (inflate, liverseg, torchio, monai)}
+PEERS = ("torchio", "monai")
+
+
+def available() -> tuple[str, ...]:
+    """Names of the contenders whose package is installed."""
+    return tuple(n for n in CONTENDERS if n not in PEERS or importlib.util.find_spec(n) is not None)
+
+
+def _main() -> None:
+    name, image, label, repeats = sys.argv[1:]
+    seconds = []
+    for _ in range(int(repeats)):
+        start = time.perf_counter()
+        CONTENDERS[name](Path(image), Path(label))
+        seconds.append(time.perf_counter() - start)
+    # Linux counts in KiB, macOS in bytes.
+    unit = 1 if sys.platform == "darwin" else 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    print(json.dumps({"seconds": seconds, "peak_bytes": peak}))
+
+
+if __name__ == "__main__":
+    _main()

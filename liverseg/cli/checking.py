@@ -1,0 +1,342 @@
+"""Commands that fetch and examine data: download, check, fidelity, fingerprint."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from data_cache.errors import DataSetError
+from liverseg.cli.common import FILE, FOLDER
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as RichProgress
+
+    from pipeline.check import ScanCheck
+    from pipeline.fidelity import CaseFidelity, FailedCase
+    from pipeline.fingerprint import CasePrint, FailedPrint
+    from pipeline.listing import Finding
+
+JOBS = click.option(
+    "--jobs", default=None, type=click.IntRange(min=1), help="Processes; default: physical cores."
+)
+
+
+# ---- download
+
+
+@click.command()
+@click.argument("raw", type=FOLDER)
+@click.option("--url", help="Of the tar file. Default: the Decathlon's public bucket that MONAI uses.")
+@click.option("--md5", help="Of that file. Default: the one of Task03_Liver.tar.")
+@click.option("--keep-archive", is_flag=True, help="Keep the tar file beside RAW.")
+def download(raw: Path, url: str | None, md5: str | None, keep_archive: bool) -> None:
+    """Fetch the liver data of the Medical Segmentation Decathlon (27 GB) and unpack it to RAW.
+
+    Needs twice that room until the archive is deleted. Interrupted, the same command goes on where it
+    stopped. The archive's checksum is compared, and nothing in it can leave RAW.
+
+    \b
+    Example: liverseg download data/Task03_Liver
+    """
+    from liverseg.console import say, warn
+    from pipeline.download import MD5, URL
+    from pipeline.download import download as fetch
+
+    with _transfer_bar() as bar:
+        tasks: dict[str, Any] = {}
+
+        def progress(stage: str, done: int, total: int | None) -> None:
+            if stage not in tasks:
+                tasks[stage] = bar.add_task(stage, total=total)
+            bar.update(tasks[stage], completed=done, total=total)
+
+        data_set = fetch(
+            raw,
+            url=URL if url is None else url,
+            md5=MD5 if md5 is None else md5,
+            keep_archive=keep_archive,
+            progress=progress,
+            notify=warn,
+        )
+    was_there = "" if tasks else ", complete already"
+    say(f"{raw}: {len(data_set.cases)} labelled and {len(data_set.tests)} unlabelled cases{was_there}")
+
+
+def _transfer_bar() -> RichProgress:
+    """Bytes, rate and remaining time; invisible where the output is no terminal."""
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+
+    from liverseg.console import console
+
+    return Progress(
+        TextColumn("{task.description:8}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+    )
+
+
+# ---- check
+
+
+@click.command()
+@click.argument("raw", type=FOLDER)
+@JOBS
+def check(raw: Path, jobs: int | None) -> None:
+    """Read every file of the data set RAW once and list all that is wrong with it.
+
+    A fault stops preprocess or would let it cache something wrong: then the exit code is 1. A warning is
+    worth a look.
+
+    \b
+    Example: liverseg check data/Task03_Liver --jobs 8
+    """
+    from liverseg.console import console, progress_bar, say
+    from pipeline.build import physical_cores
+    from pipeline.check import check_data_set, has_faults
+
+    checked: list[ScanCheck] = []
+    with progress_bar() as bar:
+        task = bar.add_task("check", total=None, note="")
+
+        def report(result: ScanCheck, total: int) -> None:
+            checked.append(result)
+            bar.update(task, advance=1, total=total, note=result.scan.name)
+
+        findings = check_data_set(raw, jobs=jobs or physical_cores(), report=report)
+    if findings:
+        console.print(_findings_table(raw, findings))
+    faults = sum(finding.severity == "fault" for finding in findings)
+    say(f"{raw}: {len(checked)} scans read, {faults} faults, {len(findings) - faults} warnings")
+    if has_faults(findings):
+        sys.exit(1)
+
+
+def _findings_table(raw: Path, findings: list[Finding]) -> Any:
+    from rich.markup import escape
+    from rich.table import Table
+
+    styles = {"fault": "bold red", "warning": "yellow"}
+    result = Table(title=escape(str(raw)), title_justify="left", show_lines=True)
+    for header in ("case", "severity", "what", "what to do"):
+        result.add_column(header, overflow="fold")
+    for finding in findings:
+        severity = f"[{styles[finding.severity]}]{finding.severity}[/]"
+        result.add_row(escape(finding.case), severity, escape(finding.what), escape(finding.remedy))
+    return result
+
+
+# ---- fidelity
+
+
+@click.command()
+@click.argument("raw", type=FOLDER)
+@click.argument("cache", type=FOLDER)
+@click.option("--json", "json_path", type=FILE, help="Write the numbers.")
+@JOBS
+def fidelity(raw: Path, cache: Path, json_path: Path | None, jobs: int | None) -> None:
+    """Show the best Dice that the grid of CACHE allows: RAW's labels through the cache and back.
+
+    Liver is label 1 or 2. Beside the cached fractions: ids sampled at the nearest voxel, the usual way. A
+    case that fails is reported, does not stop the others, and makes the exit code 1.
+
+    \b
+    Example: liverseg fidelity data/Task03_Liver data/liver.zarr --json fidelity.json
+    """
+    from data_cache.reader import CacheStore
+    from liverseg.console import complain, console, progress_bar, say
+    from pipeline.build import physical_cores
+    from pipeline.fidelity import FailedCase, measure, write_json
+
+    if not raw.is_dir():
+        raise DataSetError(f"{raw}: no such folder: name the data set that {cache} was built from")
+    store, failed = CacheStore.open(cache), 0
+    with progress_bar() as bar:
+        task = bar.add_task("fidelity", total=len(store.case_ids), note="")
+
+        def report(result: CaseFidelity | FailedCase) -> None:
+            nonlocal failed
+            bar.update(task, advance=1, note=result.case)
+            if isinstance(result, FailedCase):
+                failed += 1
+                complain(f"{result.case}: {result.message}")
+
+        results = measure(raw, store, jobs=jobs or physical_cores(), report=report)
+    if results:
+        console.print(_fidelity_table(cache, results))
+    if json_path:
+        write_json(json_path, results)
+        say(f"wrote {json_path}")
+    if failed:
+        sys.exit(1)
+
+
+def _fidelity_table(cache: Path, results: list[CaseFidelity]) -> Any:
+    from liverseg.console import number, table
+    from pipeline.fidelity import mean
+
+    fields = ("liver", "nearest_liver", "tumour", "nearest_tumour")
+    columns = [[getattr(result, field) for result in results] for field in fields]
+    rows = [
+        (result.case, *(number(value, 4) for value in values))
+        for result, *values in zip(results, *columns, strict=True)
+    ]
+    means = ("mean", *(number(mean(column), 4) for column in columns))
+    title = f"{cache}: Dice of the label after cache and back, at native resolution"
+    return table(title, ("case", "liver", "nearest ids", "tumour", "nearest ids"), [*rows, means])
+
+
+# ---- fingerprint
+
+
+@click.command()
+@click.argument("data", metavar="CACHE|RAW", type=FOLDER)
+@click.option("--json", "json_path", type=FILE, help="Write the numbers.")
+@click.option("--png", type=FILE, help="Write a page of plots.")
+@click.option("--seed", default=0, show_default=True, help="Draws the 20 images of the augmentation levels.")
+@JOBS
+def fingerprint(data: Path, json_path: Path | None, png: Path | None, seed: int, jobs: int | None) -> None:
+    """Measure what a data set is like: classes, intensities, grids, tumours, augmentation levels.
+
+    Intensities are of the cached (box-averaged) voxels of the liver's slices, weighted by class fractions.
+    A RAW data set is prepared in memory, case by case, and gives the same numbers as its cache.
+
+    \b
+    Example: liverseg fingerprint data/liver.zarr --json fingerprint.json --png fingerprint.png
+    """
+    from liverseg.console import console, say
+    from pipeline.fingerprint import fingerprint as summarise
+    from pipeline.fingerprint import write_json
+
+    cases, failed = _measured(data, jobs)
+    if not cases:
+        raise DataSetError(f"{data}: has no case that can be measured")
+    content = summarise(cases, seed=seed)
+    for part in _fingerprint_tables(data, content):
+        console.print(part)
+    if json_path:
+        write_json(json_path, content)
+        say(f"wrote {json_path}")
+    if png:
+        from liverseg.inference.figures import save
+        from liverseg.inference.fingerprint_figure import fingerprint_figure
+
+        png.parent.mkdir(parents=True, exist_ok=True)
+        say(f"wrote {save(fingerprint_figure(cases, content, name=data.name), png)}")
+    if failed:
+        sys.exit(1)
+
+
+def _measured(data: Path, jobs: int | None) -> tuple[list[CasePrint], int]:
+    """The cases of a store or a raw data set, and how many failed."""
+    from data_cache.reader import METADATA, CacheStore
+    from data_cache.schema import PreprocessSpec
+    from liverseg.console import progress_bar
+    from pipeline.build import physical_cores
+    from pipeline.decathlon import read_data_set
+    from pipeline.fingerprint import print_cache, print_raw
+
+    with progress_bar() as bar:
+        task = bar.add_task("fingerprint", total=None, note="")
+        if (data / METADATA).exists():
+            store = CacheStore.open(data)
+            bar.update(task, total=len(store.case_ids))
+            report, failed = _fingerprint_report(bar, task)
+            cases = print_cache(store, report=report)
+        else:
+            data_set = read_data_set(data)
+            bar.update(task, total=len(data_set.cases))
+            report, failed = _fingerprint_report(bar, task)
+            cases = print_raw(data_set, PreprocessSpec(), jobs=jobs or physical_cores(), report=report)
+    return cases, len(failed)
+
+
+def _fingerprint_report(
+    bar: RichProgress, task: Any
+) -> tuple[Callable[[CasePrint | FailedPrint], None], list[str]]:
+    from liverseg.console import complain
+    from pipeline.fingerprint import FailedPrint
+
+    failed: list[str] = []
+
+    def report(result: CasePrint | FailedPrint) -> None:
+        bar.update(task, advance=1, note=result.case_id)
+        if isinstance(result, FailedPrint):
+            failed.append(result.case_id)
+            complain(f"{result.case_id}: {result.message}")
+
+    return report, failed
+
+
+def _fingerprint_tables(data: Path, content: dict[str, Any]) -> list[Any]:
+    return [_intensity_table(data, content), _spread_table(content), _levels_table(content)]
+
+
+def _intensity_table(data: Path, content: dict[str, Any]) -> Any:
+    from liverseg.console import number, table
+
+    percentiles = ("0.5", "5", "25", "50", "75", "95", "99.5")
+    rows = []
+    for name, hu in content["hu"].items():
+        at = hu["percentiles"] or {}
+        values = (number(at.get(p), 0) for p in percentiles)
+        rows.append((name, number(hu["mean"], 1), number(hu["sd"], 1), *values))
+    title = f"{data}: {content['n_cases']} cases; HU of cached voxels, weighted by class fractions"
+    return table(title, ("class", "mean", "SD", *(f"{p} %" for p in percentiles)), rows)
+
+
+def _spread_table(content: dict[str, Any]) -> Any:
+    from liverseg.console import number, table
+
+    keys = ("min", "q25", "median", "q75", "max", "mean")
+    measured = {
+        "slices": content["shape"]["z"],
+        "slice spacing mm": content["spacing_mm"]["z"],
+        "pixel spacing mm": content["spacing_mm"]["x"],
+        "liver with tumour mL": content["volume_ml"]["liver_with_tumour"],
+        "tumour mL, cases that have any": content["volume_ml"]["tumour"],
+        "tumours a case": content["tumours"]["per_case"],
+        "diameter of a tumour mm": content["tumours"]["diameter_mm"],
+    }
+    rows = [(name, *(number((values or {}).get(k), 2) for k in keys)) for name, values in measured.items()]
+    return table("grids, volumes, tumours", ("", *keys), rows)
+
+
+def _levels_table(content: dict[str, Any]) -> Any:
+    from liverseg.console import number, table
+
+    levels, ratios = content["augmentation"], content["voxel_ratio"]
+    written = {
+        name: "–" if ratio is None else " : ".join(f"{part:.4g}" for part in ratio)
+        for name, ratio in ratios.items()
+    }
+    n, plain = len(levels["images"]), levels["without_padding"]
+    rows = [
+        ("background : liver : tumour, native voxels", written["native"]),
+        ("background : liver : tumour, cached voxels", written["view"]),
+        (f"brightness level, {n} images, in 200 HU", number(levels["brightness"])),
+        (f"contrast level, {n} images", number(levels["contrast"])),
+        (
+            "  with padding below -1024 HU as air",
+            f"{number(plain['brightness'])}, {number(plain['contrast'])}",
+        ),
+    ]
+    return table("classes and augmentation", ("", ""), rows)
+
+
+COMMANDS = (download, check, fidelity, fingerprint)

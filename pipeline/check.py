@@ -1,0 +1,333 @@
+"""The faults of a raw data set, all at once, before anything is built.
+
+A *fault* stops ``preprocess`` or would let it cache something wrong; a *warning* is worth a look.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_cache.errors import LabelError, VolumeError
+from data_cache.reader import natural_order
+from pipeline.fanout import fan_out
+from pipeline.listing import FILE, Finding, Scan, check_listing
+from pipeline.nifti import CorruptStreamError, VolumeHeader, VolumeStream
+from pipeline.prepare import HU_RANGE, check_same_grid, foreground_and_tumour, with_second_opinion
+
+SAMPLED_VOXELS = 200_000  # of an image, evenly spread: enough for percentiles, and bounded
+NARROW_HU = 300.0  # fat to enhanced liver alone is wider
+AIR_BELOW_HU = -500.0
+BRIGHT_HU = 3000.0  # dense bone is below 2000, and metal fills no half per cent
+
+AGAIN = "copy or download it again"
+CONVERT = "convert it again from DICOM, such as with dcm2niix"
+RESCALE = "undo the normalisation or apply the rescale slope and intercept: HU are needed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScanCheck:
+    """What was found in one scan's files.
+
+    Attributes:
+        voxels_sha256: Of the image's shape, data type and stored voxels; None where it could not be read.
+    """
+
+    scan: Scan
+    findings: tuple[Finding, ...]
+    voxels_sha256: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ImageFacts:
+    """What is learnt of an image while it streams by; HU over its finite voxels, NaN where there are none.
+
+    Attributes:
+        sample_hu: Evenly spread finite voxels.
+        n_not_finite: NaN and infinite voxels.
+    """
+
+    header: VolumeHeader
+    voxels_sha256: str
+    minimum_hu: float
+    maximum_hu: float
+    sample_hu: NDArray[np.float64]
+    n_not_finite: int
+
+
+def check_data_set(root: Path, *, jobs: int, report: Callable[[ScanCheck, int], None]) -> list[Finding]:
+    """Read every file of a data set once, to its checksum, and list what is wrong.
+
+    Args:
+        root: Folder of dataset.json. Where that is broken, the folder's own files are checked all the same.
+        jobs: Worker processes; each needs a few blocks of slices of memory, whatever the volume.
+        report: Called with each scan's result as it comes, and the number of scans.
+
+    Returns:
+        Findings, those of the data set first, then by case in natural order, faults before warnings.
+
+    Raises:
+        DataSetError: There is no such folder, or nothing in it to check.
+    """
+    scans, findings = check_listing(root)
+    checks = []
+    for check in fan_out(partial(check_scan, root=root), scans, jobs=jobs, killed=_killed):
+        checks.append(check)
+        report(check, len(scans))
+    findings += [finding for check in checks for finding in check.findings]
+    findings += find_duplicates(sorted(checks, key=_labelled_first))
+    return sorted(findings, key=lambda f: (f.case != FILE, natural_order(f.case), f.severity))
+
+
+def check_scan(scan: Scan, *, root: Path) -> ScanCheck:
+    """Everything about one scan and its label; nothing that is wrong with them raises."""
+    try:
+        return _check_scan(scan, root)
+    except Exception as failure:
+        what = f"{type(failure).__name__}: {failure}"
+        return ScanCheck(scan=scan, findings=(_fault(scan, what, "report this: the check itself failed"),))
+
+
+def _check_scan(scan: Scan, root: Path) -> ScanCheck:
+    faults: list[Finding] = []
+    image = _attempt(scan, root, scan.image, read_image, faults)
+    findings = [] if image is None else [*intensity_findings(scan.name, image), *_notes(scan, image.header)]
+    if scan.label is not None:
+        label = _attempt(scan, root, scan.label, _read_label, faults)
+        if label is not None:
+            findings += _label_findings(scan, root, label, image)
+    return ScanCheck(
+        scan=scan,
+        findings=(*faults, *findings),
+        voxels_sha256=None if image is None else image.voxels_sha256,
+    )
+
+
+def _attempt(
+    scan: Scan, root: Path, path: Path, read: Callable[[Path, bool], Any], faults: list[Finding]
+) -> Any:
+    """What ``read`` gives, or None and a fault."""
+    if not path.exists():
+        faults.append(_fault(scan, f"{_short(path, root)} is missing", AGAIN))
+        return None
+    try:
+        return with_second_opinion(lambda trusted: read(path, trusted))
+    except VolumeError as failure:
+        remedy = AGAIN if isinstance(failure, CorruptStreamError) else CONVERT
+        faults.append(_fault(scan, _relative(str(failure), root).removesuffix(f": {remedy}"), remedy))
+        return None
+
+
+# ---- image
+
+
+def read_image(path: Path, trusted: bool = False) -> ImageFacts:
+    """Stream an image once; raises VolumeError where it cannot be read to its end."""
+    with VolumeStream.open(path, trusted=trusted) as stream:
+        header = stream.header
+        digest = hashlib.sha256(f"{header.shape_kji} {header.dtype.str}".encode())
+        # Odd, so that the sample does not stay in one column of voxels.
+        step = max(1, int(np.prod(header.shape_kji)) // SAMPLED_VOXELS) | 1
+        low, high, not_finite, samples = np.inf, -np.inf, 0, []
+        for _, block in stream.blocks():
+            digest.update(block.data)
+            stored, n_bad = _finite(block)
+            not_finite += n_bad
+            if stored.size:
+                low, high = min(low, float(stored.min())), max(high, float(stored.max()))
+                samples.append(stored[::step].astype(np.float64) * header.slope + header.intercept)
+        ends = [value * header.slope + header.intercept for value in (low, high)] if samples else [np.nan]
+        return ImageFacts(
+            header=header,
+            voxels_sha256=digest.hexdigest(),
+            minimum_hu=min(ends),
+            maximum_hu=max(ends),
+            sample_hu=np.concatenate(samples) if samples else np.empty(0),
+            n_not_finite=not_finite,
+        )
+
+
+def _finite(block_kji: NDArray[Any]) -> tuple[NDArray[Any], int]:
+    flat = block_kji.reshape(-1)
+    if flat.dtype.kind != "f":
+        return flat, 0
+    finite = np.isfinite(flat)
+    n_bad = flat.size - int(np.count_nonzero(finite))
+    return (flat[finite] if n_bad else flat), n_bad
+
+
+def intensity_findings(case: str, image: ImageFacts) -> list[Finding]:
+    """Whether the values can be Hounsfield units of a body in air.
+
+    Air is -1000 HU, fat -100, tissue 0 to 200. So values that are all at least 0, or all within
+    ``NARROW_HU``, are no HU: faults. Without air, or with much that is brighter than bone, they may be.
+    """
+    found = []
+    if image.n_not_finite:
+        what = f"the image has {image.n_not_finite} NaN or infinite voxels"
+        found.append(_finding("warning", case, what, "preprocess makes them air: see that they are outside"))
+    if not image.sample_hu.size:
+        return [*found, _finding("fault", case, "the image has no finite voxel", CONVERT)]
+    low, high = image.minimum_hu, image.maximum_hu
+    span = f"values are {low:g} to {high:g}"
+    bright = float(np.percentile(image.sample_hu, 99.5))
+    if low == high:
+        found.append(_finding("fault", case, f"all voxels of the image are {low:g}", CONVERT))
+    elif low >= 0 or high - low < NARROW_HU:
+        found.append(_finding("fault", case, f"{span}, no HU: {_guess(low, high)}", RESCALE))
+    elif low > AIR_BELOW_HU:
+        what = f"{span}: no air, so perhaps no HU, or clipped"
+        found.append(_finding("warning", case, what, "see that soft tissue is at 0 to 100"))
+    if bright > BRIGHT_HU:
+        what = f"{span}, and 0.5 % of the voxels are above {bright:g}: too bright for HU"
+        found.append(_finding("warning", case, what, "see that soft tissue is at 0 to 100"))
+    if low < HU_RANGE[0] or high > HU_RANGE[1]:
+        what = f"{span}: beyond int16, clipped in the cache"
+        found.append(_finding("warning", case, what, RESCALE))
+    return found
+
+
+def _guess(low: float, high: float) -> str:
+    if high <= 1 and low >= 0:
+        return "normalised to 0..1?"
+    if high <= 255 and low >= 0:
+        return "grey values of a picture?"
+    if low >= 0:
+        return "HU + 1024, the rescale intercept lost?"
+    return "normalised?"
+
+
+def _notes(scan: Scan, header: VolumeHeader) -> list[Finding]:
+    return [
+        _finding("warning", scan.name, note, "correct the header if that is wrong") for note in header.notes
+    ]
+
+
+# ---- label
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _LabelFacts:
+    header: VolumeHeader
+    n_foreground: int
+    n_tumour: int
+    wrong_values: tuple[float, ...]
+
+
+def _read_label(path: Path, trusted: bool) -> _LabelFacts:
+    with VolumeStream.open(path, trusted=trusted) as stream:
+        header, wrong = stream.header, set[float]()
+        counts = np.zeros(2, dtype=np.int64)
+        for _, block in stream.blocks():
+            try:
+                parts = foreground_and_tumour(block, header)
+            except LabelError:
+                wrong |= _wrong_values(block, header)
+                continue
+            if parts is not None:
+                counts += [np.count_nonzero(part) for part in parts]
+    return _LabelFacts(
+        header=header,
+        n_foreground=int(counts[0]),
+        n_tumour=int(counts[1]),
+        wrong_values=tuple(sorted(wrong)),
+    )
+
+
+def _wrong_values(block_kji: NDArray[Any], header: VolumeHeader) -> set[float]:
+    values = np.unique(block_kji)[:1000]  # of so many different ones some are wrong
+    if (header.slope, header.intercept) != (1.0, 0.0):
+        values = np.rint(values * header.slope + header.intercept)  # as foreground_and_tumour has it
+    return {float(v) for v in values} - {0.0, 1.0, 2.0}
+
+
+def _label_findings(scan: Scan, root: Path, label: _LabelFacts, image: ImageFacts | None) -> list[Finding]:
+    found = []
+    if label.wrong_values:
+        listed = ", ".join(f"{v:g}" for v in label.wrong_values[:8])
+        what = f"{_short(label.header.path, root)} holds the values {listed}"
+        found.append(_fault(scan, what, "a label has 0, 1 (liver) and 2 (tumour): map the others"))
+    elif not label.n_foreground:
+        what = f"{_short(label.header.path, root)} has no liver and no tumour"
+        found.append(_finding("warning", scan.name, what, "label it, or leave the case out"))
+    elif label.n_foreground == label.n_tumour:
+        what = f"{_short(label.header.path, root)} has tumour (2) but no liver (1)"
+        found.append(_finding("warning", scan.name, what, "see whether the labels are swapped"))
+    if image is not None:
+        found += _grid_faults(scan, root, label.header, image.header)
+        own = [note for note in label.header.notes if note not in image.header.notes]
+        found += [
+            _finding("warning", scan.name, f"label: {n}", "correct its header if that is wrong") for n in own
+        ]
+    return found
+
+
+def _grid_faults(scan: Scan, root: Path, label: VolumeHeader, image: VolumeHeader) -> list[Finding]:
+    try:
+        check_same_grid(label, image)
+    except LabelError as failure:
+        what, _, remedy = _relative(str(failure), root).rpartition(": ")
+        return [_fault(scan, what, remedy.replace("they are not of one scan", "find the label of this scan"))]
+    return []
+
+
+# ---- between scans
+
+
+def find_duplicates(checks: Sequence[ScanCheck]) -> list[Finding]:
+    """Images with the same voxels, however they are compressed: a split would put one on both sides.
+
+    Between two labelled cases a fault; where an unlabelled one is involved a warning.
+    """
+    alike: dict[str, list[Scan]] = defaultdict(list)
+    for check in checks:
+        if check.voxels_sha256 is not None:
+            alike[check.voxels_sha256].append(check.scan)
+    return [
+        Finding(
+            case=copy.name,
+            severity="warning" if original.label is None or copy.label is None else "fault",
+            what=f"has the same voxels as {original.name}",
+            remedy="leave one of them out: it would be trained on and scored at once",
+        )
+        for original, *copies in alike.values()
+        for copy in copies
+    ]
+
+
+def _labelled_first(check: ScanCheck) -> tuple[bool, list[tuple[int, str]]]:
+    return check.scan.label is None, natural_order(check.scan.name)
+
+
+def _killed(scan: Scan) -> ScanCheck:
+    what = "its worker was killed twice (out of memory?)"
+    return ScanCheck(scan=scan, findings=(_fault(scan, what, "look at the file's header, or free memory"),))
+
+
+def has_faults(findings: Iterable[Finding]) -> bool:
+    """Whether any is more than a warning."""
+    return any(finding.severity == "fault" for finding in findings)
+
+
+def _finding(severity: Literal["fault", "warning"], case: str, what: str, remedy: str) -> Finding:
+    return Finding(case=case, severity=severity, what=what, remedy=remedy)
+
+
+def _fault(scan: Scan, what: str, remedy: str) -> Finding:
+    return _finding("fault", scan.name, what, remedy)
+
+
+def _relative(message: str, root: Path) -> str:
+    return message.replace(f"{root}/", "")
+
+
+def _short(path: Path, root: Path) -> str:
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)

@@ -1,0 +1,286 @@
+"""What the grid allows: labels through the cache and back, against the truth, before anyone trains."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_cache.errors import CacheError, LiversegError
+from data_cache.files import write_text
+from data_cache.geometry import DepthWindow
+from data_cache.reader import CacheStore
+from data_cache.schema import FRACTION_ONE, CacheSchema, CaseMeta
+from pipeline.fanout import fan_out
+from pipeline.nifti import VolumeHeader, VolumeStream
+from pipeline.prepare import foreground_and_tumour, with_second_opinion
+from pipeline.restore import native_labels
+from pipeline.thin import Z
+
+Block = NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CaseFidelity:
+    """Dice, in native space, of a case's label after a round trip; None where the truth lacks the class.
+
+    Attributes:
+        liver, tumour: Through the cached fractions; liver is label ≥ 1.
+        nearest_liver, nearest_tumour: Through ids sampled at the nearest voxel on the same grid.
+    """
+
+    case: str
+    liver: float | None
+    tumour: float | None
+    nearest_liver: float | None
+    nearest_tumour: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FailedCase:
+    """A case that could not be compared, and why."""
+
+    case: str
+    message: str
+
+
+def measure(
+    raw: Path, store: CacheStore, *, jobs: int, report: Callable[[CaseFidelity | FailedCase], None]
+) -> list[CaseFidelity]:
+    """The fidelity of each labelled case of a store, in the store's order; one that fails is only reported.
+
+    Args:
+        raw: Folder of the data set that the store was built from.
+        store: Its ``liver`` views are compared with the native labels.
+        jobs: Worker processes; each holds a few blocks of slices, whatever the volume.
+        report: Called with each result as it comes.
+
+    Raises:
+        CacheError: The store has no labelled case.
+    """
+    metas = [meta for meta in map(store.meta, store.case_ids) if meta.label is not None]
+    if not metas:
+        raise CacheError(f"{store.path}: has no labelled case: there is nothing to compare")
+    task = partial(measure_case, raw=raw, store=store.path, schema=store.schema)
+    found = {}
+    for result in fan_out(task, metas, jobs=jobs, killed=_killed):
+        report(result)
+        if isinstance(result, CaseFidelity):
+            found[result.case] = result
+    return [found[case_id] for case_id in store.case_ids if case_id in found]
+
+
+def _killed(meta: CaseMeta) -> FailedCase:
+    return FailedCase(case=meta.case_id, message="its worker was killed twice (out of memory?)")
+
+
+def measure_case(meta: CaseMeta, *, raw: Path, store: Path, schema: CacheSchema) -> CaseFidelity | FailedCase:
+    """One case; a failure comes back as a result, so that the others go on."""
+    try:
+        return _measure_case(meta, raw, CacheStore(store, schema, {meta.case_id: meta}))
+    except LiversegError as failure:
+        return FailedCase(case=meta.case_id, message=str(failure))
+    except Exception as failure:
+        return FailedCase(case=meta.case_id, message=f"{type(failure).__name__}: {failure}")
+
+
+def _measure_case(meta: CaseMeta, raw: Path, store: CacheStore) -> CaseFidelity:
+    assert meta.label is not None
+    path, window = raw / meta.label.path, meta.windows.get("liver", meta.windows["scan"])
+    shape_zyx = store.schema.spec.shape_zyx
+    nearest = with_second_opinion(
+        lambda trusted: _nearest_ids(path, meta, window, shape_zyx, trusted=trusted)
+    )
+    if "liver" not in meta.windows:
+        return CaseFidelity(
+            case=meta.case_id, liver=None, tumour=None, nearest_liver=None, nearest_tumour=None
+        )
+    fractions = store.read(meta.case_id, "liver").fractions_czyx
+    assert fractions is not None
+    foreground = fractions.astype(np.float32) / np.float32(FRACTION_ONE)
+    return with_second_opinion(
+        lambda trusted: _compare(path, meta.case_id, foreground, nearest, window, trusted=trusted)
+    )
+
+
+# ---- first pass: ids, the usual way
+
+
+def _nearest_ids(
+    path: Path, meta: CaseMeta, window: DepthWindow, shape_zyx: tuple[int, int, int], *, trusted: bool
+) -> Block:
+    """Ids at the voxel nearest to each cached voxel's centre; axes in the file's order, canonical directions.
+
+    Raises:
+        CacheError: The file is not the one that the case was built from.
+    """
+    with VolumeStream.open(path, trusted=trusted) as stream:
+        header = stream.header
+        if header.grid.shape_zyx != meta.grid.shape_zyx:
+            raise _not_the_source(path)
+        at_k, at_j, at_i = sampled_voxels(header, window, shape_zyx)
+        ids_kji = np.zeros((len(at_k), len(at_j), len(at_i)), dtype=np.uint8)
+        for first, block in _label_blocks(stream):
+            inside = np.flatnonzero((at_k >= first) & (at_k < first + len(block)))
+            if inside.size and block.any():
+                ids_kji[inside] = block[np.ix_(at_k[inside] - first, at_j, at_i)]
+        assert meta.label is not None
+        if stream.sha256 != meta.label.sha256:
+            raise _not_the_source(path)
+        return ids_kji
+
+
+def _not_the_source(path: Path) -> CacheError:
+    return CacheError(
+        f"{path}: is not the file that the cache was built from (another sha256): run liverseg preprocess "
+        "again, or name the data set it was built from"
+    )
+
+
+def sampled_voxels(
+    header: VolumeHeader, window: DepthWindow, shape_zyx: tuple[int, int, int]
+) -> list[NDArray[np.intp]]:
+    """For each axis of the file, the index of the voxel nearest to each cached voxel's centre.
+
+    Target ``t`` has its centre at source edge coordinate ``(t + 0.5) * n_source / n_target``, in whole numbers;
+    of two equally near voxels it takes the upper.
+    """
+    indices = []
+    for axis in header.axes_kji:
+        n_native, n_target = header.grid.shape_zyx[axis.canonical], shape_zyx[axis.canonical]
+        start, n_source = (window.start, len(window)) if axis.canonical == Z else (0, n_native)
+        at = start + (2 * np.arange(n_target) + 1) * n_source // (2 * n_target)
+        indices.append(n_native - 1 - at if axis.flipped else at)
+    return indices
+
+
+def nearest_labels(ids_kji: Block, window: DepthWindow, header: VolumeHeader) -> Iterator[Block]:
+    """Labels of consecutive slices of the file, each voxel the id of the cached voxel that it lies in."""
+    in_k, in_j, in_i = (
+        _enclosing(header, axis, n_target, window)
+        for axis, n_target in zip(range(3), ids_kji.shape, strict=True)
+    )
+    for k in in_k:
+        if k < 0 or not ids_kji[k].any():
+            yield np.zeros((1, len(in_j), len(in_i)), dtype=np.uint8)
+            continue
+        slice_ji = ids_kji[k][np.ix_(in_j, in_i)]
+        slice_ji[in_j < 0] = 0
+        slice_ji[:, in_i < 0] = 0
+        yield slice_ji[None]
+
+
+def _enclosing(header: VolumeHeader, axis: int, n_target: int, window: DepthWindow) -> NDArray[np.intp]:
+    """For each voxel of a file's axis, the cached voxel that holds its centre; -1 outside of the window."""
+    canonical, n_native = header.axes_kji[axis].canonical, header.shape_kji[axis]
+    start, n_source = (window.start, len(window)) if canonical == Z else (0, n_native)
+    native = np.arange(n_native) - start
+    inside = (2 * native + 1) * n_target // (2 * n_source)
+    inside[(native < 0) | (native >= n_source)] = -1
+    return inside[::-1] if header.axes_kji[axis].flipped else inside
+
+
+# ---- second pass: both ways against the truth
+
+
+@dataclass(slots=True, kw_only=True)
+class _Overlap:
+    """Voxel counts of one class that add up over blocks."""
+
+    truth: int = 0
+    predicted: int = 0
+    shared: int = 0
+
+    def add(self, truth: NDArray[np.bool_], predicted: NDArray[np.bool_]) -> None:
+        self.truth += int(np.count_nonzero(truth))
+        self.predicted += int(np.count_nonzero(predicted))
+        self.shared += int(np.count_nonzero(truth & predicted))
+
+    @property
+    def dice(self) -> float | None:
+        return 2 * self.shared / (self.truth + self.predicted) if self.truth else None
+
+
+def _compare(
+    path: Path,
+    case_id: str,
+    foreground_czyx: NDArray[np.float32],
+    nearest_kji: Block,
+    window: DepthWindow,
+    *,
+    trusted: bool,
+) -> CaseFidelity:
+    with VolumeStream.open(path, trusted=trusted) as stream:
+        header = stream.header
+        restored = (
+            native_labels(foreground_czyx, window, header),
+            nearest_labels(nearest_kji, window, header),
+        )
+        counts = [(_Overlap(), _Overlap()) for _ in restored]
+        runs = [Runs(blocks) for blocks in restored]
+        for _, truth in _label_blocks(stream):
+            for run, (liver, tumour) in zip(runs, counts, strict=True):
+                predicted = run.take(len(truth))
+                if truth.any() or predicted.any():
+                    liver.add(truth > 0, predicted > 0)
+                    tumour.add(truth == 2, predicted == 2)
+    (liver, tumour), (nearest_liver, nearest_tumour) = counts
+    return CaseFidelity(
+        case=case_id,
+        liver=liver.dice,
+        tumour=tumour.dice,
+        nearest_liver=nearest_liver.dice,
+        nearest_tumour=nearest_tumour.dice,
+    )
+
+
+def _label_blocks(stream: VolumeStream) -> Iterator[tuple[int, Block]]:
+    """Blocks of ids 0, 1 and 2, in the file's order."""
+    for first, stored in stream.blocks():
+        parts = foreground_and_tumour(stored, stream.header)
+        if parts is None:
+            yield first, np.zeros(stored.shape, dtype=np.uint8)
+        else:
+            yield first, (parts[0] + parts[1]).view(np.uint8)
+
+
+class Runs:
+    """Consecutive slices in blocks of one size, taken in runs of another."""
+
+    def __init__(self, blocks: Iterable[Block]) -> None:
+        self._blocks = iter(blocks)
+        self._rest: list[Block] = []
+
+    def take(self, n_slices: int) -> Block:
+        """The next ``n_slices`` slices; raises StopIteration where there are fewer."""
+        while sum(map(len, self._rest)) < n_slices:
+            self._rest.append(next(self._blocks))
+        joined = self._rest[0] if len(self._rest) == 1 else np.concatenate(self._rest)
+        self._rest = [joined[n_slices:]]
+        return joined[:n_slices]
+
+
+# ---- results
+
+
+def mean(values: Sequence[float | None]) -> float | None:
+    """Over the cases that have the class; None where none has."""
+    present = [value for value in values if value is not None]
+    return float(np.mean(present)) if present else None
+
+
+def to_json(results: Sequence[CaseFidelity]) -> dict[str, Any]:
+    """``{"cases": [{"case", "liver", "tumour", "nearest_liver", "nearest_tumour"}, …]}``."""
+    return {"cases": [asdict(result) for result in results]}
+
+
+def write_json(path: Path, results: Sequence[CaseFidelity]) -> None:
+    """Write the results, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, json.dumps(to_json(results), indent=1, allow_nan=False) + "\n")

@@ -1,0 +1,185 @@
+"""dataset.json against the folder it describes: what is missing, extra, miscounted or misnamed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from data_cache.errors import DataSetError
+from pipeline.decathlon import SUFFIXES, RawDataSet, read_data_set, volume_stem
+
+FILE = "dataset.json"
+FOLDERS = ("imagesTr", "labelsTr", "imagesTs")
+TUMOUR_WORDS = ("cancer", "tumor", "tumour", "lesion", "metasta")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One thing that is wrong.
+
+    Attributes:
+        case: Its case, its file below the data set's folder, or dataset.json.
+        severity: "fault" where preprocess would fail or cache something wrong, else "warning".
+        remedy: What to do.
+    """
+
+    case: str
+    severity: Literal["fault", "warning"]
+    what: str
+    remedy: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scan:
+    """An image to check and its label; a test image has none."""
+
+    name: str
+    image: Path
+    label: Path | None
+
+
+def check_listing(root: Path) -> tuple[list[Scan], list[Finding]]:
+    """The scans of a data set, and what is wrong with its listing.
+
+    Where dataset.json cannot be used, that is a fault, and the scans are the pairs that the folders hold.
+
+    Raises:
+        DataSetError: There is no such folder, or neither dataset.json nor imagesTr in it.
+    """
+    if not (root / FILE).exists() and not (root / "imagesTr").is_dir():
+        read_data_set(root)  # says what is wrong
+    try:
+        data_set = read_data_set(root)
+    except DataSetError as failure:
+        what = str(failure).removeprefix(f"{root / FILE}: ").removeprefix(f"{root}: ")
+        return _paired(root), [_fault(what, "correct it: preprocess takes its cases from it")]
+    content = json.loads((root / FILE).read_text(encoding="utf-8"))
+    findings = [*_counts(content, data_set), *_labels(content), *_names(data_set), *_extra_files(data_set)]
+    return _listed(data_set), findings
+
+
+def _paired(root: Path) -> list[Scan]:
+    scans = []
+    for image in _volumes(root / "imagesTr"):
+        stem = volume_stem(image)
+        labels = [root / "labelsTr" / f"{stem}{suffix}" for suffix in SUFFIXES]
+        scans.append(Scan(name=str(stem), image=image, label=next(filter(Path.exists, labels), labels[0])))
+    return scans + [_test(root, image) for image in _volumes(root / "imagesTs")]
+
+
+def _listed(data_set: RawDataSet) -> list[Scan]:
+    cases = [Scan(name=case.case_id, image=case.image, label=case.label) for case in data_set.cases]
+    return cases + [_test(data_set.root, image) for image in data_set.tests]
+
+
+def _test(root: Path, image: Path) -> Scan:
+    return Scan(name=_below(root, image), image=image, label=None)
+
+
+# ---- what the file says of itself
+
+
+def _counts(content: dict[str, Any], data_set: RawDataSet) -> list[Finding]:
+    listed = {"numTraining": len(data_set.cases), "numTest": len(data_set.tests)}
+    return [
+        _fault(f"{key} is {content[key]!r}, but {n} are listed", "complete the list, or correct the number")
+        for key, n in listed.items()
+        if key in content and content[key] != n
+    ]
+
+
+def _labels(content: dict[str, Any]) -> list[Finding]:
+    """The names of the labels against 0 background, 1 liver, 2 tumour (the Decathlon says cancer)."""
+    labels = content.get("labels")
+    wanted = "it should be 0 background, 1 liver, 2 cancer"
+    if not isinstance(labels, dict):
+        return [_warning(f"has no names of labels ({wanted})", "see that 1 is liver and 2 tumour")]
+    meant = {str(key): _meaning(str(name)) for key, name in labels.items()}
+    what = f"labels are {', '.join(f'{key} {name}' for key, name in labels.items())}; {wanted}"
+    if meant == {"0": "background", "1": "liver", "2": "tumour"}:
+        return []
+    if meant.get("1") == "tumour" or meant.get("2") == "liver":
+        return [_fault(f"liver and tumour are swapped: {what}", "swap the values in every label file")]
+    return [_warning(what, "see that 1 is liver and 2 tumour in the files")]
+
+
+def _meaning(name: str) -> str:
+    name = name.lower()
+    if any(word in name for word in TUMOUR_WORDS):  # before the liver: "liver tumour"
+        return "tumour"
+    return next((known for known in ("background", "liver") if known in name), name)
+
+
+def _names(data_set: RawDataSet) -> list[Finding]:
+    return [
+        Finding(
+            case=case.case_id,
+            severity="warning",
+            what=f"its label is called {case.label.name}",
+            remedy="see that it is the label of this image",
+        )
+        for case in data_set.cases
+        if volume_stem(case.label) != case.case_id
+    ] + _shared_labels(data_set)
+
+
+def _shared_labels(data_set: RawDataSet) -> list[Finding]:
+    seen: dict[Path, str] = {}
+    found = []
+    for case in data_set.cases:
+        first = seen.setdefault(case.label, case.case_id)
+        if first != case.case_id:
+            what = f"has the same label file as {first}"
+            remedy = "list its own label"
+            found.append(Finding(case=case.case_id, severity="fault", what=what, remedy=remedy))
+    return found
+
+
+# ---- what the folder has besides
+
+
+def _extra_files(data_set: RawDataSet) -> list[Finding]:
+    root = data_set.root
+    listed = {path.resolve() for case in data_set.cases for path in (case.image, case.label)}
+    listed |= {path.resolve() for path in data_set.tests}
+    # Hidden files, the AppleDouble litter of macOS among them, are nobody's.
+    found = [
+        path
+        for folder in FOLDERS
+        for path in _files(root / folder)
+        if not path.name.startswith(".") and path.resolve() not in listed
+    ]
+    return [
+        Finding(
+            case=_below(root, path),
+            severity="warning",
+            what="is not in dataset.json, so that preprocess leaves it out"
+            if volume_stem(path)
+            else "is no NIfTI volume: the rest of a broken copy?",
+            remedy="list it, or delete it",
+        )
+        for path in found
+    ]
+
+
+def _volumes(folder: Path) -> list[Path]:
+    return [path for path in _files(folder) if volume_stem(path) is not None]
+
+
+def _files(folder: Path) -> Iterable[Path]:
+    return sorted(folder.iterdir()) if folder.is_dir() else []
+
+
+def _below(root: Path, path: Path) -> str:
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
+
+
+def _fault(what: str, remedy: str) -> Finding:
+    return Finding(case=FILE, severity="fault", what=what, remedy=remedy)
+
+
+def _warning(what: str, remedy: str) -> Finding:
+    return Finding(case=FILE, severity="warning", what=what, remedy=remedy)

@@ -1,0 +1,326 @@
+"""Segmenting, predicting and evaluating: crops, native grids, the rules of who is scored."""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from tiny import SPEC, TinyWorld
+
+from data_cache.errors import CacheError, ConfigError, LiversegError, RunError, VolumeError
+from data_cache.geometry import DepthWindow
+from data_cache.schema import PreprocessSpec, View
+from liverseg.inference.evaluate import (
+    CaseEvaluation,
+    choose_cases,
+    evaluate,
+    summarise,
+)
+from liverseg.inference.predict import predict_file
+from liverseg.inference.segment import (
+    Predictor,
+    keep_liver,
+    liver_window,
+    load_predictor,
+    segment,
+    widened,
+)
+from liverseg.model.inputs import InputConfig
+from liverseg.model.network import NetworkConfig, UNet
+from liverseg.training.split import Split, load_split
+from pipeline.nifti import read_canonical
+from pipeline.prepare import ThinScan, read_scan
+from pipeline.resample import box_weights
+
+
+def foreground(shape: tuple[int, int, int], *boxes: tuple[slice, slice, slice]) -> NDArray[np.float32]:
+    """Liver probability 0.9 in the boxes, 0.1 elsewhere; no tumour."""
+    result = np.zeros((2, *shape), dtype=np.float32)
+    result[0] = 0.1
+    for box in boxes:
+        result[0][box] = 0.9
+    return result
+
+
+def test_the_largest_component_is_the_liver_and_keeps_its_soft_edge() -> None:
+    large, small = np.s_[2:6, 2:6, 2:6], np.s_[9:11, 9:11, 9:11]
+    kept = keep_liver(foreground((12, 12, 12), large, small), voxel_volume_ml=1.0)
+    assert (kept[0][large] == np.float32(0.9)).all()
+    assert not kept[0][small].any()
+    assert kept[0, 0, 3, 3] == np.float32(0.1)  # two voxels from the box: what interpolation needs
+    assert kept[0, 9, 3, 3] == 0
+
+
+def test_a_neighbouring_component_does_not_come_back_as_a_soft_edge() -> None:
+    liver, near = np.s_[2:8, 2:8, 2:8], np.s_[9:11, 2:4, 2:4]
+    kept = keep_liver(foreground((12, 12, 12), liver, near), voxel_volume_ml=1.0)
+    assert not kept[0][near].any()
+
+
+def test_specks_are_no_liver() -> None:
+    # 8 voxels of 1 mL are less than 10 mL.
+    assert not keep_liver(foreground((6, 6, 6), np.s_[0:2, 0:2, 0:2]), voxel_volume_ml=1.0).any()
+    assert keep_liver(foreground((6, 6, 6), np.s_[0:2, 0:2, 0:3]), voxel_volume_ml=1.0).any()
+    assert not keep_liver(np.zeros((2, 4, 4, 4), dtype=np.float32), voxel_volume_ml=1.0).any()
+
+
+def test_tumour_and_liver_are_one_component() -> None:
+    probabilities = foreground((6, 6, 12), np.s_[1:5, 1:5, 1:4])
+    probabilities[1][1:5, 1:5, 4:11] = 0.9
+    kept = keep_liver(probabilities, voxel_volume_ml=1.0)
+    assert (kept[1][1:5, 1:5, 4:11] == np.float32(0.9)).all()
+
+
+def test_liver_window_on_a_hand_example() -> None:
+    # 16 view slices over 160 native ones: view slices 4 and 5 are native 40..59; 2 % of 160 are 3.2, so 4 more.
+    box = np.s_[4:6, 2:4, 2:4]
+    window = liver_window(foreground((16, 8, 8), box), depth=160, spec=SPEC)
+    assert window == DepthWindow(start=36, stop=64)
+    assert liver_window(foreground((16, 8, 8)), depth=160, spec=SPEC) is None
+
+
+def test_windows_widen_only_where_the_liver_touches_and_the_scan_goes_on() -> None:
+    window = DepthWindow(start=20, stop=52)
+    top = foreground((16, 8, 8), np.s_[14:16, 2:4, 2:4])
+    assert widened(window, top, depth=100) == DepthWindow(start=20, stop=56)  # 32 // 8 = 4
+    assert widened(window, top, depth=53) == DepthWindow(start=20, stop=53)
+    both = foreground((16, 8, 8), np.s_[0:16, 2:4, 2:4])
+    assert widened(window, both, depth=100) == DepthWindow(start=16, stop=56)
+    assert widened(DepthWindow(start=0, stop=9), both, depth=9) == DepthWindow(start=0, stop=9)
+
+
+def oracle_predictor(world: TinyWorld, case_id: str, monkeypatch: pytest.MonkeyPatch) -> Predictor:
+    """A predictor that knows the truth of one case: its label, averaged over whatever window it is shown."""
+    meta = world.store.meta(case_id)
+    assert meta.label is not None
+    truth, _ = read_canonical(world.raw / meta.label.path)
+    shown: list[DepthWindow] = []
+    original = ThinScan.view
+
+    def remember(scan: ThinScan, window: DepthWindow, spec: PreprocessSpec) -> View:
+        shown.append(window)
+        return original(scan, window, spec)
+
+    def know(_: Predictor, image_zyx: NDArray[np.int16]) -> NDArray[np.float32]:
+        z, y, x = (
+            box_weights(n, m, *ends)
+            for n, m, ends in zip(
+                truth.shape,
+                image_zyx.shape,
+                ((shown[-1].start, shown[-1].stop), (0, None), (0, None)),
+                strict=True,
+            )
+        )
+        masks = np.stack([truth == 1, truth == 2]).astype(float)
+        return np.asarray(np.einsum("czyx,Zz,Yy,Xx->cZYX", masks, z, y, x, optimize=True), dtype=np.float32)
+
+    monkeypatch.setattr(ThinScan, "view", remember)
+    monkeypatch.setattr(Predictor, "foreground", know)
+    network = UNet(NetworkConfig(base_channels=1, depth=1))
+    return Predictor(
+        network=network, input=InputConfig(), spec=SPEC, device=torch.device("cpu"), autocast=False
+    )
+
+
+@pytest.mark.parametrize("case_id", ["liver_0", "liver_1"], ids=["LPS", "RAS"])
+def test_a_perfect_network_gives_the_ceiling_of_the_grid(
+    tiny_world: TinyWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case_id: str
+) -> None:
+    predictor = oracle_predictor(tiny_world, case_id, monkeypatch)
+    image = tiny_world.raw / "imagesTr" / f"{case_id}.nii.gz"
+    result = predict_file(image, tmp_path, predictor)
+    source, written = nib.Nifti1Image.from_filename(image), nib.Nifti1Image.from_filename(result.label)
+    truth = np.asarray(
+        nib.Nifti1Image.from_filename(tiny_world.raw / "labelsTr" / f"{case_id}.nii.gz").dataobj
+    )
+    label = np.asarray(written.dataobj)
+    assert written.shape == source.shape
+    np.testing.assert_array_equal(written.affine, source.affine)
+    for code in ("sform_code", "qform_code"):
+        assert written.header[code] == source.header[code]
+    dice = 2 * np.sum((label > 0) & (truth > 0)) / (np.sum(label > 0) + np.sum(truth > 0))
+    assert dice > 0.97
+    voxel_ml = abs(np.linalg.det(source.affine)) / 1000
+    assert result.liver_ml == pytest.approx(np.sum(label > 0) * voxel_ml)
+    assert result.tumour_ml == pytest.approx(np.sum(label == 2) * voxel_ml)
+
+
+def test_no_liver_is_an_answer(
+    tiny_world: TinyWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predictor = oracle_predictor(tiny_world, "liver_0", monkeypatch)
+    monkeypatch.setattr(Predictor, "foreground", lambda _, image: np.zeros((2, *image.shape), np.float32))
+    result = predict_file(tiny_world.raw / "imagesTr" / "liver_0.nii.gz", tmp_path, predictor)
+    assert not result.found
+    assert "no liver found" in result.line()
+    assert not np.asarray(nib.Nifti1Image.from_filename(result.label).dataobj).any()
+
+
+def test_a_label_never_overwrites_its_image(tiny_world: TinyWorld, tiny_run: Path) -> None:
+    image = tiny_world.raw / "imagesTr" / "liver_0.nii.gz"
+    before = image.read_bytes()
+    with pytest.raises(VolumeError, match="overwrite"):
+        predict_file(image, image.parent, load_predictor(tiny_run, device="cpu"))
+    assert image.read_bytes() == before
+
+
+def test_flips_and_permutations_of_the_file_give_the_same_segmentation(
+    tiny_world: TinyWorld, tiny_run: Path, tmp_path: Path
+) -> None:
+    predictor = load_predictor(tiny_run, device="cpu")
+    path = tiny_world.raw / "imagesTr" / "liver_1.nii.gz"
+    image = nib.Nifti1Image.from_filename(path)
+    expected = predict_file(path, tmp_path / "out", predictor)
+    canonical = np.asarray(nib.as_closest_canonical(nib.Nifti1Image.from_filename(expected.label)).dataobj)
+    for axes in ("LPS", "SAR", "IRP"):
+        turned = image.as_reoriented(
+            nib.orientations.ornt_transform(
+                nib.io_orientation(image.affine), nib.orientations.axcodes2ornt(axes)
+            )
+        )
+        nib.save(turned, tmp_path / f"{axes}.nii.gz")
+        result = predict_file(tmp_path / f"{axes}.nii.gz", tmp_path / "out", predictor)
+        label = nib.Nifti1Image.from_filename(result.label)
+        assert nib.aff2axcodes(label.affine) == tuple(axes)
+        same = np.asarray(nib.as_closest_canonical(label).dataobj)
+        assert np.mean(same != canonical) < 1e-4  # sums in another order may tip a voxel
+
+
+def test_segment_runs_from_the_run_folder(tiny_world: TinyWorld, tiny_run: Path) -> None:
+    predictor = load_predictor(tiny_run, device="cpu")
+    assert predictor.spec == SPEC
+    scan = read_scan(tiny_world.raw / "imagesTr" / "liver_2.nii.gz", SPEC)
+    found = segment(scan, predictor)
+    assert found.foreground_czyx.shape == (2, *SPEC.shape_zyx)
+    assert found.window is None or 0 <= found.window.start < found.window.stop <= 40
+
+
+def test_a_folder_without_a_run(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="no such checkpoint"):
+        load_predictor(tmp_path)
+    with pytest.raises(RunError, match="no such folder"):
+        load_predictor(tmp_path / "none")
+
+
+# ---- evaluation
+
+
+def test_only_cases_that_were_never_trained_on_are_scored(tiny_world: TinyWorld, tiny_run: Path) -> None:
+    store, split = tiny_world.store, load_split(tiny_run)
+    chosen, unseen = choose_cases(store, split, ())
+    assert set(chosen) == set(split.val)
+    assert unseen
+    assert choose_cases(store, split, split.train[:1]) == (split.train[:1], False)
+    everything = tuple(store.meta(i).image.sha256 for i in store.case_ids)
+    assert choose_cases(store, replace(split, train_sha256=everything), ()) == (store.case_ids, False)
+    with pytest.raises(ConfigError, match="liver_99"):
+        choose_cases(store, split, ("liver_99",))
+
+
+def test_evaluation_writes_scores_summary_and_overlays(
+    tiny_world: TinyWorld, tiny_run: Path, tmp_path: Path
+) -> None:
+    store, split = tiny_world.store, load_split(tiny_run)
+    told: list[str] = []
+    scored = evaluate(
+        load_predictor(tiny_run, device="cpu"),
+        store,
+        split,
+        case_ids=split.val,
+        raw=tiny_world.raw,
+        out=tmp_path,
+        report=lambda case_id, _: told.append(case_id),
+    )
+    assert told == list(split.val)
+    rows = list(csv.DictReader((tmp_path / "scores.csv").read_text().splitlines()))
+    assert [row["case"] for row in rows] == list(split.val)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    mean = np.mean([float(row["liver_dice"]) for row in rows])
+    assert summary["liver"]["dice"]["mean"] == pytest.approx(mean)
+    assert summary["trained_on"] == []
+    for e, row in zip(scored, rows, strict=True):
+        assert e.ceiling is not None
+        assert float(row["liver_dice_grid_ceiling"]) == e.ceiling.liver.dice > 0.97
+        assert (tmp_path / "overlays" / f"{e.case_id}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_ceiling_is_what_a_perfect_network_scores(
+    tiny_world: TinyWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predictor = oracle_predictor(tiny_world, "liver_1", monkeypatch)
+    split = Split(train=("x",), val=("liver_1",), train_sha256=("0",))
+    (scored,) = evaluate(
+        predictor,
+        tiny_world.store,
+        split,
+        case_ids=["liver_1"],
+        raw=tiny_world.raw,
+        out=tmp_path,
+        report=lambda *_: None,
+    )
+    assert scored.ceiling is not None
+    assert scored.predicted.liver.dice == pytest.approx(scored.ceiling.liver.dice, abs=0.01)
+
+
+def test_a_case_that_fails_does_not_stop_the_others(
+    tiny_world: TinyWorld, tiny_run: Path, tmp_path: Path
+) -> None:
+    split = load_split(tiny_run)
+    raw = tmp_path / "raw"
+    for folder in ("imagesTr", "labelsTr"):
+        (raw / folder).mkdir(parents=True)
+        for case_id in split.val[1:]:
+            source = tiny_world.raw / folder / f"{case_id}.nii.gz"
+            (raw / folder / source.name).write_bytes(source.read_bytes())
+    told: dict[str, CaseEvaluation | LiversegError] = {}
+    scored = evaluate(
+        load_predictor(tiny_run, device="cpu"),
+        tiny_world.store,
+        split,
+        case_ids=split.val,
+        raw=raw,
+        out=tmp_path / "out",
+        report=told.__setitem__,
+    )
+    assert isinstance(told[split.val[0]], VolumeError)
+    assert [e.case_id for e in scored] == list(split.val[1:])
+
+
+def test_a_store_of_another_spec_is_refused(tiny_world: TinyWorld, tiny_run: Path, tmp_path: Path) -> None:
+    predictor = replace(load_predictor(tiny_run, device="cpu"), spec=replace(SPEC, margin_fraction=0.1))
+    with pytest.raises(CacheError, match="another spec"):
+        evaluate(
+            predictor,
+            tiny_world.store,
+            load_split(tiny_run),
+            case_ids=["liver_0"],
+            raw=tiny_world.raw,
+            out=tmp_path,
+            report=lambda *_: None,
+        )
+
+
+def test_summary_means_are_over_cases_that_have_the_class(
+    tiny_world: TinyWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predictor = oracle_predictor(tiny_world, "liver_1", monkeypatch)
+    split = Split(train=("x",), val=("liver_1",), train_sha256=("0",))
+    (one,) = evaluate(
+        predictor, tiny_world.store, split, case_ids=["liver_1"], raw=tiny_world.raw, out=tmp_path,
+        report=lambda *_: None,
+    )  # fmt: skip
+    without = replace(
+        one,
+        predicted=replace(one.predicted, tumour=replace(one.predicted.tumour, volume_truth_ml=0.0, dice=1.0)),
+    )
+    summary = summarise([one, without])
+    assert summary["n_cases"] == 2
+    assert summary["tumour"]["n_cases_with_it"] == int(one.predicted.tumour.volume_truth_ml > 0)
+    assert summary["liver"]["n_cases_with_it"] == 2

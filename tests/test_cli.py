@@ -1,0 +1,247 @@
+"""The command line as a person meets it: one clear line an error, exit codes, what each command prints."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from tiny import TinyWorld, tiny_config
+
+from liverseg.cli import main
+from liverseg.training.config import save_config
+
+ROOT = Path(__file__).parents[1]
+Run = Callable[..., Result]
+
+
+@pytest.fixture
+def run() -> Run:
+    """Call the command in this process; a traceback in its output fails the test."""
+
+    def call(*arguments: str | Path) -> Result:
+        result = CliRunner().invoke(main, [str(a) for a in arguments])
+        assert "Traceback" not in result.output
+        return result
+
+    return call
+
+
+def error_line(result: Result) -> str:
+    """The one line that complains."""
+    assert result.exit_code == 1, result.output
+    (line,) = [line for line in result.output.splitlines() if line.startswith("error:")]
+    return line
+
+
+def broken_raw(world: TinyWorld, folder: Path, *, cases: int = 2) -> Path:
+    """A copy of the first cases of the tiny data set, to be broken."""
+    content = json.loads((world.raw / "dataset.json").read_text())
+    content["training"], content["test"] = content["training"][:cases], []
+    for kind in ("imagesTr", "labelsTr"):
+        (folder / kind).mkdir(parents=True)
+        for case in range(cases):
+            shutil.copy(world.raw / kind / f"liver_{case}.nii.gz", folder / kind)
+    (folder / "dataset.json").write_text(json.dumps(content))
+    return folder
+
+
+@pytest.mark.parametrize("command", sorted(main.commands))
+def test_every_command_has_help_with_an_example(run: Run, command: str) -> None:
+    result = run(command, "--help")
+    assert result.exit_code == 0
+    group = main.commands[command]
+    names = getattr(group, "commands", {})
+    for text in [run(command, name, "--help").output for name in names] or [result.output]:
+        assert f"Example: liverseg {command}" in text
+
+
+def test_a_path_that_does_not_exist(run: Run, tmp_path: Path) -> None:
+    assert "none: no such folder" in error_line(run("preprocess", tmp_path / "none", tmp_path / "c"))
+    assert "none: no such folder" in error_line(run("inspect", tmp_path / "none"))
+    assert "none: no such folder" in error_line(run("train", tmp_path / "none", tmp_path / "run"))
+    assert "none: no such folder" in error_line(
+        run("predict", tmp_path / "none", "x.nii.gz", "--out", tmp_path)
+    )
+
+
+def test_a_folder_without_dataset_json(run: Run, tmp_path: Path) -> None:
+    assert "has no dataset.json" in error_line(run("preprocess", tmp_path, tmp_path / "c"))
+
+
+def test_a_folder_that_is_no_cache(run: Run, tmp_path: Path) -> None:
+    assert "is no cache" in error_line(run("inspect", tmp_path))
+
+
+def test_a_run_folder_without_checkpoint(run: Run, tiny_world: TinyWorld, tmp_path: Path) -> None:
+    line = error_line(run("evaluate", tmp_path, tiny_world.cache, "--raw", tiny_world.raw))
+    assert "best.pt: no such checkpoint" in line
+
+
+@pytest.mark.parametrize("fault", ["missing label", "shape", "affine", "values", "truncated", "flipped bit"])
+def test_a_bad_case_is_named_and_does_not_stop_the_others(
+    run: Run, tiny_world: TinyWorld, tmp_path: Path, fault: str
+) -> None:
+    raw = broken_raw(tiny_world, tmp_path / "raw")
+    image, label = (raw / kind / "liver_0.nii.gz" for kind in ("imagesTr", "labelsTr"))
+    nifti = nib.Nifti1Image.from_filename(label)
+    voxels = np.asarray(nifti.dataobj)
+    expected = {
+        "missing label": "labelsTr/liver_0.nii.gz: cannot be opened: No such file",
+        "shape": "has the shape (40, 40, 39)",
+        "affine": "its affine puts it 7.00 mm away",
+        "values": "holds the values 0, 1, 2, 7",
+        "truncated": "liver_0.nii.gz",
+        "flipped bit": "liver_0.nii.gz: damaged gzip data",
+    }[fault]
+    if fault == "missing label":
+        label.unlink()
+    elif fault == "shape":
+        nib.save(nifti.slicer[:, :, :39], label)
+    elif fault == "affine":
+        moved = nifti.affine.copy()
+        moved[0, 3] += 7
+        nib.save(nib.Nifti1Image(voxels, moved), label)
+    elif fault == "values":
+        changed = voxels.copy()
+        changed[0, 0, 0] = 7
+        changed[1, 1, 1:3] = 1, 2
+        nib.save(nib.Nifti1Image(changed, nifti.affine), label)
+    elif fault == "truncated":
+        image.write_bytes(image.read_bytes()[:-2000])
+    else:
+        content = bytearray(image.read_bytes())
+        content[len(content) // 2] ^= 4
+        image.write_bytes(content)
+    result = run("preprocess", raw, tmp_path / "cache.zarr", "--jobs", "1")
+    line = error_line(result)
+    assert line.startswith("error: liver_0: ")
+    assert expected in line
+    assert "1 cases built, 0 were up to date, 1 failed" in result.output
+    assert sorted(p.name for p in (tmp_path / "cache.zarr").iterdir()) == ["liver_1", "zarr.json"]
+
+
+def test_preprocess_skips_what_is_done_and_refuses_another_spec(
+    run: Run, tiny_world: TinyWorld, tmp_path: Path
+) -> None:
+    raw, cache = broken_raw(tiny_world, tmp_path / "raw"), tmp_path / "cache.zarr"
+    first = run("preprocess", raw, cache, "--jobs", "1")
+    assert "2 cases built, 0 were up to date" in first.output
+    before = {p: p.stat().st_mtime_ns for p in cache.rglob("*")}
+    assert "0 cases built, 2 were up to date" in run("preprocess", raw, cache).output
+    assert {p: p.stat().st_mtime_ns for p in cache.rglob("*")} == before
+    line = error_line(run("preprocess", raw, tiny_world.cache))
+    assert "built with another spec (shape_zyx: [16, 32, 32] in the store, [64, 128, 128] asked for)" in line
+
+
+def test_inspect_prints_the_table_and_draws_a_case(run: Run, tiny_world: TinyWorld, tmp_path: Path) -> None:
+    table = run("inspect", tiny_world.cache).output
+    for case_id in tiny_world.store.case_ids:
+        assert case_id in table
+    png = tmp_path / "pictures" / "case.png"
+    result = run("inspect", tiny_world.cache, "liver_1", "--png", png)
+    assert result.exit_code == 0
+    assert png.read_bytes().startswith(b"\x89PNG")
+    assert "imagesTr/liver_1.nii.gz" in result.output
+    assert "has no case 'liver_9'" in error_line(run("inspect", tiny_world.cache, "liver_9"))
+    assert run("inspect", tiny_world.cache, "--png", png).exit_code == 2
+
+
+def test_train_evaluate_predict_in_a_row(run: Run, tiny_world: TinyWorld, tmp_path: Path) -> None:
+    save_config(tiny_config(epochs=2), tmp_path / "tiny.toml")
+    folder = tmp_path / "run"
+    arguments = ("train", tiny_world.cache, folder, "--config", tmp_path / "tiny.toml")
+    first = run(*arguments, "--set", "optim.epochs=1")
+    assert first.exit_code == 0, first.output
+    assert "epoch   1/1" in first.output
+    assert "holds a run already" in error_line(run(*arguments))
+    resumed = run("train", tiny_world.cache, folder, "--resume", "--set", "optim.epochs=2")
+    assert "epoch   2/2" in resumed.output
+    assert "epoch   1/2" not in resumed.output
+
+    scored = run("evaluate", folder, tiny_world.cache, "--raw", tiny_world.raw, "--device", "cpu")
+    assert scored.exit_code == 0, scored.output
+    assert "never trained on" in scored.output
+    assert (folder / "evaluation" / "scores.csv").exists()
+    seen = run(
+        "evaluate", folder, tiny_world.cache, "--raw", tiny_world.raw, "--case",
+        json.loads((folder / "split.json").read_text())["train"][0], "--out", tmp_path / "seen",
+    )  # fmt: skip
+    assert "TRAINED ON" in seen.output
+    assert "warning:" in seen.output
+
+    image = tiny_world.raw / "imagesTs" / "liver_6.nii.gz"
+    missing = tmp_path / "missing.nii.gz"
+    predicted = run("predict", folder, missing, image, "--out", tmp_path / "out")
+    assert "missing.nii.gz: cannot be opened" in error_line(predicted)
+    assert (tmp_path / "out" / "liver_6.nii.gz").exists()  # one bad file does not stop the rest
+
+
+def test_a_wrong_configuration_is_one_line(run: Run, tiny_world: TinyWorld, tmp_path: Path) -> None:
+    line = error_line(run("train", tiny_world.cache, tmp_path / "run", "--set", "optim.epoch=3"))
+    assert "optim.epoch: unknown key" in line
+    line = error_line(run("train", tiny_world.cache, tmp_path / "run", "--config", tmp_path / "no.toml"))
+    assert "no such file" in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_internal_fault_is_one_line_and_debug_shows_it(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: Path) -> None:
+        raise KeyError("oops")
+
+    monkeypatch.setattr("pipeline.decathlon.read_data_set", fail)
+    line = error_line(run("preprocess", "raw", "cache"))
+    assert "internal: KeyError: 'oops' (liverseg --debug" in line
+    with pytest.raises(KeyError, match="oops"):
+        CliRunner().invoke(main, ["--debug", "preprocess", "raw", "cache"], catch_exceptions=False)
+
+
+def test_interruption_is_said_and_has_its_own_code(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(_: Path) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pipeline.decathlon.read_data_set", interrupt)
+    result = run("preprocess", "raw", "cache")
+    assert result.exit_code == 130
+    assert "what was finished is kept" in result.output
+
+
+def readme_commands() -> list[str]:
+    """Every line of a README code block that calls liverseg."""
+    blocks = re.findall(r"```(?:sh|bash)\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    lines = [line.split("#")[0].strip() for block in blocks for line in block.splitlines()]
+    return [line for line in lines if line.startswith("liverseg ")]
+
+
+def test_the_commands_of_the_readme_run(tiny_world: TinyWorld, tmp_path: Path) -> None:
+    """In order, in a folder like a user's, on phantoms in place of the Decathlon and with a network of one channel."""
+    (tmp_path / "data").mkdir()
+    broken_raw(tiny_world, tmp_path / "data" / "Task03_Liver", cases=6)
+    shutil.copy(tiny_world.raw / "imagesTs" / "liver_6.nii.gz", tmp_path / "scan.nii.gz")
+    (tmp_path / "configs").mkdir()
+    tiny = "[data]\nfolds = 3\n[model]\nbase_channels = 1\n[optim]\nepochs = 1\nsteps_per_epoch = 1\n"
+    for path in (ROOT / "configs").glob("*.toml"):
+        (tmp_path / "configs" / path.name).write_text(tiny)
+    commands = readme_commands()
+    assert {shlex.split(c)[1] for c in commands} >= {"preprocess", "inspect", "train", "evaluate", "predict"}
+    for command in commands:
+        if shlex.split(command)[1] in ("download", "bench"):  # 27 GB, and minutes: tests of their own
+            continue
+        arguments = [sys.executable, "-m", "liverseg", *shlex.split(command)[1:]]
+        result = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert result.returncode == 0, f"{command}\n{result.stdout}{result.stderr}"
+
+
+def test_the_make_targets_of_the_readme_exist() -> None:
+    named = set(re.findall(r"`?make ([a-z]+)", (ROOT / "README.md").read_text()))
+    targets = set(re.findall(r"^([a-z]+):.*## ", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert {"demo", "check"} <= named <= targets

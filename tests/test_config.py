@@ -1,0 +1,81 @@
+"""Configurations: TOML round trip, every fault listed, overrides."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from data_cache.errors import ConfigError
+from liverseg.model.network import NetworkConfig
+from liverseg.training.config import DataConfig, OptimConfig, TrainConfig, load_config, save_config
+
+CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.toml"))
+
+
+def test_toml_round_trip_is_exact(tmp_path: Path) -> None:
+    config = TrainConfig(
+        seed=7,
+        data=DataConfig(train_cases=("a", "b"), val_cases=("c",), scan_share=0.1),
+        model=NetworkConfig(base_channels=3, norm="group"),
+        optim=OptimConfig(learning_rate=1 / 3),
+    )
+    save_config(config, tmp_path / "config.toml")
+    assert load_config(tmp_path / "config.toml") == config
+    assert config != TrainConfig()
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_example_configuration_loads(path: Path) -> None:
+    assert load_config(path) != TrainConfig()
+
+
+def test_overrides_take_toml_values_and_bare_words() -> None:
+    config = load_config(
+        None, ["optim.epochs=3", "model.norm=instance", 'data.train_cases=["x"]', "seed=9", "loss.gamma=1"]
+    )
+    assert config.optim == replace(OptimConfig(), epochs=3)
+    assert (config.model.norm, config.data.train_cases, config.seed) == ("instance", ("x",), 9)
+    assert config.loss.gamma == 1
+
+
+def test_all_faults_are_listed_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "bad.toml"
+    path.write_text('seed = "x"\n[optim]\nepochs = 0\nlearning_rat = 1\n[data]\nfold = 9\n')
+    with pytest.raises(ConfigError) as caught:
+        load_config(path)
+    message = str(caught.value)
+    assert "bad.toml" in message
+    for part in ("seed", "'x'", "learning_rat: unknown key", "fold 9 of 5"):
+        assert part in message
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("optim.epochs", "section.key=value"),
+        ("optim.epochs=-1", "epochs must be at least 1"),
+        ("optim.clip_norm=0", "clip_norm must be above 0"),
+        ("optim.ema_decay=1", "ema_decay"),
+        ("seed.x=1", "seed"),
+        ("data.scan_share=0.9", "more than 1"),
+        ('data.val_cases=["a"]', "needs train_cases"),
+        ("loss.class_weights=[1.0, 1.0]", "2 numbers for 3 classes"),
+        ("input.window_hu=[5, 1]", "window_hu"),
+        ("model.base_channels=0", "base_channels"),
+        ("data.resident=disk", "resident"),
+    ],
+)
+def test_wrong_overrides_are_named(override: str, words: str) -> None:
+    overrides = ["data.window_share=0.2", override] if "scan_share" in override else [override]
+    with pytest.raises(ConfigError, match=words):
+        load_config(None, overrides)
+
+
+def test_missing_and_broken_files_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="none.toml: no such file"):
+        load_config(tmp_path / "none.toml")
+    (tmp_path / "broken.toml").write_text("seed = = 1")
+    with pytest.raises(ConfigError, match="broken.toml: unreadable"):
+        load_config(tmp_path / "broken.toml")

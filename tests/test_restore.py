@@ -1,0 +1,217 @@
+"""Restore: cached fractions give the label back on its own grid, in any orientation, and nothing outside."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ORIENTATIONS, oriented_affine, random_scan, write_nifti, write_pair
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from data_cache.geometry import DepthWindow
+from data_cache.schema import FRACTION_ONE, PreprocessSpec, View
+from pipeline.nifti import VolumeHeader, VolumeStream
+from pipeline.prepare import prepare_case
+from pipeline.restore import native_labels
+
+ON_DISK = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+def header_of(path: Path) -> VolumeHeader:
+    with VolumeStream.open(path) as stream:
+        return stream.header
+
+
+def probabilities(view: View) -> NDArray[np.float32]:
+    assert view.fractions_czyx is not None
+    return view.fractions_czyx.astype(np.float32) / FRACTION_ONE
+
+
+def restored_ijk(
+    foreground_czyx: NDArray[np.float32], window: DepthWindow, header: VolumeHeader
+) -> NDArray[np.uint8]:
+    return np.concatenate(list(native_labels(foreground_czyx, window, header))).transpose(2, 1, 0)
+
+
+def dice(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> float:
+    return 2 * float((a & b).sum()) / float(a.sum() + b.sum())
+
+
+def ellipsoids(shape_xyz: tuple[int, int, int] = (60, 56, 48)) -> NDArray[np.uint8]:
+    """A liver that fills half of each axis, and a tumour in it."""
+    x, y, z = np.ogrid[tuple(slice(-1, 1, n * 1j) for n in shape_xyz)]  # type: ignore[misc]
+    label = ((x / 0.6) ** 2 + (y / 0.5) ** 2 + (z / 0.55) ** 2 < 1).astype(np.uint8)
+    label[((x - 0.15) / 0.25) ** 2 + (y / 0.25) ** 2 + ((z + 0.1) / 0.25) ** 2 < 1] = 2
+    return label
+
+
+# --- crop and paste
+
+
+@pytest.mark.parametrize("file_axes", ORIENTATIONS)
+def test_a_label_comes_back_from_the_cache(tmp_path: Path, file_axes: str) -> None:
+    label_ijk = ellipsoids().transpose(["RLAPSI".index(code) // 2 for code in file_axes])
+    image, label = write_pair(
+        tmp_path, "a", label_ijk.astype(np.int16), label_ijk, affine=oriented_affine(file_axes)
+    )
+    case = prepare_case("a", image, label, PreprocessSpec(shape_zyx=(32, 40, 40)), root=tmp_path)
+    header = header_of(image)
+    for name, view in case.views.items():
+        restored = restored_ijk(probabilities(view), case.meta.windows[name], header)
+        assert restored.shape == label_ijk.shape
+        assert dice(restored >= 1, label_ijk >= 1) > 0.99
+        assert dice(restored == 2, label_ijk == 2) > 0.96
+
+
+def test_at_the_native_resolution_it_comes_back_exactly(tmp_path: Path) -> None:
+    # Each cached voxel is a native one: nothing is averaged, and linear interpolation falls on the centres.
+    image_ijk, label_ijk = random_scan((9, 8, 10))
+    image, label = write_pair(tmp_path, "a", image_ijk, label_ijk, affine=oriented_affine("PIR"))
+    spec = PreprocessSpec(shape_zyx=tuple(header_of(image).grid.shape_zyx))
+    case = prepare_case("a", image, label, spec, root=tmp_path)
+    restored = restored_ijk(probabilities(case.views["scan"]), case.meta.windows["scan"], header_of(image))
+    np.testing.assert_array_equal(restored, label_ijk)
+
+
+def test_a_real_liver_comes_back(tmp_path: Path, real_data: Path) -> None:
+    image, label = (real_data / folder / "chaos_ct03.nii.gz" for folder in ("imagesTr", "labelsTr"))
+    case = prepare_case("chaos_ct03", image, label, PreprocessSpec(), root=tmp_path)
+    restored = native_labels(probabilities(case.views["liver"]), case.meta.windows["liver"], header_of(image))
+    both, sizes, start = 0, 0, 0
+    with VolumeStream.open(label) as stream:
+        truth = np.concatenate([block.copy() for _, block in stream.blocks()])
+    for block in restored:
+        expected = truth[start : start + len(block)] >= 1
+        both, sizes, start = (
+            both + int(np.count_nonzero((block >= 1) & expected)),
+            sizes + int(np.count_nonzero(block)) + int(np.count_nonzero(expected)),
+            start + len(block),
+        )
+    assert 2 * both / sizes > 0.99
+
+
+# --- by hand and by brute force
+
+
+def column(tmp_path: Path, n: int, file_axes: str = "RAS") -> VolumeHeader:
+    """A file of one row of ``n`` slices."""
+    return header_of(write_nifti(tmp_path / f"{n}.nii", np.zeros((1, 1, n), np.uint8), oriented_affine(file_axes)))
+
+
+def test_a_column_by_hand(tmp_path: Path) -> None:
+    # Two cached slices over the native ones 2..5: native centres lie at -0.25, 0.25, 0.75 and 1.25 of them, so that
+    # shares of liver 0 and 1 become 0, 0.25, 0.75 and 1.
+    foreground = np.zeros((2, 2, 1, 1), dtype=np.float32)
+    foreground[0, 1] = 1
+    window = DepthWindow(start=2, stop=6)
+    restored = restored_ijk(foreground, window, column(tmp_path, 8))
+    assert restored.ravel().tolist() == [0, 0, 0, 0, 1, 1, 0, 0]
+    # Flipped in the file, the canonical order is the other way around.
+    assert restored_ijk(foreground, window, column(tmp_path, 8, "RAI")).ravel().tolist() == [0, 0, 1, 1, 0, 0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("liver", "tumour", "expected"),
+    [
+        (0.5, 0.0, 1),  # one half is enough
+        (0.49, 0.0, 0),
+        (0.25, 0.375, 2),  # together more than one half, and tumour the likelier
+        (0.375, 0.25, 1),
+        (0.375, 0.375, 1),  # a tie is liver
+        (0.1, 0.3, 0),  # tumour is the likelier of the two, but background of the three
+        (0.0, 1.0, 2),
+    ],
+)
+def test_how_a_voxel_is_decided(tmp_path: Path, liver: float, tumour: float, expected: int) -> None:
+    foreground = np.array([liver, tumour], dtype=np.float32).reshape(2, 1, 1, 1)
+    assert restored_ijk(foreground, DepthWindow(start=0, stop=1), column(tmp_path, 1)).item() == expected
+
+
+@given(
+    shape=st.tuples(*[st.integers(1, 9)] * 3),
+    view_shape=st.tuples(*[st.integers(1, 6)] * 3),
+    file_axes=st.sampled_from(ORIENTATIONS),
+    data=st.data(),
+)
+@ON_DISK
+def test_values_are_interpolated_linearly_between_centres(
+    tmp_path: Path,
+    shape: tuple[int, int, int],
+    view_shape: tuple[int, int, int],
+    file_axes: str,
+    data: st.DataObject,
+) -> None:
+    header = header_of(write_nifti(tmp_path / "a.nii", np.zeros(shape, np.uint8), oriented_affine(file_axes)))
+    depth = header.grid.shape_zyx[0]
+    start = data.draw(st.integers(0, depth - 1))
+    window = DepthWindow(start=start, stop=data.draw(st.integers(start + 1, depth)))
+    rng = np.random.default_rng(data.draw(st.integers(0, 99)))
+    foreground = rng.dirichlet((1, 1, 1), view_shape).astype(np.float32).transpose(3, 0, 1, 2)[:2]
+    foreground[:, rng.random(view_shape) < 0.3] = 0
+    liver, tumour = (interpolated(channel, header, window) for channel in foreground)
+    expected = np.where(liver + tumour >= 0.5, np.where(tumour > liver, 2, 1), 0)
+    unclear = (abs(liver + tumour - 0.5) < 1e-5) | (abs(liver - tumour) < 1e-5)
+    expected[: window.start], expected[window.stop :] = 0, 0
+    unclear[: window.start], unclear[window.stop :] = False, False
+    restored = canonical(restored_ijk(foreground, window, header).transpose(2, 1, 0), header)
+    np.testing.assert_array_equal(restored[~unclear], expected[~unclear])
+
+
+def interpolated(
+    channel_zyx: NDArray[np.float32], header: VolumeHeader, window: DepthWindow
+) -> NDArray[np.float64]:
+    """Trilinear on the canonical grid, one axis after another with np.interp."""
+    values: NDArray[np.float64] = channel_zyx.astype(np.float64)
+    for axis, n_native in enumerate(header.grid.shape_zyx):
+        first, length = (window.start, len(window)) if axis == 0 else (0, n_native)
+        n_view = channel_zyx.shape[axis]
+        position = (np.arange(n_native) - first + 0.5) * n_view / length - 0.5
+        values = np.apply_along_axis(lambda v, p=position: np.interp(p, np.arange(len(v)), v), axis, values)
+    return values
+
+
+def canonical(label_kji: NDArray[np.uint8], header: VolumeHeader) -> NDArray[np.uint8]:
+    flipped = np.flip(label_kji, tuple(i for i, axis in enumerate(header.axes_kji) if axis.flipped))
+    return np.moveaxis(flipped, (0, 1, 2), tuple(axis.canonical for axis in header.axes_kji))
+
+
+# --- blocks
+
+
+@pytest.mark.parametrize("file_axes", ["RAS", "LPI", "SAR"])
+@pytest.mark.parametrize("per_block", [1, 7, 1000])
+def test_blocks_cover_the_volume_in_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file_axes: str, per_block: int
+) -> None:
+    shape = (12, 13, 20)
+    header = header_of(write_nifti(tmp_path / "a.nii", np.zeros(shape, np.uint8), oriented_affine(file_axes)))
+    rng = np.random.default_rng(0)
+    foreground = (rng.random((2, 5, 6, 7)) / 1.5).astype(np.float32)
+    depth = header.grid.shape_zyx[0]
+    window = DepthWindow(start=depth // 4, stop=depth - 1)
+    whole = np.concatenate(list(native_labels(foreground, window, header)))
+    monkeypatch.setattr("pipeline.restore.BLOCK_VOXELS", per_block * shape[0] * shape[1])
+    blocks = list(native_labels(foreground, window, header))
+    assert [len(block) for block in blocks[:-1]] == [per_block] * (len(blocks) - 1)
+    assert {block.dtype for block in blocks} == {np.dtype(np.uint8)}
+    np.testing.assert_array_equal(np.concatenate(blocks), whole)
+    assert whole.any()
+
+
+def test_no_foreground_is_background_everywhere(tmp_path: Path) -> None:
+    header = header_of(write_nifti(tmp_path / "a.nii", np.zeros((4, 5, 6), np.uint8)))
+    restored = restored_ijk(np.zeros((2, 3, 3, 3), np.float32), DepthWindow(start=1, stop=4), header)
+    assert restored.shape == (4, 5, 6)
+    assert not restored.any()
+
+
+def test_nothing_is_found_outside_of_the_window(tmp_path: Path) -> None:
+    header = header_of(write_nifti(tmp_path / "a.nii", np.zeros((4, 5, 9), np.uint8), oriented_affine("RAI")))
+    restored = restored_ijk(np.full((2, 3, 3, 3), 0.5, np.float32), DepthWindow(start=2, stop=6), header)
+    # Canonical slices 2..5 are 3..6 of a file that runs downwards.
+    assert [bool(restored[..., k].all()) for k in range(9)] == [False] * 3 + [True] * 4 + [False] * 2
+    assert not restored[..., :3].any()
+    assert not restored[..., 7:].any()

@@ -1,0 +1,176 @@
+"""Which samples come, in which order, and that every place that voxels can wait in feeds the same ones."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from tiny import TinyWorld
+
+from data_cache.schema import CaseMeta
+from liverseg.model.inputs import InputConfig, class_fractions, decide, network_input
+from liverseg.training.config import DataConfig, Resident
+from liverseg.training.stream import Batch, Draw, Prefetch, Volumes, choose_place, epoch_draws
+
+CPU = torch.device("cpu")
+
+
+def metas_of(world: TinyWorld) -> list[CaseMeta]:
+    store = world.store
+    return [store.meta(case_id) for case_id in store.case_ids]
+
+
+def test_draws_follow_from_the_generator_alone(tiny_world: TinyWorld) -> None:
+    metas, config = metas_of(tiny_world), DataConfig()
+    first, again, other = (
+        epoch_draws(metas, config, count=20, rng=np.random.default_rng(seed)) for seed in (1, 1, 2)
+    )
+    assert first == again
+    assert first != other
+
+
+def test_every_case_comes_up_before_any_comes_twice(tiny_world: TinyWorld) -> None:
+    metas = metas_of(tiny_world)
+    config = DataConfig(tumour_share=0.0)
+    draws = epoch_draws(metas, config, count=3 * len(metas), rng=np.random.default_rng(0))
+    for start in range(0, len(draws), len(metas)):
+        assert {d.case_id for d in draws[start : start + len(metas)]} == {m.case_id for m in metas}
+
+
+def test_tumour_share_draws_from_cases_with_a_tumour(tiny_world: TinyWorld) -> None:
+    metas = metas_of(tiny_world)
+    bare = [replace(meta, voxel_counts=(10, 5, 0)) for meta in metas[1:]]
+    with_tumour = replace(metas[0], voxel_counts=(10, 5, 1))
+    config = DataConfig(tumour_share=1.0)
+    draws = epoch_draws([with_tumour, *bare], config, count=12, rng=np.random.default_rng(0))
+    assert {d.case_id for d in draws} == {with_tumour.case_id}
+    without = epoch_draws(bare, config, count=12, rng=np.random.default_rng(0))
+    assert len({d.case_id for d in without}) == len(bare)  # no tumour anywhere: all cases serve
+
+
+def test_views_come_in_their_shares_and_windows_hold_the_liver(tiny_world: TinyWorld) -> None:
+    metas = metas_of(tiny_world)
+    config = DataConfig(scan_share=0.2, window_share=0.3)
+    draws = epoch_draws(metas, config, count=2000, rng=np.random.default_rng(0))
+    kinds = Counter("whole" if d.window == (0.0, 1.0) and d.view == "scan" else d.view for d in draws)
+    # Three standard deviations of a share of 0.2 in 2000 draws are 0.027.
+    assert kinds["whole"] / 2000 == pytest.approx(0.2, abs=0.03)
+    assert kinds["scan"] / 2000 == pytest.approx(0.3, abs=0.03)
+    depth = {m.case_id: (m.windows["liver"], m.grid.shape_zyx[0]) for m in metas}
+    for draw in draws:
+        window, n = depth[draw.case_id]
+        start, stop = draw.window
+        if draw.view == "scan":
+            slack = 0.05 * len(window) / n + 1e-9
+            assert 0 <= start <= window.start / n + slack
+            assert window.stop / n - slack <= stop <= 1
+        else:
+            assert draw.window == (0.0, 1.0)
+
+
+def test_a_case_without_liver_shows_its_scan(tiny_world: TinyWorld) -> None:
+    meta = metas_of(tiny_world)[0]
+    bare = replace(meta, windows={"scan": meta.windows["scan"]})
+    draws = epoch_draws(
+        [bare], DataConfig(scan_share=0, window_share=1), count=5, rng=np.random.default_rng(0)
+    )
+    assert {(d.view, d.window) for d in draws} == {("scan", (0.0, 1.0))}
+
+
+@pytest.mark.parametrize("resident", ["device", "memory", "stream"])
+def test_every_place_gives_the_voxels_of_the_store(tiny_world: TinyWorld, resident: Resident) -> None:
+    store = tiny_world.store
+    draws = [
+        Draw(case_id=i, view=v, window=(0.1, 0.9)) for i in store.case_ids[:2] for v in ("liver", "scan")
+    ]
+    volumes = Volumes(store, store.case_ids[:2], resident=resident, device=CPU)
+    assert volumes.place == resident
+    batch = volumes.fetch(draws)
+    for i, draw in enumerate(draws):
+        view = store.read(draw.case_id, draw.view)
+        assert view.fractions_czyx is not None
+        np.testing.assert_array_equal(batch.image_bczyx[i, 0].numpy(), view.image_zyx)
+        np.testing.assert_array_equal(batch.fractions_bczyx[i].numpy(), view.fractions_czyx)
+    assert batch.case_ids == tuple(d.case_id for d in draws)
+    torch.testing.assert_close(batch.windows_b2, torch.tensor([[0.1, 0.9]] * 4))
+
+
+def test_auto_falls_back_as_memory_runs_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    free = {"cuda": 1000, "cpu": 10_000}
+    monkeypatch.setattr("liverseg.training.stream._free_bytes", lambda device: free[device.type])
+    cuda = torch.device("cuda")
+    assert [choose_place("auto", n, cuda) for n in (499, 501, 4999, 5001)] == [
+        "device",
+        "memory",
+        "memory",
+        "stream",
+    ]
+    assert choose_place("device", 10**12, cuda) == "device"
+
+
+def a_batch(i: int) -> Batch:
+    empty = torch.zeros(0)
+    return Batch(case_ids=(str(i),), image_bczyx=empty, fractions_bczyx=empty, windows_b2=empty)
+
+
+def test_prefetch_keeps_the_order_and_measures_its_wait() -> None:
+    prefetch = Prefetch(range(20), a_batch)
+    assert [batch.case_ids[0] for batch in prefetch] == [str(i) for i in range(20)]
+    assert prefetch.waited_s > 0
+
+
+def test_prefetch_never_runs_further_ahead_than_it_may() -> None:
+    fetched: list[int] = []
+
+    def fetch(i: int) -> Batch:
+        fetched.append(i)
+        return a_batch(i)
+
+    taken = 0
+    for _ in Prefetch(range(30), fetch, ahead=2):
+        taken += 1
+        # Two in the queue, one in the thread's hands, one that it may have begun since.
+        assert len(fetched) <= taken + 4
+    assert taken == 30
+
+
+def test_prefetch_raises_what_its_thread_met() -> None:
+    def fetch(i: int) -> Batch:
+        if i == 3:
+            raise OSError("disk gone")
+        return a_batch(i)
+
+    seen = []
+    with pytest.raises(OSError, match="disk gone"):
+        for batch in Prefetch(range(9), fetch):
+            seen.append(batch.case_ids[0])
+    assert seen == ["0", "1", "2"]
+
+
+def test_prefetch_ends_its_thread_when_the_consumer_leaves() -> None:
+    before = threading.active_count()
+    for _ in Prefetch(range(1000), a_batch):
+        break
+    assert threading.active_count() == before
+
+
+def test_network_input_on_a_hand_example() -> None:
+    # (50-50)/200, (250-50)/200, below the window: (-350-50)/200, above it: (450-50)/200
+    hu = torch.tensor([50, 250, -3024, 3000], dtype=torch.int16)
+    torch.testing.assert_close(network_input(hu, InputConfig()), torch.tensor([0.0, 1.0, -2.0, 2.0]))
+
+
+def test_class_fractions_sum_to_one_and_background_comes_first() -> None:
+    cached = torch.tensor([[[255, 0, 51]], [[0, 0, 204]]], dtype=torch.uint8)[None, :, None, None]
+    fractions = class_fractions(cached)[0, :, 0, 0, 0]
+    torch.testing.assert_close(fractions, torch.tensor([[0.0, 1.0, 0.0], [1.0, 0.0, 0.2], [0.0, 0.0, 0.8]]))
+
+
+def test_decide_takes_foreground_first_then_the_likelier_class() -> None:
+    # Sum 0.4 < 0.5: background, though liver leads; 0.3 + 0.3: foreground, a tie goes to liver; 0.1 + 0.5: tumour.
+    liver, tumour = torch.tensor([[0.4, 0.3, 0.1, 0.9]]), torch.tensor([[0.0, 0.3, 0.5, 0.0]])
+    assert decide(torch.stack((liver, tumour), dim=1)).tolist() == [[0, 1, 2, 1]]

@@ -1,0 +1,375 @@
+"""Training: exact resume, checkpoints that are whole and run no code, splits, the schedule."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tiny import SILENT, TinyWorld, tiny_config
+
+from data_cache.errors import ConfigError, RunError
+from data_cache.schema import PreprocessSpec
+from liverseg.model.losses import loss
+from liverseg.model.network import NetworkConfig
+from liverseg.training.checkpoint import (
+    BEST,
+    LAST,
+    load_checkpoint,
+    restore,
+    save_checkpoint,
+    update_average,
+)
+from liverseg.training.config import DataConfig, OptimConfig, TrainConfig, load_config, save_config
+from liverseg.training.split import deal, load_split, make_split
+from liverseg.training.train import (
+    HISTORY,
+    PROGRESS,
+    Watcher,
+    cached_dice,
+    choose_device,
+    class_shares,
+    learning_rate,
+    levels_loss,
+    new_state,
+    selection_score,
+    train,
+)
+
+TIMES = {"seconds", "samples_per_second", "wait_share"}
+CPU = torch.device("cpu")
+
+
+class Killed(BaseException):
+    """Stands for a process that ends at once."""
+
+
+def assert_same_run(a: Path, b: Path) -> None:
+    first, second = load_checkpoint(a / LAST), load_checkpoint(b / LAST)
+    for part in ("network", "average"):
+        for name, value in first[part].items():
+            assert torch.equal(value, second[part][name]), (part, name)
+    moments = [c["optimizer"]["state"] for c in (first, second)]
+    for i, state in moments[0].items():
+        for name, value in state.items():
+            assert torch.equal(value, moments[1][i][name]), (i, name)
+    rows = [
+        [{k: v for k, v in row.items() if k not in TIMES} for row in c["history"]] for c in (first, second)
+    ]
+    assert rows[0] == rows[1]
+
+
+def test_resuming_continues_bit_for_bit(tiny_world: TinyWorld, tmp_path: Path) -> None:
+    config = tiny_config(epochs=4)
+    train(tiny_world.store, tmp_path / "straight", config, resume=False, watcher=SILENT)
+
+    def kill_in_third_epoch(epoch: int, step: int, _: float) -> None:
+        if (epoch, step) == (3, 2):
+            raise Killed
+
+    killing = replace(SILENT, stepped=kill_in_third_epoch)
+    with pytest.raises(Killed):
+        train(tiny_world.store, tmp_path / "killed", config, resume=False, watcher=killing)
+    assert load_checkpoint(tmp_path / "killed" / LAST)["epoch"] == 2
+    train(tiny_world.store, tmp_path / "killed", config, resume=True, watcher=SILENT)
+    assert_same_run(tmp_path / "straight", tmp_path / "killed")
+    rows = list(csv.DictReader((tmp_path / "killed" / HISTORY).read_text().splitlines()))
+    assert [row["epoch"] for row in rows] == ["1", "2", "3", "4"]
+
+
+def test_where_voxels_wait_does_not_change_what_is_learnt(tiny_world: TinyWorld, tmp_path: Path) -> None:
+    for place in ("device", "memory", "stream"):
+        config = tiny_config()
+        config = replace(config, data=replace(config.data, resident=place))
+        train(tiny_world.store, tmp_path / place, config, resume=False, watcher=SILENT)
+    assert_same_run(tmp_path / "device", tmp_path / "memory")
+    assert_same_run(tmp_path / "device", tmp_path / "stream")
+
+
+def test_another_seed_is_another_run(tiny_world: TinyWorld, tmp_path: Path) -> None:
+    for seed in (0, 1):
+        config = replace(tiny_config(epochs=1), seed=seed)
+        train(tiny_world.store, tmp_path / str(seed), config, resume=False, watcher=SILENT)
+    with pytest.raises(AssertionError):
+        assert_same_run(tmp_path / "0", tmp_path / "1")
+
+
+def test_a_run_keeps_what_it_needs_to_be_repeated(tiny_run: Path, tiny_world: TinyWorld) -> None:
+    assert load_config(tiny_run / "config.toml") == tiny_config(epochs=6, steps=20)
+    split = load_split(tiny_run)
+    assert {*split.train, *split.val} == set(tiny_world.store.case_ids)
+    assert (tiny_run / PROGRESS).read_bytes().startswith(b"\x89PNG")
+    assert (tiny_run / BEST).exists()
+    best = load_checkpoint(tiny_run / BEST)
+    scores = [selection_score(row) for row in load_checkpoint(tiny_run / LAST)["history"]]
+    assert best["best_score"] == max(scores)
+    assert best["epoch"] == 1 + int(np.argmax(scores))
+
+
+def test_the_tiny_network_learns(tiny_run: Path) -> None:
+    history = load_checkpoint(tiny_run / LAST)["history"]
+    assert history[-1]["train_loss"] < 0.8 * history[0]["train_loss"]
+    assert max(row["val_dice_liver"] for row in history) > 0.5
+
+
+def test_a_run_is_not_overwritten(tiny_run: Path, tiny_world: TinyWorld) -> None:
+    with pytest.raises(RunError, match="--resume"):
+        train(tiny_world.store, tiny_run, tiny_config(), resume=False, watcher=SILENT)
+
+
+def test_resume_starts_where_there_is_nothing_yet(tiny_world: TinyWorld, tmp_path: Path) -> None:
+    state = train(
+        tiny_world.store, tmp_path / "new", tiny_config(epochs=1, steps=1), resume=True, watcher=SILENT
+    )
+    assert (state.epoch, state.step) == (1, 1)
+
+
+def test_another_architecture_says_what_differs(
+    tiny_run: Path, tiny_world: TinyWorld, tmp_path: Path
+) -> None:
+    for name in (LAST, "split.json"):
+        (tmp_path / name).write_bytes((tiny_run / name).read_bytes())
+    config = replace(tiny_config(), model=NetworkConfig(base_channels=4, depth=3, dropout=0.1))
+    with pytest.raises(RunError, match="base_channels 2 there, 4 here"):
+        train(tiny_world.store, tmp_path, config, resume=True, watcher=SILENT)
+
+
+def test_a_case_that_left_the_store_is_named(tiny_run: Path, tiny_world: TinyWorld, tmp_path: Path) -> None:
+    split = json.loads((tiny_run / "split.json").read_text())
+    split["val"].append("liver_99")
+    (tmp_path / "split.json").write_text(json.dumps(split))
+    with pytest.raises(RunError, match="liver_99"):
+        train(tiny_world.store, tmp_path, tiny_config(), resume=True, watcher=SILENT)
+
+
+def test_a_loss_that_is_not_finite_names_the_cases(
+    tiny_world: TinyWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*args: Any) -> torch.Tensor:
+        return loss(*args) * float("nan")
+
+    monkeypatch.setattr("liverseg.training.train.loss_of", broken)
+    with pytest.raises(RunError, match=r"the loss is nan in epoch 1, step 1, on cases liver_\d"):
+        train(tiny_world.store, tmp_path / "run", tiny_config(), resume=False, watcher=SILENT)
+
+
+def test_the_untrained_network_answers_with_the_class_shares(tiny_world: TinyWorld) -> None:
+    store = tiny_world.store
+    shares = class_shares([store.meta(i) for i in store.case_ids])
+    fractions = [store.read(i, "liver").fractions_czyx for i in store.case_ids]
+    liver, tumour = np.mean([f.mean(axis=(1, 2, 3)) / 255 for f in fractions if f is not None], axis=0)
+    # Cases weigh by their native voxels there and equally here.
+    assert shares[1] == pytest.approx(liver, rel=0.2)
+    assert shares[2] == pytest.approx(max(tumour, 1e-4), rel=0.5)
+    state = new_state(tiny_config(), CPU, class_shares=(0.7, 0.2, 0.1))
+    with torch.no_grad():
+        for head in state.network.heads:
+            head.weight.zero_()
+        logits = state.network.eval()(torch.randn(1, 1, 16, 32, 32))
+    answer = torch.softmax(logits, dim=1).mean(dim=(0, 2, 3, 4))
+    torch.testing.assert_close(answer, torch.tensor([0.7, 0.2, 0.1]))
+
+
+# ---- checkpoints
+
+
+class Malicious:
+    """Writes a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.path),)
+
+
+def test_a_pickle_that_wants_to_run_code_is_refused(tmp_path: Path) -> None:
+    torch.save({"version": 1, "config": Malicious(tmp_path / "owned")}, tmp_path / LAST)
+    with pytest.raises(RunError, match="no readable checkpoint"):
+        load_checkpoint(tmp_path / LAST)
+    assert not (tmp_path / "owned").exists()
+    with (tmp_path / BEST).open("wb") as file:
+        pickle.dump(Malicious(tmp_path / "owned"), file)
+    with pytest.raises(RunError, match="no readable checkpoint"):
+        load_checkpoint(tmp_path / BEST)
+    assert not (tmp_path / "owned").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"nonsense", b"PK\x03\x04truncated"])
+def test_damaged_checkpoints_are_named(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / LAST).write_bytes(content)
+    with pytest.raises(RunError, match=LAST):
+        load_checkpoint(tmp_path / LAST)
+
+
+def test_checkpoint_of_another_version(tmp_path: Path) -> None:
+    torch.save({"version": 99}, tmp_path / LAST)
+    with pytest.raises(RunError, match="version 99, this software reads 1"):
+        load_checkpoint(tmp_path / LAST)
+
+
+def test_a_failed_write_leaves_the_old_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tiny_config()
+    state = new_state(config, CPU)
+    save_checkpoint(tmp_path / LAST, state, config, PreprocessSpec())
+    before = (tmp_path / LAST).read_bytes()
+
+    def full_disk(_: object, file: Any) -> None:
+        file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        save_checkpoint(tmp_path / LAST, state, config, PreprocessSpec())
+    assert (tmp_path / LAST).read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == [LAST]
+
+
+def test_restore_gives_back_everything(tmp_path: Path) -> None:
+    config = tiny_config()
+    state = new_state(config, CPU)
+    state.epoch, state.step, state.best_score, state.history = 3, 9, 0.5, [{"epoch": 1.0}]
+    save_checkpoint(tmp_path / LAST, state, config, PreprocessSpec())
+    other = new_state(replace(config, seed=5), CPU)
+    restore(other, load_checkpoint(tmp_path / LAST), config, path=tmp_path / LAST)
+    assert (other.epoch, other.step, other.best_score, other.history) == (3, 9, 0.5, [{"epoch": 1.0}])
+    for name, value in state.network.state_dict().items():
+        assert torch.equal(value, other.network.state_dict()[name])
+
+
+def test_average_on_a_hand_example() -> None:
+    # Step 1: the decay is min(0.9, 2/11) = 2/11, so 2/11 · 0 + 9/11 · 11 = 9. Step 10 000: 0.9 · 9 + 0.1 · 11 = 9.2.
+    network, average = torch.nn.Linear(1, 1, bias=False), torch.nn.Linear(1, 1, bias=False)
+    with torch.no_grad():
+        network.weight.fill_(11)
+        average.weight.fill_(0)
+    update_average(average, network, decay=0.9, step=1)
+    assert average.weight.item() == pytest.approx(9)
+    update_average(average, network, decay=0.9, step=10_000)
+    assert average.weight.item() == pytest.approx(9.2)
+
+
+def test_kill_9_never_leaves_a_broken_checkpoint(tiny_world: TinyWorld, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    save_config(tiny_config(epochs=1000, steps=1), tmp_path / "config.toml")
+    command = [sys.executable, "-m", "liverseg", "train", str(tiny_world.cache), str(run), "--resume"]
+    command += ["--config", str(tmp_path / "config.toml")]
+    epochs = 0
+    for pause_s in (0.0, 0.21, 0.4):
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline and not _has_passed(run, epochs):
+            time.sleep(0.02)
+        time.sleep(pause_s)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        reached = load_checkpoint(run / LAST)["epoch"]
+        assert reached > epochs
+        epochs = reached
+        load_checkpoint(run / BEST)
+
+
+def _has_passed(run: Path, epochs: int) -> bool:
+    try:
+        return len((run / HISTORY).read_text().splitlines()) - 1 > epochs
+    except FileNotFoundError:
+        return False
+
+
+# ---- split
+
+
+def test_folds_are_disjoint_and_cover_everything() -> None:
+    ids = [f"liver_{i}" for i in range(13)]
+    held_back = [deal(ids, folds=5, fold=fold, seed=0)[1] for fold in range(5)]
+    assert sorted(i for val in held_back for i in val) == sorted(ids)
+    assert sorted(map(len, held_back)) == [2, 2, 3, 3, 3]
+    for fold, val in enumerate(held_back):
+        assert deal(ids, folds=5, fold=fold, seed=0) == ([i for i in ids if i not in val], val)
+    assert deal(ids, folds=5, fold=0, seed=1) != deal(ids, folds=5, fold=0, seed=0)
+    assert deal(list(reversed(ids)), folds=5, fold=0, seed=0)[1][::-1] == held_back[0]
+
+
+def test_named_cases_make_the_split(tiny_world: TinyWorld) -> None:
+    split = make_split(tiny_world.store, DataConfig(train_cases=("liver_1",)), seed=0)
+    assert (split.train, split.val) == (("liver_1",), ("liver_1",))
+    split = make_split(tiny_world.store, DataConfig(train_cases=("liver_1",), val_cases=("liver_2",)), seed=0)
+    assert (split.train, split.val) == (("liver_1",), ("liver_2",))
+    assert split.train_sha256 == (tiny_world.store.meta("liver_1").image.sha256,)
+
+
+def test_a_named_case_that_does_not_exist(tiny_world: TinyWorld) -> None:
+    with pytest.raises(ConfigError, match="no labelled case liver_77"):
+        make_split(tiny_world.store, DataConfig(train_cases=("liver_1", "liver_77")), seed=0)
+
+
+# ---- schedule, levels, device
+
+
+def test_learning_rate_on_a_hand_example() -> None:
+    config = OptimConfig(epochs=1, steps_per_epoch=10, warmup_steps=2, learning_rate=1.0)
+    rates = [learning_rate(step, config) for step in range(11)]
+    # Warm-up 1/2 and 2/2; then half a cosine over eight steps: 1 at its start, 0.5 half-way, 0 past the end.
+    assert rates[:3] == [0.5, 1.0, 1.0]
+    assert rates[6] == pytest.approx(0.5)
+    assert rates[10] == pytest.approx(0.0)
+    assert rates[2:] == sorted(rates[2:], reverse=True)
+
+
+def test_warm_up_is_at_most_half_of_a_short_run() -> None:
+    config = OptimConfig(epochs=1, steps_per_epoch=4, warmup_steps=500, learning_rate=1.0)
+    assert [learning_rate(step, config) for step in range(2)] == [0.5, 1.0]
+
+
+def test_levels_weigh_half_of_the_next_finer_one() -> None:
+    torch.manual_seed(0)
+    config = TrainConfig()
+    fractions = torch.softmax(torch.randn(1, 3, 8, 8, 8), dim=1)
+    fine, coarse = torch.randn(1, 3, 8, 8, 8), torch.randn(1, 3, 4, 4, 4)
+    pooled = fractions.reshape(1, 3, 4, 2, 4, 2, 4, 2).mean(dim=(3, 5, 7))
+    expected = (loss(fine, fractions, config.loss) + 0.5 * loss(coarse, pooled, config.loss)) / 1.5
+    torch.testing.assert_close(levels_loss((fine, coarse), fractions, config), expected)
+    torch.testing.assert_close(levels_loss(fine, fractions, config), loss(fine, fractions, config.loss))
+
+
+def test_cached_dice_on_a_hand_example() -> None:
+    # Liver (label >= 1): 2 predicted, 3 true, 2 shared: 4/5. Tumour: 1 predicted, 2 true, 1 shared: 2/3.
+    predicted, truth = torch.tensor([[[[1, 2, 0, 0]]]]), torch.tensor([[[[1, 2, 2, 0]]]])
+    assert cached_dice(predicted, truth) == pytest.approx((0.8, 2 / 3))
+    none = cached_dice(predicted, torch.tensor([[[[1, 1, 0, 0]]]]))
+    assert none[0] == 1.0
+    assert np.isnan(none[1])
+
+
+def test_selection_score_leaves_out_an_absent_tumour() -> None:
+    assert selection_score({"val_dice_liver": 0.8, "val_dice_tumour": 0.4}) == pytest.approx(0.6)
+    assert selection_score({"val_dice_liver": 0.8, "val_dice_tumour": None}) == pytest.approx(0.8)
+
+
+@pytest.mark.parametrize("name", ["cuda:99", "gpu", "qpu:0"])
+def test_a_device_that_is_not_there(name: str) -> None:
+    with pytest.raises(ConfigError, match=name):
+        choose_device(name)
+
+
+def test_the_watcher_is_told_everything(tiny_world: TinyWorld, tmp_path: Path) -> None:
+    told: list[tuple[object, ...]] = []
+    watcher = Watcher(
+        started=lambda text: told.append(("started", text)),
+        stepped=lambda epoch, step, _: told.append((epoch, step)),
+        finished_epoch=lambda row: told.append(("epoch", row["epoch"])),
+    )
+    train(tiny_world.store, tmp_path / "run", tiny_config(epochs=2, steps=2), resume=False, watcher=watcher)
+    assert told[1:] == [(1, 1), (1, 2), ("epoch", 1), (2, 1), (2, 2), ("epoch", 2)]
+    assert "4 training and 2 validation cases" in str(told[0][1])

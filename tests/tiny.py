@@ -1,0 +1,68 @@
+"""Fixtures of a small world, built once a session: a phantom data set, its cache, and a run trained on it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from data_cache.reader import CacheStore
+from data_cache.schema import PreprocessSpec
+from liverseg.model.network import NetworkConfig
+from liverseg.training.config import DataConfig, OptimConfig, TrainConfig
+from liverseg.training.train import Watcher, train
+from pipeline.build import build
+from pipeline.decathlon import read_data_set
+from pipeline.phantom import write_phantoms
+
+SPEC = PreprocessSpec(shape_zyx=(16, 32, 32))
+SILENT = Watcher(started=lambda _: None, stepped=lambda *_: None, finished_epoch=lambda _: None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TinyWorld:
+    """Where it is."""
+
+    raw: Path
+    cache: Path
+
+    @property
+    def store(self) -> CacheStore:
+        """Freshly opened."""
+        return CacheStore.open(self.cache)
+
+
+def tiny_config(*, epochs: int = 2, steps: int = 3, learning_rate: float = 1e-2) -> TrainConfig:
+    """A network of seconds."""
+    return TrainConfig(
+        device="cpu",
+        precision="fp32",
+        data=DataConfig(folds=3),
+        model=NetworkConfig(base_channels=2, depth=3, dropout=0.1),
+        optim=OptimConfig(
+            epochs=epochs,
+            steps_per_epoch=steps,
+            learning_rate=learning_rate,
+            warmup_steps=2,
+            ema_decay=0.9,
+        ),
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_world(tmp_path_factory: pytest.TempPathFactory) -> TinyWorld:
+    """Six phantoms of 40×40×40, cached at 16×32×32."""
+    folder = tmp_path_factory.mktemp("tiny")
+    write_phantoms(folder / "raw", cases=6, tests=1, shape_xyz=(40, 40, 40), seed=3, jobs=1)
+    results = build(read_data_set(folder / "raw"), folder / "cache.zarr", SPEC, jobs=1, report=lambda _: None)
+    assert [result.outcome for result in results] == ["done"] * 6
+    return TinyWorld(raw=folder / "raw", cache=folder / "cache.zarr")
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tiny_world: TinyWorld, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of some seconds: its network knows where the liver is, roughly."""
+    run = tmp_path_factory.mktemp("tiny_run") / "run"
+    train(tiny_world.store, run, tiny_config(epochs=6, steps=20), resume=False, watcher=SILENT)
+    return run
