@@ -41,7 +41,10 @@ def open_or_create(store: Path, spec: PreprocessSpec) -> CacheSchema:
 
 
 def _create_root(store: Path, schema: CacheSchema) -> None:
-    if store.exists() and (not store.is_dir() or any(p.name != PARTIAL for p in store.iterdir())):
+    is_foreign = store.exists() and (not store.is_dir() or any(p.name != PARTIAL for p in store.iterdir()))
+    if (store / METADATA).exists():  # by now: another process was faster
+        return
+    if is_foreign:
         raise CacheError(f"{store}: exists but is no cache (it has no {METADATA}): name another folder")
     try:
         with _partial_folder(store, "root") as partial:
@@ -141,10 +144,12 @@ def partial_name(name: str, *, host: str, pid: int) -> str:
 
 def _make_folder(folder: Path) -> None:
     for _ in range(100):
-        # Another process may remove the empty parent between the two steps.
-        with contextlib.suppress(FileNotFoundError):
-            return folder.mkdir(parents=True)
-    return folder.mkdir(parents=True)
+        try:
+            folder.mkdir(parents=True)
+        except FileNotFoundError:  # another process removed the empty parent between the two steps
+            continue
+        return
+    raise FileNotFoundError(errno.ENOENT, "cannot be made", str(folder))
 
 
 def remove_leftovers(store: Path) -> None:
@@ -164,7 +169,16 @@ def _is_running(pid: int) -> bool:
         return False
     except PermissionError:
         return True
-    return True
+    return not _is_zombie(pid)
+
+
+def _is_zombie(pid: int) -> bool:
+    # Killed, but its parent has not asked for its exit code: in a container without an init, that stays so.
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:  # no /proc on this system, or it is gone by now
+        return False
+    return status.rpartition(")")[2].split()[0] in "ZX"
 
 
 def _swap_in(partial: Path, target: Path) -> None:

@@ -1,4 +1,4 @@
-"""Fetch the Decathlon's liver data: resumable, checked, and unpacked so that no path leaves its folder."""
+"""Fetch the Decathlon's liver data: over any number of dropped connections, checked, whole or not at all."""
 
 from __future__ import annotations
 
@@ -9,20 +9,19 @@ import http.client
 import json
 import os
 import re
-import shutil
-import tarfile
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal, Self
+from typing import Any, Self
 from urllib.parse import unquote, urlsplit
 
 from data_cache.errors import DataSetError
 from data_cache.files import write_text
 from pipeline.decathlon import RawDataSet, read_data_set
+from pipeline.unpack import Progress, check_space, unpack
 
 URL = "https://msd-for-monai.s3-us-west-2.amazonaws.com/Task03_Liver.tar"
 MD5 = "a90ec6c4aa7f6a3d087205e23d4e6397"
@@ -31,9 +30,6 @@ TIMEOUT_S = 60.0
 ATTEMPTS = 8  # in a row that bring nothing; any byte that comes starts the count again
 LONGEST_PAUSE_S = 60.0
 RESUMABLE_STATUS = (408, 425, 429, 500, 502, 503, 504)
-
-Stage = Literal["download", "check", "unpack"]
-Progress = Callable[[Stage, int, "int | None"], None]  # bytes done and in all, None while that is unknown
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -299,24 +295,6 @@ def _read(response: Any) -> bytes:
     return chunk
 
 
-def check_space(folder: Path, size: int | None, *, have: int) -> None:
-    """Refuse to begin what cannot end: the rest of the archive, and as much as all of it unpacked.
-
-    Nothing is checked where the server does not tell the size.
-
-    Raises:
-        DataSetError: The disk has less.
-    """
-    if size is None:
-        return
-    needed, free = 2 * size - have, shutil.disk_usage(folder).free
-    if free < needed:
-        raise DataSetError(
-            f"{folder}: has {free / 1e9:.1f} GB free, {needed / 1e9:.1f} GB are needed (the archive and as much "
-            "unpacked): make room, or name a folder on another disk"
-        )
-
-
 def md5_of(path: Path, *, progress: Progress = lambda *_: None) -> str:
     """The md5 of a file, in hexadecimal, read in pieces."""
     digest, done, size = hashlib.md5(usedforsecurity=False), 0, _size(path)
@@ -345,74 +323,3 @@ def _full_disk_named(folder: Path) -> Iterator[None]:
         raise DataSetError(
             f"{folder}: the disk is full: make room and run the same command again, it goes on where it stopped"
         ) from failure
-
-
-# ---- unpacking
-
-
-def unpack(archive: Path, raw: Path, *, progress: Progress = lambda *_: None) -> None:
-    """Unpack a tar file of one Decathlon task so that ``raw`` is the folder of its dataset.json.
-
-    Only files and folders are taken, only below ``raw``, and macOS's ``._`` litter is left out. ``raw`` appears
-    when everything is there.
-
-    Raises:
-        DataSetError: The archive is damaged, holds links, devices or paths that leave the folder, or no
-            data set.
-    """
-    check_space(raw.parent, _size(archive), have=_size(archive))
-    partial = raw.parent / f".{raw.name}.unpacking"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    try:
-        _extract(archive, partial, progress=progress)
-        found = _task_folder(archive, partial)
-        os.sync()  # thousands of files: once for all of them, before the name says that they are there
-        with contextlib.suppress(FileNotFoundError):
-            raw.rmdir()  # empty, or this raises
-        os.replace(found, raw)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def _extract(archive: Path, folder: Path, *, progress: Progress) -> None:
-    size = _size(archive)
-    try:
-        with tarfile.open(archive, "r:*") as tar:
-            for member in tar:
-                if not _is_litter(member):
-                    _refuse_unsafe(archive, member)
-                    tar.extract(member, folder, filter="data")
-                progress("unpack", min(size, member.offset_data + member.size), size)
-    except tarfile.FilterError as failure:
-        raise DataSetError(
-            f"{archive}: unsafe: {failure}: nothing was unpacked; do not trust it"
-        ) from failure
-    except (tarfile.TarError, EOFError) as failure:
-        raise DataSetError(f"{archive}: damaged ({failure}): delete it and download again") from failure
-
-
-def _is_litter(member: tarfile.TarInfo) -> bool:
-    name = PurePosixPath(member.name).name
-    return name.startswith("._") or name == ".DS_Store"
-
-
-def _refuse_unsafe(archive: Path, member: tarfile.TarInfo) -> None:
-    """Stricter than tarfile's filter "data", which strips a leading slash and allows links inside the folder."""
-    path = PurePosixPath(member.name)
-    if path.is_absolute() or ".." in path.parts:
-        what = "a path that leaves the folder"
-    elif not (member.isfile() or member.isdir()):
-        what = "a link or a device"
-    else:
-        return
-    raise DataSetError(
-        f"{archive}: unsafe: holds {what} ({member.name!r}): nothing was unpacked; do not trust it"
-    )
-
-
-def _task_folder(archive: Path, folder: Path) -> Path:
-    for candidate in (folder, *sorted(path for path in folder.iterdir() if path.is_dir())):
-        if (candidate / "dataset.json").exists():
-            return candidate
-    raise DataSetError(f"{archive}: holds no dataset.json: it is no archive of a Decathlon task")

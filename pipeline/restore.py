@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from data_cache.geometry import DepthWindow
-from pipeline.nifti import VolumeHeader
+from pipeline.nifti import FileAxis, VolumeHeader
 from pipeline.resample import linear_weights
 from pipeline.thin import Z
 
@@ -30,46 +32,92 @@ def native_labels(
         window: The slices that the view covers.
         header: Of the native file.
     """
-    box, weights = _weights_inside(foreground_czyx, window, header)
+    whole = _Part.of(foreground_czyx.sum(axis=0), window, header)
+    tumour = _Part.of(foreground_czyx[1], window, header)
     n_k, n_j, n_i = header.shape_kji
     per_block = max(1, BLOCK_VOXELS // (n_j * n_i))
-    small_ckji = foreground_czyx.transpose(0, *(1 + axis.canonical for axis in header.axes_kji))
     for first in range(0, n_k, per_block):
-        stop = min(n_k, first + per_block)
-        label_kji = np.zeros((stop - first, n_j, n_i), dtype=np.uint8)
-        start_k, stop_k = max(first, box[0].start), min(stop, box[0].stop)
-        if start_k < stop_k:
-            rows = weights[0][start_k:stop_k]
-            label_kji[start_k - first : stop_k - first, box[1], box[2]] = _decide(
-                small_ckji, rows, weights[1][box[1]], weights[2][box[2]]
-            )
+        label_kji = np.zeros((min(n_k, first + per_block) - first, n_j, n_i), dtype=np.uint8)
+        _decide(label_kji, first, whole, tumour)
         yield label_kji
 
 
-def _decide(small_ckji: NDArray[np.float32], *weights_kji: NDArray[np.float32]) -> NDArray[np.uint8]:
-    w_k, w_j, w_i = weights_kji
-    c, t_k, t_j, t_i = small_ckji.shape
-    rows = (w_k @ small_ckji.reshape(c, t_k, t_j * t_i)).reshape(c, len(w_k), t_j, t_i)
-    liver, tumour = w_j @ (rows @ w_i.T)
-    label: NDArray[np.uint8] = (liver + tumour >= 0.5).view(np.uint8)
-    label[(tumour > liver) & (label == 1)] = 2
-    return label
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Part:
+    """One channel of a view: only what is not zero, and the box of the file's voxels that it reaches.
+
+    A liver fills a twentieth of a long scan, and its tumours less: the rest is never interpolated.
+
+    Attributes:
+        small_kji: The view's values, along the file's axes.
+        box_kji: Voxels of the file; empty where the channel is zero.
+        weights_kji: Of each axis, from ``small_kji`` to the box.
+    """
+
+    small_kji: NDArray[np.float32]
+    box_kji: tuple[slice, slice, slice]
+    weights_kji: tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]
+
+    @classmethod
+    def of(cls, values_zyx: NDArray[np.float32], window: DepthWindow, header: VolumeHeader) -> Self:
+        parts = [_weights_inside(values_zyx, axis, window, header) for axis in header.axes_kji]
+        (view_k, box_k, w_k), (view_j, box_j, w_j), (view_i, box_i, w_i) = parts
+        view_kji = values_zyx.transpose([axis.canonical for axis in header.axes_kji])
+        return cls(
+            small_kji=np.ascontiguousarray(view_kji[view_k, view_j, view_i]),
+            box_kji=(box_k, box_j, box_i),
+            weights_kji=(w_k, w_j, w_i),
+        )
+
+    def slices(self, first: int, stop: int) -> tuple[slice, NDArray[np.float32]]:
+        """Which of the slices ``first:stop`` the box has, and their values in its plane."""
+        box_k = self.box_kji[0]
+        inside = slice(max(first, box_k.start), max(first, min(stop, box_k.stop)))
+        w_k, w_j, w_i = self.weights_kji
+        n_k, n_j, n_i = self.small_kji.shape
+        rows = w_k[inside.start - box_k.start : max(0, inside.stop - box_k.start)]
+        planes = (rows @ self.small_kji.reshape(n_k, n_j * n_i)).reshape(len(rows), n_j, n_i)
+        values: NDArray[np.float32] = w_j @ (planes @ w_i.T)
+        return slice(inside.start, inside.start + len(rows)), values
+
+
+def _decide(label_kji: NDArray[np.uint8], first: int, whole: _Part, tumour: _Part) -> None:
+    """Fill in the labels of the slices from ``first`` on; tumour beats liver where it is more than half of both."""
+    slices_k, foreground = whole.slices(first, first + len(label_kji))
+    if not len(foreground):
+        return
+    inside = slice(slices_k.start - first, slices_k.stop - first)
+    label_kji[inside, whole.box_kji[1], whole.box_kji[2]] = foreground >= 0.5
+    slices_k, share = tumour.slices(first, first + len(label_kji))
+    if not len(share):
+        return
+    # Where there is tumour there is foreground: its box lies within.
+    at = tuple(
+        slice(part.start - outer.start, part.stop - outer.start)
+        for part, outer in zip(
+            (slices_k, *tumour.box_kji[1:]), (slice(first + inside.start, 0), *whole.box_kji[1:]), strict=True
+        )
+    )
+    inside = slice(slices_k.start - first, slices_k.stop - first)
+    label_kji[inside, tumour.box_kji[1], tumour.box_kji[2]] += (2 * share > foreground[at]) & (
+        foreground[at] >= 0.5
+    )
 
 
 def _weights_inside(
-    foreground_czyx: NDArray[np.float32], window: DepthWindow, header: VolumeHeader
-) -> tuple[list[slice], list[NDArray[np.float32]]]:
-    """The box of the file's voxels that any foreground reaches, and the weights of each file axis."""
-    box, weights = [], []
-    for axis in header.axes_kji:
-        others = tuple(1 + other for other in range(3) if other != axis.canonical)
-        filled = np.asarray(foreground_czyx.any(axis=(0, *others)))
-        matrix = _file_weights(header, axis.canonical, len(filled), window)
-        matrix = matrix[::-1] if axis.flipped else matrix
-        reached = np.flatnonzero(matrix[:, filled].any(axis=1))
-        box.append(slice(int(reached[0]), int(reached[-1]) + 1) if reached.size else slice(0, 0))
-        weights.append(matrix.astype(np.float32))
-    return box, weights
+    values_zyx: NDArray[np.float32], axis: FileAxis, window: DepthWindow, header: VolumeHeader
+) -> tuple[slice, slice, NDArray[np.float32]]:
+    """Of one file axis: the part of the view that is not zero, the file's voxels it reaches, and the weights."""
+    others = tuple(other for other in range(3) if other != axis.canonical)
+    filled = np.flatnonzero(values_zyx.any(axis=others))
+    if not filled.size:
+        return slice(0, 0), slice(0, 0), np.zeros((0, 0), dtype=np.float32)
+    view = slice(int(filled[0]), int(filled[-1]) + 1)
+    matrix = _file_weights(header, axis.canonical, values_zyx.shape[axis.canonical], window)[:, view]
+    matrix = matrix[::-1] if axis.flipped else matrix
+    reached = np.flatnonzero(matrix.any(axis=1))
+    box = slice(int(reached[0]), int(reached[-1]) + 1)
+    return view, box, matrix[box].astype(np.float32)
 
 
 def _file_weights(

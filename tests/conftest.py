@@ -6,9 +6,9 @@ import gzip
 import itertools
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import nibabel as nib
 import numpy as np
@@ -22,10 +22,13 @@ from pipeline.phantom import write_phantoms
 REPOSITORY = Path(__file__).resolve().parents[1]
 DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64", "float32", "float64")
 ORIENTATIONS = tuple(
-    "".join(codes) for pairs in itertools.permutations(("RL", "AP", "SI")) for codes in itertools.product(*pairs)
+    "".join(codes)
+    for pairs in itertools.permutations(("RL", "AP", "SI"))
+    for codes in itertools.product(*pairs)
 )
 SMALL_SPEC = PreprocessSpec(shape_zyx=(6, 5, 4))
 
+ByteOrder = Literal["<", ">"]
 Edit = Callable[[nib.Nifti1Header], None]
 
 
@@ -61,7 +64,7 @@ def write_nifti(
     array_ijk: NDArray[Any],
     affine: NDArray[np.float64] | None = None,
     *,
-    byte_order: str = "<",
+    byte_order: ByteOrder = "<",
     version: int = 1,
     scaling: tuple[float, float] = (float("nan"), float("nan")),
     codes: tuple[int, int] = (1, 1),
@@ -70,7 +73,8 @@ def write_nifti(
     edit: Edit | None = None,
 ) -> Path:
     """Write stored values as they are; ``codes`` are those of sform and qform, ``edit`` makes the header lie."""
-    header = (nib.Nifti1Header if version == 1 else nib.Nifti2Header)(endianness=byte_order)
+    kind: Any = nib.Nifti1Header if version == 1 else nib.Nifti2Header
+    header = kind(endianness=byte_order)
     header.set_data_dtype(array_ijk.dtype.newbyteorder("="))
     header.set_data_shape((*array_ijk.shape, *trailing_axes))
     affine = oriented_affine("RAS") if affine is None else affine
@@ -138,7 +142,8 @@ def write_pair(
 def write_listing(root: Path, case_ids: Sequence[str], **changes: Any) -> None:
     """``dataset.json`` of these cases."""
     training = [
-        {"image": f"./imagesTr/{case_id}.nii.gz", "label": f"./labelsTr/{case_id}.nii.gz"} for case_id in case_ids
+        {"image": f"./imagesTr/{case_id}.nii.gz", "label": f"./labelsTr/{case_id}.nii.gz"}
+        for case_id in case_ids
     ]
     content = {"name": "LIVER", "training": training, "test": [], **changes}
     (root / "dataset.json").write_text(json.dumps(content))
@@ -171,12 +176,12 @@ def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def real_data() -> Iterator[Path]:
+def real_data() -> Path:
     """The folder of the five real CTs; skips where it is not beside the repository."""
     folder = REPOSITORY.parent / "shared" / "data" / "msd"
     if not (folder / "dataset.json").exists():
         pytest.skip(f"{folder} is not there: the real CTs do not travel with the repository")
-    yield folder
+    return folder
 
 
 # --- Cases for a store

@@ -110,7 +110,14 @@ def test_what_is_no_data_set_is_refused_in_a_line(tmp_path: Path) -> None:
 
 def test_images_that_are_not_listed_are_told_and_litter_is_not(tmp_path: Path) -> None:
     (tmp_path / "imagesTr").mkdir()
-    for name in ("liver_0.nii.gz", "._liver_0.nii.gz", "liver_7.nii.gz", "liver_8.nii", ".DS_Store", "notes.txt"):
+    for name in (
+        "liver_0.nii.gz",
+        "._liver_0.nii.gz",
+        "liver_7.nii.gz",
+        "liver_8.nii",
+        ".DS_Store",
+        "notes.txt",
+    ):
         (tmp_path / "imagesTr" / name).touch()
     write_listing(tmp_path, ["liver_0"])
     assert [path.name for path in read_data_set(tmp_path).unlisted] == ["liver_7.nii.gz", "liver_8.nii"]

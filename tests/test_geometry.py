@@ -137,7 +137,7 @@ def test_corner_distance_by_hand() -> None:
 
 def test_grids_compare_hash_and_hold_plain_numbers() -> None:
     affine = oriented_affine("LPS").astype(np.float32)
-    a, b = (Grid.from_array(np.array([3, 4, 5]), affine) for _ in range(2))
+    a, b = (Grid.from_array(list(np.array((3, 4, 5))), affine) for _ in range(2))
     assert a == b
     assert len({a, b}) == 1
     assert {type(n) for n in a.shape_zyx} == {int}

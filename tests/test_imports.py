@@ -65,7 +65,9 @@ def loaded_by(statement: str) -> set[str]:
     return {name.split(".")[0] for name in json.loads(run.stdout.splitlines()[-1])}
 
 
-@pytest.mark.parametrize("module", ["pipeline.build", "pipeline.prepare", "pipeline.restore", "data_cache.reader"])
+@pytest.mark.parametrize(
+    "module", ["pipeline.build", "pipeline.prepare", "pipeline.restore", "data_cache.reader"]
+)
 def test_workers_load_no_torch(module: str) -> None:
     loaded = loaded_by(f"import {module}")
     assert "liverseg" not in loaded
@@ -108,11 +110,13 @@ def test_init_is_a_sentence_and_names(package: str) -> None:
                 "read_canonical",
                 "to_canonical",
                 "write_labels",
+                "write_slices",
                 "write_volume",
             },
         ),
         ("pipeline.phantom", {"Anatomy", "PhantomSpec", "draw_anatomy", "render", "write_phantoms"}),
         ("liverseg.cli", {"main"}),
+        ("liverseg", {"load"}),
     ],
 )
 def test_public_names(module: str, names: set[str]) -> None:

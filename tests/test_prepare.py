@@ -10,7 +10,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import DTYPES, ORIENTATIONS, brute_average, canonical_zyx, oriented_affine, random_scan, write_nifti, write_pair
+from conftest import (
+    DTYPES,
+    ORIENTATIONS,
+    ByteOrder,
+    brute_average,
+    canonical_zyx,
+    oriented_affine,
+    random_scan,
+    write_nifti,
+    write_pair,
+)
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -20,8 +30,11 @@ from data_cache.errors import LabelError, VolumeError
 from data_cache.geometry import DepthWindow
 from data_cache.schema import Case, PreprocessSpec, View
 from pipeline.prepare import prepare_case, read_scan
+from pipeline.resample import resample_depth
 
-ON_DISK = settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+ON_DISK = settings(
+    max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 SPEC = PreprocessSpec(shape_zyx=(6, 5, 4))
 AIR = SPEC.air_hu
 
@@ -57,21 +70,25 @@ def assert_near(cached: NDArray[Any], exact: NDArray[np.float64], *, slack: floa
     spec_shape=st.tuples(*[st.integers(1, 8)] * 3),
     byte_order=st.sampled_from("<>"),
     scaling=st.sampled_from([(1.0, 0.0), (0.5, -1024.0), (-2.0, 10.0)]),
+    block_bytes=st.sampled_from([1, 2000, 1 << 22]),
     seed=st.integers(0, 99),
 )
-@example("int16", "SAR", (19, 18, 17), (8, 8, 8), "<", (1.0, 0.0), 0)
-@example("int16", "LPS", (16, 16, 12), (6, 8, 4), "<", (1.0, 0.0), 0)
+@example("int16", "SAR", (19, 18, 17), (8, 8, 8), "<", (1.0, 0.0), 2000, 0)
+@example("int16", "RAI", (16, 16, 12), (6, 8, 4), "<", (1.0, 0.0), 2000, 0)
 @ON_DISK
 def test_cached_voxels_are_the_means_over_their_footprints(
     tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
     dtype: str,
     file_axes: str,
     shape: tuple[int, int, int],
     spec_shape: tuple[int, int, int],
-    byte_order: str,
+    byte_order: ByteOrder,
     scaling: tuple[float, float],
+    block_bytes: int,
     seed: int,
 ) -> None:
+    monkeypatch.setattr("pipeline.nifti.stream.BLOCK_BYTES", block_bytes)  # one slice, several, all of them
     spec = PreprocessSpec(shape_zyx=spec_shape)
     rng = np.random.default_rng(seed)
     low, high = (0, 256) if dtype == "uint8" else (-128, 128) if dtype == "int8" else (0, 3000)
@@ -156,12 +173,14 @@ def test_the_liver_view_has_its_margin(tmp_path: Path) -> None:
     label[2, 3, 40] = 1
     label[3, 3, 59] = 2
     write_pair(tmp_path, "liver_0", image, label)
-    assert prepared(tmp_path).meta.windows["liver"] == DepthWindow(start=38, stop=62)  # 100 / 50 = 2 each side
+    assert prepared(tmp_path).meta.windows["liver"] == DepthWindow(
+        start=38, stop=62
+    )  # 100 / 50 = 2 each side
 
 
 def test_tumour_never_exceeds_what_is_foreground() -> None:
     # Sums that should be equal may differ in the last digit: 127.49 of liver or tumour, 127.51 of tumour.
-    shares = np.array([127.499, 127.501], dtype=np.float32).reshape(2, 1, 1, 1) / 255
+    shares = np.array([127.499 / 255, 127.501 / 255], dtype=np.float32).reshape(2, 1, 1, 1)
     assert pipeline.prepare._fractions(shares).ravel().tolist() == [0, 127]
 
 
@@ -170,7 +189,8 @@ def test_tumour_never_exceeds_what_is_foreground() -> None:
 
 @pytest.mark.parametrize("file_axes", ["LPS", "SAR"])
 @pytest.mark.parametrize(
-    ("dtype", "scaling"), [("int16", (1.0, 0.0)), ("uint8", (4.0, -500.0)), (">f4", (1.0, 0.0)), ("float64", (0.5, 3.0))]
+    ("dtype", "scaling"),
+    [("int16", (1.0, 0.0)), ("uint8", (4.0, -500.0)), (">f4", (1.0, 0.0)), ("float64", (0.5, 3.0))],
 )
 def test_inference_sees_bit_for_bit_what_was_cached(
     tmp_path: Path, file_axes: str, dtype: str, scaling: tuple[float, float]
@@ -205,7 +225,9 @@ def test_what_is_no_number_becomes_air_and_is_counted(tmp_path: Path) -> None:
     write_pair(tmp_path, "liver_0", floats, label)
     case = prepared(tmp_path)
     assert case.meta.notes == ("image: 4 voxels were NaN or infinite and became -1024 HU",)
-    exact = brute_average(hu_zyx(tmp_path / "imagesTr/liver_0.nii.gz"), SPEC.shape_zyx, case.meta.windows["scan"])
+    exact = brute_average(
+        hu_zyx(tmp_path / "imagesTr/liver_0.nii.gz"), SPEC.shape_zyx, case.meta.windows["scan"]
+    )
     assert_near(case.views["scan"].image_zyx, exact)
     assert read_scan(tmp_path / "imagesTr/liver_0.nii.gz", SPEC).notes == case.meta.notes
 
@@ -243,7 +265,11 @@ def test_absurd_intensities_end_at_the_range_of_the_cache(
     case = prepared(tmp_path)
     with np.errstate(over="ignore"):
         exact = hu_zyx(tmp_path / "imagesTr/liver_0.nii.gz")
-    assert_near(case.views["scan"].image_zyx, brute_average(exact, SPEC.shape_zyx, case.meta.windows["scan"]), slack=0.02)
+    assert_near(
+        case.views["scan"].image_zyx,
+        brute_average(exact, SPEC.shape_zyx, case.meta.windows["scan"]),
+        slack=0.02,
+    )
     assert (case.meta.hu.minimum, case.meta.hu.maximum) == (exact.min(), exact.max())
 
 
@@ -276,7 +302,9 @@ def test_other_values_than_the_three_are_refused(
 ) -> None:
     write_nifti(tmp_path / "imagesTr/liver_0.nii.gz", random_scan()[0])
     path = write_nifti(tmp_path / "labelsTr/liver_0.nii.gz", label, scaling=scaling)
-    with pytest.raises(LabelError, match=rf"holds the values {found}.*; a label has 0, 1 \(liver\) and 2") as caught:
+    with pytest.raises(
+        LabelError, match=rf"holds the values {found}.*; a label has 0, 1 \(liver\) and 2"
+    ) as caught:
         prepared(tmp_path)
     assert str(caught.value).startswith(f"{path}: ")
 
@@ -307,7 +335,9 @@ def test_labels_of_any_type_and_scale_are_read(
         np.testing.assert_array_equal(fractions_of(case.views["liver"]), fractions_of(before.views["liver"]))
 
 
-def test_a_label_with_an_offset_and_empty_slices_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_label_with_an_offset_and_empty_slices_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # Background is stored as 1 there, so that an empty block is not one of zeros.
     monkeypatch.setattr("pipeline.nifti.stream.BLOCK_BYTES", 1)
     image, label = random_scan()
@@ -332,7 +362,9 @@ def test_an_empty_label_gives_the_scan_alone_and_a_note(tmp_path: Path) -> None:
 def test_a_label_of_another_shape_is_refused(tmp_path: Path) -> None:
     write_nifti(tmp_path / "imagesTr/liver_0.nii.gz", random_scan((10, 9, 12))[0])
     write_nifti(tmp_path / "labelsTr/liver_0.nii.gz", random_scan((10, 9, 13))[1])
-    with pytest.raises(LabelError, match=r"has the shape \(10, 9, 13\) \(RAS\), its image .* \(10, 9, 12\) \(RAS\)"):
+    with pytest.raises(
+        LabelError, match=r"has the shape \(10, 9, 13\) \(RAS\), its image .* \(10, 9, 12\) \(RAS\)"
+    ):
         prepared(tmp_path)
 
 
@@ -341,7 +373,10 @@ def test_a_label_of_another_shape_is_refused(tmp_path: Path) -> None:
     [
         (lambda affine: affine[:3, 3].__iadd__((0, 0, 0.05)), True),  # a sixteenth of a voxel of 0.8 mm
         (lambda affine: affine[:3, 3].__iadd__((0, 0, 0.1)), False),  # an eighth; a tenth is allowed
-        (lambda affine: affine[:3, :3].__imul__(1.001), True),  # the far corner, 11 · 2.5 mm away, moves 0.03 mm
+        (
+            lambda affine: affine[:3, :3].__imul__(1.001),
+            True,
+        ),  # the far corner, 11 · 2.5 mm away, moves 0.03 mm
         (lambda affine: affine[:3, :3].__imul__(1.01), False),
     ],
 )
@@ -382,13 +417,12 @@ def test_sources_are_described_as_they_were_when_they_were_opened(
     image, label = random_scan()
     image_path, label_path = write_pair(tmp_path, "liver_0", image, label)
     before = image_path.stat(), label_path.stat()
-    resample_depth = pipeline.prepare.resample_depth
 
     def replaced_meanwhile(*args: Any, **kwargs: Any) -> Any:
         for path in (image_path, label_path):
             path.rename(path.with_name("old"))
             path.write_bytes(b"something else")
-        monkeypatch.setattr(pipeline.prepare, "resample_depth", resample_depth)
+        monkeypatch.undo()
         return resample_depth(*args, **kwargs)
 
     monkeypatch.setattr(pipeline.prepare, "resample_depth", replaced_meanwhile)
@@ -454,5 +488,3 @@ def peak_mb(root: Path, n_slices: int) -> float:
 def test_memory_does_not_follow_the_number_of_slices(tmp_path: Path) -> None:
     few, many = peak_mb(tmp_path / "few", 100), peak_mb(tmp_path / "many", 400)
     assert many - few < 30  # the larger image has 300 · 256 · 256 · 2 bytes = 39 MB more
-
-

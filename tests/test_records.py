@@ -147,13 +147,15 @@ def test_a_spec_that_was_edited_by_hand_is_refused() -> None:
 
 
 def changed(spec: PreprocessSpec, field: str) -> PreprocessSpec:
-    value = getattr(spec, field)
-    match value:
-        case tuple():
-            return replace(spec, **{field: (value[0] + 1, *value[1:])})
-        case str():
-            return replace(spec, **{field: value + "x"})
-    return replace(spec, **{field: value + 1})
+    data = to_json(spec)
+    match data[field]:
+        case [first, *others]:
+            data[field] = [first + 1, *others]
+        case str(text):
+            data[field] = text + "x"
+        case number:
+            data[field] = number + 1
+    return parse(PreprocessSpec, data, source="test", error=SchemaError)
 
 
 @pytest.mark.parametrize("field", [f.name for f in fields(PreprocessSpec)])
@@ -171,14 +173,18 @@ def test_the_fingerprint_of_the_default_spec_is_pinned() -> None:
 def test_a_whole_number_for_a_float_has_the_same_fingerprint() -> None:
     # Equal specs, and what JSON gives back: 0 is read as 0.0.
     assert PreprocessSpec(margin_fraction=0) == PreprocessSpec(margin_fraction=0.0)
-    assert PreprocessSpec(margin_fraction=0).fingerprint() == PreprocessSpec(margin_fraction=0.0).fingerprint()
+    assert (
+        PreprocessSpec(margin_fraction=0).fingerprint() == PreprocessSpec(margin_fraction=0.0).fingerprint()
+    )
 
 
 # --- what goes out
 
 
 def test_only_plain_values_go_to_json() -> None:
-    grid = Grid.from_array(np.array((3, 4, 5), dtype=np.int32), oriented_affine("LPS").astype(np.float32))
+    grid = Grid.from_array(
+        list(np.array((3, 4, 5), dtype=np.int32)), oriented_affine("LPS").astype(np.float32)
+    )
     meta = replace(random_case().meta, grid=grid)
 
     def leaves(value: Any) -> list[Any]:

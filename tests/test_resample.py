@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -37,11 +38,11 @@ def test_box_weights_are_the_shares_of_each_footprint(axis: tuple[int, int, int,
 
 def test_box_weights_by_hand() -> None:
     # 3 voxels to 2: each covers one and a half, so 2/3 of the first is voxel 0 and 1/3 is half of voxel 1.
-    np.testing.assert_allclose(box_weights(3, 2), [[2 / 3, 1 / 3, 0], [0, 1 / 3, 2 / 3]])
+    np.testing.assert_allclose(box_weights(3, 2), [[2 / 3, 1 / 3, 0.0], [0.0, 1 / 3, 2 / 3]])
     # 2 voxels to 3: the middle one has half of each.
-    np.testing.assert_allclose(box_weights(2, 3), [[1, 0], [0.5, 0.5], [0, 1]], atol=1e-15)
+    np.testing.assert_allclose(box_weights(2, 3), [[1.0, 0.0], [0.5, 0.5], [0.0, 1.0]], atol=1e-15)
     # Only slices 1 and 2 of 4, to one.
-    np.testing.assert_allclose(box_weights(4, 1, 1, 3), [[0, 0.5, 0.5, 0]])
+    np.testing.assert_allclose(box_weights(4, 1, 1, 3), [[0.0, 0.5, 0.5, 0.0]])
 
 
 @given(n=sizes)
@@ -93,7 +94,9 @@ def test_planes_are_averaged_exactly(
     expected = brute_average(block, target, DepthWindow(start=0, stop=shape[0]))
     assert result.dtype == np.float32
     # Four roundings to float32, relative to the largest value that is summed.
-    np.testing.assert_allclose(result, expected, atol=4 * 2.0**-23 * max(1.0, np.abs(block.astype(float)).max()))
+    np.testing.assert_allclose(
+        result, expected, atol=4 * 2.0**-23 * max(1.0, np.abs(block.astype(float)).max())
+    )
 
 
 @pytest.mark.parametrize("dtype", ["int8", "uint8", "int16", "uint16"])
@@ -112,7 +115,12 @@ def test_a_plane_by_hand() -> None:
     np.testing.assert_array_equal(average_plane(block, n_j=None, n_i=None), block)
 
 
-@given(shape=st.tuples(st.integers(1, 3), sizes, sizes), n_j=sizes, n_i=sizes, dtype=st.sampled_from(["int16", "float32"]))
+@given(
+    shape=st.tuples(st.integers(1, 3), sizes, sizes),
+    n_j=sizes,
+    n_i=sizes,
+    dtype=st.sampled_from(["int16", "float32"]),
+)
 def test_averaging_edits_nothing_and_keeps_a_constant(
     shape: tuple[int, int, int], n_j: int, n_i: int, dtype: str
 ) -> None:
@@ -128,7 +136,7 @@ def test_averaging_edits_nothing_and_keeps_a_constant(
 def partitions(draw: st.DrawFn, depth: int) -> list[tuple[int, int]]:
     cuts = draw(st.sets(st.integers(1, depth - 1), max_size=6)) if depth > 1 else set()
     edges = [0, *sorted(cuts), depth]
-    return draw(st.permutations(list(zip(edges[:-1], edges[1:], strict=True))))
+    return draw(st.permutations(list(itertools.pairwise(edges))))
 
 
 @given(depth=st.integers(1, 30), n_z=st.integers(1, 20), channels=st.integers(1, 2), data=st.data())
@@ -136,7 +144,10 @@ def test_depth_is_the_same_for_slabs_in_any_order_and_number(
     depth: int, n_z: int, channels: int, data: st.DataObject
 ) -> None:
     start = data.draw(st.integers(0, depth - 1))
-    windows = [DepthWindow(start=0, stop=depth), DepthWindow(start=start, stop=data.draw(st.integers(start + 1, depth)))]
+    windows = [
+        DepthWindow(start=0, stop=depth),
+        DepthWindow(start=start, stop=data.draw(st.integers(start + 1, depth))),
+    ]
     volume = np.random.default_rng(depth).normal(size=(channels, depth, 3, 4)).astype(np.float32)
     slabs = [
         Slab(start_zyx=(first, 0, 0), values_czyx=volume[:, first:stop])

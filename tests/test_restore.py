@@ -17,7 +17,9 @@ from pipeline.nifti import VolumeHeader, VolumeStream
 from pipeline.prepare import prepare_case
 from pipeline.restore import native_labels
 
-ON_DISK = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+ON_DISK = settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 
 
 def header_of(path: Path) -> VolumeHeader:
@@ -27,7 +29,7 @@ def header_of(path: Path) -> VolumeHeader:
 
 def probabilities(view: View) -> NDArray[np.float32]:
     assert view.fractions_czyx is not None
-    return view.fractions_czyx.astype(np.float32) / FRACTION_ONE
+    return view.fractions_czyx.astype(np.float32) / np.float32(FRACTION_ONE)
 
 
 def restored_ijk(
@@ -42,7 +44,7 @@ def dice(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> float:
 
 def ellipsoids(shape_xyz: tuple[int, int, int] = (60, 56, 48)) -> NDArray[np.uint8]:
     """A liver that fills half of each axis, and a tumour in it."""
-    x, y, z = np.ogrid[tuple(slice(-1, 1, n * 1j) for n in shape_xyz)]  # type: ignore[misc]
+    x, y, z = np.ogrid[tuple(slice(-1, 1, n * 1j) for n in shape_xyz)]
     label = ((x / 0.6) ** 2 + (y / 0.5) ** 2 + (z / 0.55) ** 2 < 1).astype(np.uint8)
     label[((x - 0.15) / 0.25) ** 2 + (y / 0.25) ** 2 + ((z + 0.1) / 0.25) ** 2 < 1] = 2
     return label
@@ -70,7 +72,7 @@ def test_at_the_native_resolution_it_comes_back_exactly(tmp_path: Path) -> None:
     # Each cached voxel is a native one: nothing is averaged, and linear interpolation falls on the centres.
     image_ijk, label_ijk = random_scan((9, 8, 10))
     image, label = write_pair(tmp_path, "a", image_ijk, label_ijk, affine=oriented_affine("PIR"))
-    spec = PreprocessSpec(shape_zyx=tuple(header_of(image).grid.shape_zyx))
+    spec = PreprocessSpec(shape_zyx=header_of(image).grid.shape_zyx)
     case = prepare_case("a", image, label, spec, root=tmp_path)
     restored = restored_ijk(probabilities(case.views["scan"]), case.meta.windows["scan"], header_of(image))
     np.testing.assert_array_equal(restored, label_ijk)
@@ -98,7 +100,9 @@ def test_a_real_liver_comes_back(tmp_path: Path, real_data: Path) -> None:
 
 def column(tmp_path: Path, n: int, file_axes: str = "RAS") -> VolumeHeader:
     """A file of one row of ``n`` slices."""
-    return header_of(write_nifti(tmp_path / f"{n}.nii", np.zeros((1, 1, n), np.uint8), oriented_affine(file_axes)))
+    return header_of(
+        write_nifti(tmp_path / f"{n}.nii", np.zeros((1, 1, n), np.uint8), oriented_affine(file_axes))
+    )
 
 
 def test_a_column_by_hand(tmp_path: Path) -> None:
@@ -110,7 +114,16 @@ def test_a_column_by_hand(tmp_path: Path) -> None:
     restored = restored_ijk(foreground, window, column(tmp_path, 8))
     assert restored.ravel().tolist() == [0, 0, 0, 0, 1, 1, 0, 0]
     # Flipped in the file, the canonical order is the other way around.
-    assert restored_ijk(foreground, window, column(tmp_path, 8, "RAI")).ravel().tolist() == [0, 0, 1, 1, 0, 0, 0, 0]
+    assert restored_ijk(foreground, window, column(tmp_path, 8, "RAI")).ravel().tolist() == [
+        0,
+        0,
+        1,
+        1,
+        0,
+        0,
+        0,
+        0,
+    ]
 
 
 @pytest.mark.parametrize(
@@ -169,7 +182,10 @@ def interpolated(
         first, length = (window.start, len(window)) if axis == 0 else (0, n_native)
         n_view = channel_zyx.shape[axis]
         position = (np.arange(n_native) - first + 0.5) * n_view / length - 0.5
-        values = np.apply_along_axis(lambda v, p=position: np.interp(p, np.arange(len(v)), v), axis, values)
+        rows = np.moveaxis(values, axis, -1).reshape(-1, n_view)
+        lines = np.stack([np.interp(position, np.arange(n_view), row) for row in rows])
+        shape = (*np.delete(values.shape, axis), n_native)
+        values = np.moveaxis(lines.reshape(shape), -1, axis)
     return values
 
 

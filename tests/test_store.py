@@ -29,7 +29,7 @@ from data_cache.errors import CacheError, SchemaError, SpecMismatchError
 from data_cache.files import replacing, write_text
 from data_cache.inspection import summarise_store
 from data_cache.reader import CacheStore, list_cases, read_meta
-from data_cache.schema import Case, PreprocessSpec, View
+from data_cache.schema import CacheSchema, Case, PreprocessSpec, View
 from data_cache.writer import open_or_create, remove_leftovers, write_case
 
 ARRAYS = ("scan/image", "scan/fractions", "liver/image", "liver/fractions")
@@ -150,7 +150,8 @@ def test_zarr_alone_opens_the_store(filled: Path) -> None:
 def test_an_array_of_zeros_still_has_its_chunk(store: Path) -> None:
     case = random_case()
     views = {
-        name: replace(view, fractions_czyx=np.zeros_like(view.fractions_czyx)) for name, view in case.views.items()
+        name: replace(view, fractions_czyx=np.zeros_like(view.fractions_czyx))
+        for name, view in case.views.items()
     }
     write_case(store, replace(case, views=views), SMALL_SPEC)
     assert (store / "liver_0/scan/fractions/c/0/0/0/0").is_file()
@@ -201,7 +202,10 @@ def chunk_of(store: Path, array: str) -> Path:
 
 @pytest.mark.parametrize("array", ARRAYS)
 def test_a_missing_chunk_is_named(filled: Path, array: str) -> None:
-    with damaged(chunk_of(filled, array), None), pytest.raises(CacheError, match=f"liver_0/{array}: a chunk is missing"):
+    with (
+        damaged(chunk_of(filled, array), None),
+        pytest.raises(CacheError, match=f"liver_0/{array}: a chunk is missing"),
+    ):
         read_all(filled)
 
 
@@ -220,13 +224,18 @@ def test_every_flipped_bit_of_a_chunk_is_noticed(filled: Path, array: str, where
 def test_a_truncated_chunk_is_noticed(filled: Path, array: str, keep: float) -> None:
     chunk = chunk_of(filled, array)
     content = chunk.read_bytes()
-    with damaged(chunk, content[: int(keep * len(content))]), pytest.raises(CacheError, match=f"liver_0/{array}"):
+    with (
+        damaged(chunk, content[: int(keep * len(content))]),
+        pytest.raises(CacheError, match=f"liver_0/{array}"),
+    ):
         read_all(filled)
 
 
 @given(array=st.sampled_from(ARRAYS), where=st.floats(0, 1, exclude_max=True))
 @settings(max_examples=150, deadline=None)
-def test_a_flipped_bit_in_an_arrays_metadata_never_changes_voxels(filled: Path, array: str, where: float) -> None:
+def test_a_flipped_bit_in_an_arrays_metadata_never_changes_voxels(
+    filled: Path, array: str, where: float
+) -> None:
     path = filled / "liver_0" / array / "zarr.json"
     before = read_all(filled)
     content = path.read_bytes()
@@ -338,6 +347,22 @@ def test_an_empty_folder_becomes_a_store(tmp_path: Path) -> None:
     assert schema.spec == SMALL_SPEC
     assert open_or_create(tmp_path, SMALL_SPEC) == schema
     assert CacheStore.open(tmp_path).case_ids == ()
+
+
+def test_a_store_that_another_process_creates_at_the_same_time_is_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Between this one's look for zarr.json and its look for other people's files, the other wrote its root.
+    create_root = writer._create_root
+
+    def late(store: Path, schema: CacheSchema) -> None:
+        create_root(store, schema)
+        write_case(store, random_case(), SMALL_SPEC)
+        create_root(store, schema)
+
+    monkeypatch.setattr(writer, "_create_root", late)
+    open_or_create(tmp_path, SMALL_SPEC)
+    assert_holds(tmp_path, random_case())
 
 
 def test_another_spec_is_refused_with_both_values(store: Path) -> None:
@@ -485,7 +510,8 @@ def test_the_folder_of_partial_cases_may_vanish_while_it_is_used(
     store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # remove_leftovers of another process deletes the folder while it is still empty.
-    mkdir, races = os.mkdir, []
+    mkdir = os.mkdir
+    races: list[Any] = []
 
     def raced(path: Any, *args: Any, **kwargs: Any) -> None:
         mkdir(path, *args, **kwargs)
@@ -512,19 +538,23 @@ def leftover(store: Path, *, host: str, pid: int) -> Path:
 
 
 def test_leftovers_of_dead_processes_go_and_of_living_and_foreign_ones_stay(store: Path) -> None:
-    finished = subprocess.Popen([sys.executable, "-c", ""])
+    finished, zombie = (subprocess.Popen([sys.executable, "-c", ""]) for _ in range(2))
     finished.wait()
+    os.waitid(os.P_PID, zombie.pid, os.WEXITED | os.WNOWAIT)  # over, but nobody has asked for its exit code
     here = socket.gethostname()
-    dead = leftover(store, host=here, pid=finished.pid)
+    dead = [leftover(store, host=here, pid=process.pid) for process in (finished, zombie)]
     kept = [
         leftover(store, host=here, pid=os.getpid()),
         leftover(store, host=here, pid=1),  # not ours to signal, but running
-        leftover(store, host=f"{here}-{finished.pid}", pid=os.getpid()),  # a name that starts like this machine's
+        leftover(
+            store, host=f"{here}-{finished.pid}", pid=os.getpid()
+        ),  # a name that starts like this machine's
         leftover(store, host=f"{here}-b", pid=finished.pid),
         leftover(store, host="elsewhere", pid=finished.pid),
     ]
     remove_leftovers(store)
-    assert not dead.exists()
+    zombie.wait()
+    assert not any(folder.exists() for folder in dead)
     assert all(folder.exists() for folder in kept)
 
 
@@ -582,5 +612,3 @@ def test_opening_is_fast_and_decodes_nothing(store: Path) -> None:
     assert time.perf_counter() - start < 2
     with pytest.raises(CacheError, match="liver_3/scan/image"):
         CacheStore.open(store).read("liver_3", "scan")
-
-

@@ -2,7 +2,7 @@
 
 from pipeline.nifti.header import CorruptStreamError, FileAxis, VolumeHeader, to_canonical
 from pipeline.nifti.stream import VolumeStream, read_canonical
-from pipeline.nifti.write import write_labels, write_volume
+from pipeline.nifti.write import write_labels, write_slices, write_volume
 
 __all__ = [
     "CorruptStreamError",
@@ -12,5 +12,6 @@ __all__ = [
     "read_canonical",
     "to_canonical",
     "write_labels",
+    "write_slices",
     "write_volume",
 ]

@@ -34,7 +34,8 @@ SUPPORTED_DTYPES = (
 MAX_SLICE_BYTES = 256 << 20  # bounds what a header can make us allocate
 MAX_AXIS_VOXELS = 32767  # NIfTI-1's own limit; weights for a longer axis of NIfTI-2 could take gigabytes
 MAX_DEFLATE_RATIO = 1032  # what deflate can reach at most, so what a header can claim for a .gz of some size
-_SILENT = logging.Logger("nibabel", level=logging.CRITICAL + 1)  # nibabel's goes to the terminal, beside the error
+# nibabel's own logger goes to the terminal, beside the error that is raised.
+_SILENT = logging.Logger("nibabel", level=logging.CRITICAL + 1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,7 +116,7 @@ def read_header(path: Path, stream: io.BufferedIOBase) -> VolumeHeader:
 
 def _parse_nifti(path: Path, stream: io.BufferedIOBase) -> nib.Nifti1Header:
     start = stream.read(4)
-    kinds = {348: nib.Nifti1Header, 540: nib.Nifti2Header}
+    kinds: dict[int, Any] = {348: nib.Nifti1Header, 540: nib.Nifti2Header}
     size = next((n for n in kinds if start in (n.to_bytes(4, "little"), n.to_bytes(4, "big"))), None)
     if size is None:
         raise VolumeError(f"{path}: is no NIfTI file (it starts with {start!r}): convert it with dcm2niix")

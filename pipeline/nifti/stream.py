@@ -9,7 +9,7 @@ import os
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,13 +17,15 @@ from numpy.typing import NDArray
 from data_cache.errors import VolumeError
 from pipeline.nifti.header import CorruptStreamError, VolumeHeader, read_header, to_canonical
 
-INFLATE_ERRORS: tuple[type[Exception], ...] = (EOFError, OSError, zlib.error)  # gzip.BadGzipFile is an OSError
+# What inflating raises; gzip.BadGzipFile is an OSError.
+INFLATE_ERRORS: tuple[type[Exception], ...] = (EOFError, OSError, zlib.error)
 try:
-    from isal import igzip, isal_zlib
+    from isal import igzip, igzip_lib
 except ImportError:  # no wheel for this platform: the standard library inflates at half the speed
     igzip = None  # type: ignore[assignment]
 else:
-    INFLATE_ERRORS += (isal_zlib.error,)  # which is neither of these
+    # Its own error is none of these; its stubs take the class for an instance.
+    INFLATE_ERRORS += (cast("type[Exception]", igzip_lib.IsalError),)
 
 BLOCK_BYTES = 4 << 20  # stays in the L2/L3 cache while it is averaged
 
@@ -177,9 +179,9 @@ def read_canonical(path: Path) -> tuple[NDArray[np.int16], VolumeHeader]:
         for first, block in stream.blocks():
             values = block
             if block.dtype.newbyteorder("=") != np.int16 or (header.slope, header.intercept) != (1.0, 0.0):
-                scaled = np.nan_to_num(
-                    block * header.slope + header.intercept, nan=-1024, posinf=-1024, neginf=-1024
-                )
+                with np.errstate(over="ignore", invalid="ignore"):
+                    scaled = block * header.slope + header.intercept
+                scaled = np.nan_to_num(scaled, nan=-1024, posinf=-1024, neginf=-1024)
                 values = np.clip(np.rint(scaled), -32767, 32767)
             volume_kji[first : first + len(block)] = values
         return to_canonical(volume_kji, header.axes_kji), header

@@ -64,6 +64,37 @@ def _deflating(file: BinaryIO, *, compress: bool) -> Any:
     return igzip.GzipFile(filename="", fileobj=file, mode="wb", compresslevel=2, mtime=0)
 
 
+def write_slices(
+    path: Path,
+    blocks: Iterable[NDArray[np.int16]],
+    shape_kji: tuple[int, int, int],
+    affine: NDArray[np.float64],
+) -> None:
+    """Write a new, uncompressed int16 ``.nii`` from slices as they come, so that no volume is in memory.
+
+    Args:
+        path: Appears when it is whole.
+        blocks: Consecutive slices (n, j, i), all of them.
+        shape_kji: Of the volume.
+        affine: Takes voxel centres (i, j, k) to RAS+ mm; need not be axis-aligned.
+
+    Raises:
+        ValueError: The blocks do not add up to the volume.
+    """
+    nifti = nib.Nifti1Header()
+    nifti.set_data_dtype(np.int16)
+    nifti.set_data_shape(shape_kji[::-1])
+    nifti.set_xyzt_units("mm")
+    nifti.set_sform(affine, code=1)
+    nifti.set_qform(affine, code=1, strip_shears=True)  # a tilted gantry's shear is in the sform alone
+    nifti["magic"], nifti["vox_offset"] = nifti.single_magic, nifti.single_vox_offset
+    with replacing(path) as file:
+        file.write(nifti.binaryblock.ljust(nifti.single_vox_offset, b"\0"))
+        written = sum(file.write(np.ascontiguousarray(b, dtype="<i2").data.cast("B")) for b in blocks)
+    if written != 2 * math.prod(shape_kji):
+        raise ValueError(f"{path}: {written} bytes for a volume of {shape_kji[::-1]}")
+
+
 def write_volume(path: Path, volume_zyx: NDArray[Any], grid: Grid, *, file_axes: str = "RAS") -> None:
     """Write a new ``.nii.gz`` with sform and qform.
 
