@@ -103,8 +103,8 @@ def _write_array(path: Path, values: NDArray[Any], *, fill_value: int) -> None:
         dtype=values.dtype,
         chunks=values.shape,  # always read whole: one chunk costs 2.6 ms a sample, finer ones 4.4-10
         compressors=[
-            BloscCodec(
-                cname="zstd", clevel=5, shuffle=BloscShuffle.bitshuffle, typesize=values.dtype.itemsize
+            BloscCodec(  # level 5 is 6 % smaller than level 2 and takes three times as long
+                cname="zstd", clevel=2, shuffle=BloscShuffle.bitshuffle, typesize=values.dtype.itemsize
             ),
             Crc32cCodec(),  # without it a flipped bit decodes to wrong voxels, silently
         ],

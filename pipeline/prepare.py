@@ -281,10 +281,15 @@ def foreground_and_tumour(
     Raises:
         LabelError: The block holds other values than 0, 1 and 2.
     """
-    if not block_kji.any() and header.intercept == 0:
-        return None
+    scaled = (header.slope, header.intercept) != (1.0, 0.0)
+    if (
+        block_kji.dtype == np.uint8 and not scaled
+    ):  # the usual label: two passes over its bytes instead of six
+        largest = int(block_kji.max())
+        if largest <= 1:
+            return (block_kji.view(np.int8), np.zeros_like(block_kji, dtype=np.int8)) if largest else None
     values = block_kji
-    if (header.slope, header.intercept) != (1.0, 0.0):
+    if scaled:
         # A slope such as 1/255 is not exact: 255 of them are 1 but for the last digits.
         with np.errstate(over="ignore", invalid="ignore"):
             values = np.round(block_kji * header.slope + header.intercept, 3)
@@ -318,7 +323,9 @@ def _fractions(foreground_czyx: NDArray[np.float32]) -> NDArray[np.uint8]:
 
     The sum is rounded, then the tumour, and liver is what is left: so they never add up to more than 255.
     """
-    whole, tumour = np.rint(np.clip(foreground_czyx, 0, 1) * FRACTION_ONE).astype(np.uint8)
+    scaled = foreground_czyx * np.float32(FRACTION_ONE)
+    np.rint(scaled, out=scaled)
+    whole, tumour = np.clip(scaled, 0, FRACTION_ONE, out=scaled).astype(np.uint8)
     # Equal shares may differ in the last digit, and 127 - 128 is 255.
     tumour = np.minimum(tumour, whole)
     return np.stack([whole - tumour, tumour])

@@ -82,8 +82,8 @@ def average_plane(block_nji: NDArray[Any], *, n_j: int | None, n_i: int | None) 
 
 
 def _sum_groups(values: NDArray[Any], factor: int, *, axis: int) -> NDArray[Any]:
-    """Sums of ``factor`` neighbours along an axis, in a type that cannot overflow for 16-bit input."""
-    dtype = np.float32 if values.dtype.kind == "f" else np.int32
+    """Sums of ``factor`` neighbours along an axis, in the narrowest type that cannot overflow."""
+    dtype = np.dtype(np.float32) if values.dtype.kind == "f" else _sum_dtype(values, factor)
     groups = [values[(slice(None),) * axis + (slice(offset, None, factor),)] for offset in range(factor)]
     total: NDArray[Any] = (
         groups[0].astype(dtype) if factor == 1 else np.add(groups[0], groups[1], dtype=dtype)
@@ -91,6 +91,15 @@ def _sum_groups(values: NDArray[Any], factor: int, *, axis: int) -> NDArray[Any]
     for group in groups[2:]:
         total += group
     return total
+
+
+def _sum_dtype(values: NDArray[Any], factor: int) -> np.dtype[Any]:
+    # HU stay within ±8191 and masks within 1: their sums fit 16 bits, which are summed twice as fast as 32.
+    if np.can_cast(values.dtype, np.int16):
+        largest = factor * max(abs(int(values.min(initial=0))), abs(int(values.max(initial=0))))
+        if largest <= np.iinfo(np.int16).max:
+            return np.dtype(np.int16)
+    return np.dtype(np.int32)
 
 
 def _weighted(values: NDArray[Any], n_target: int, *, axis: int) -> NDArray[np.float32]:

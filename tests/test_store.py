@@ -130,7 +130,7 @@ def test_the_format_is_the_one_that_was_designed(filled: Path) -> None:
         assert crc["name"] == "crc32c"
         assert blosc["name"] == "blosc"
         settings = blosc["configuration"]
-        assert (settings["cname"], settings["clevel"], settings["shuffle"]) == ("zstd", 5, "bitshuffle")
+        assert (settings["cname"], settings["clevel"], settings["shuffle"]) == ("zstd", 2, "bitshuffle")
 
 
 def test_zarr_alone_opens_the_store(filled: Path) -> None:
