@@ -31,7 +31,7 @@ $(READY): pyproject.toml constraints.txt
 	@touch $(READY)
 
 demo: $(READY) ## phantoms to scores in under 15 minutes on two cores: read demo/report
-	$(LIVERSEG) phantom $(DEMO)/raw --cases 24 --tests 1 --seed 0 $(jobs)
+	$(LIVERSEG) phantom $(DEMO)/raw --cases 32 --tests 1 --seed 0 $(jobs)
 	$(LIVERSEG) phantom $(DEMO)/unseen --cases 8 --tests 0 --seed 1 $(jobs)
 	$(LIVERSEG) preprocess $(DEMO)/raw $(DEMO)/train.zarr $(jobs)
 	$(LIVERSEG) preprocess $(DEMO)/unseen $(DEMO)/unseen.zarr $(jobs)
