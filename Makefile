@@ -30,14 +30,15 @@ $(READY): pyproject.toml constraints.txt
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $(READY)
 
-demo: $(READY) ## phantoms to scores in under 15 minutes on two cores: read demo/report
+demo: $(READY) ## phantoms to scores in under 15 minutes on two cores: open demo/report/report.html
 	$(LIVERSEG) phantom $(DEMO)/raw --cases 32 --tests 1 --seed 0 $(jobs)
 	$(LIVERSEG) phantom $(DEMO)/unseen --cases 8 --tests 0 --seed 1 $(jobs)
 	$(LIVERSEG) preprocess $(DEMO)/raw $(DEMO)/train.zarr $(jobs)
 	$(LIVERSEG) preprocess $(DEMO)/unseen $(DEMO)/unseen.zarr $(jobs)
 	$(LIVERSEG) train $(DEMO)/train.zarr $(DEMO)/run --config configs/demo.toml --resume
 	$(LIVERSEG) evaluate $(DEMO)/run $(DEMO)/unseen.zarr --raw $(DEMO)/unseen --out $(DEMO)/report
-	@echo "Scores, overlays: $(DEMO)/report    training curves: $(DEMO)/run/progress.png"
+	$(LIVERSEG) report $(DEMO)/run --scores $(DEMO)/report --out $(DEMO)/report/report.html
+	@echo "Open $(DEMO)/report/report.html; scores.csv, summary.json and overlays lie beside it, the run in $(DEMO)/run"
 
 preprocess: $(READY) ## RAW to CACHE: every raw volume once
 	$(LIVERSEG) preprocess $(RAW) $(CACHE) $(jobs)

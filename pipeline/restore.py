@@ -72,36 +72,38 @@ class _Part:
     def slices(self, first: int, stop: int) -> tuple[slice, NDArray[np.float32]]:
         """Which of the slices ``first:stop`` the box has, and their values in its plane."""
         box_k = self.box_kji[0]
-        inside = slice(max(first, box_k.start), max(first, min(stop, box_k.stop)))
+        start = min(max(first, box_k.start), box_k.stop)
+        stop = max(start, min(stop, box_k.stop))
         w_k, w_j, w_i = self.weights_kji
         n_k, n_j, n_i = self.small_kji.shape
-        rows = w_k[inside.start - box_k.start : max(0, inside.stop - box_k.start)]
+        rows = w_k[start - box_k.start : stop - box_k.start]
         planes = (rows @ self.small_kji.reshape(n_k, n_j * n_i)).reshape(len(rows), n_j, n_i)
-        values: NDArray[np.float32] = w_j @ (planes @ w_i.T)
-        return slice(inside.start, inside.start + len(rows)), values
+        values: NDArray[np.float32] = np.matmul(w_j, planes @ w_i.T)
+        return slice(start, stop), values
 
 
 def _decide(label_kji: NDArray[np.uint8], first: int, whole: _Part, tumour: _Part) -> None:
     """Fill in the labels of the slices from ``first`` on; tumour beats liver where it is more than half of both."""
-    slices_k, foreground = whole.slices(first, first + len(label_kji))
-    if not len(foreground):
+    stop = first + len(label_kji)
+    whole_k, foreground_kji = whole.slices(first, stop)
+    if not len(foreground_kji):
         return
-    inside = slice(slices_k.start - first, slices_k.stop - first)
-    label_kji[inside, whole.box_kji[1], whole.box_kji[2]] = foreground >= 0.5
-    slices_k, share = tumour.slices(first, first + len(label_kji))
-    if not len(share):
+    _, whole_j, whole_i = whole.box_kji
+    label_kji[whole_k.start - first : whole_k.stop - first, whole_j, whole_i] = foreground_kji >= 0.5
+    tumour_k, share_kji = tumour.slices(first, stop)
+    if not len(share_kji):
         return
-    # Where there is tumour there is foreground: its box lies within.
-    at = tuple(
-        slice(part.start - outer.start, part.stop - outer.start)
-        for part, outer in zip(
-            (slices_k, *tumour.box_kji[1:]), (slice(first + inside.start, 0), *whole.box_kji[1:]), strict=True
-        )
-    )
-    inside = slice(slices_k.start - first, slices_k.stop - first)
-    label_kji[inside, tumour.box_kji[1], tumour.box_kji[2]] += (2 * share > foreground[at]) & (
-        foreground[at] >= 0.5
-    )
+    # Where there is tumour there is foreground, so that its box lies within the other one.
+    _, tumour_j, tumour_i = tumour.box_kji
+    both_kji = foreground_kji[
+        _within(tumour_k, whole_k), _within(tumour_j, whole_j), _within(tumour_i, whole_i)
+    ]
+    is_tumour_kji = (2 * share_kji > both_kji) & (both_kji >= 0.5)
+    label_kji[tumour_k.start - first : tumour_k.stop - first, tumour_j, tumour_i] += is_tumour_kji
+
+
+def _within(inner: slice, outer: slice) -> slice:
+    return slice(inner.start - outer.start, inner.stop - outer.start)
 
 
 def _weights_inside(

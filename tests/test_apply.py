@@ -10,20 +10,20 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-import torch
 from numpy.typing import NDArray
+from oracle import oracle
 from tiny import SPEC, TinyWorld
 
 from data_cache.errors import CacheError, ConfigError, LiversegError, RunError, VolumeError
 from data_cache.geometry import DepthWindow
-from data_cache.schema import PreprocessSpec, View
 from liverseg.inference.evaluate import (
     CaseEvaluation,
     choose_cases,
     evaluate,
     summarise,
 )
-from liverseg.inference.predict import predict_file
+from liverseg.inference.inputs import ScanInput
+from liverseg.inference.predict import Prediction, predict_scan
 from liverseg.inference.segment import (
     Predictor,
     keep_liver,
@@ -32,12 +32,9 @@ from liverseg.inference.segment import (
     segment,
     widened,
 )
-from liverseg.model.inputs import InputConfig
-from liverseg.model.network import NetworkConfig, UNet
 from liverseg.training.split import Split, load_split
 from pipeline.nifti import read_canonical
-from pipeline.prepare import ThinScan, read_scan
-from pipeline.resample import box_weights
+from pipeline.prepare import read_scan
 
 
 def foreground(shape: tuple[int, int, int], *boxes: tuple[slice, slice, slice]) -> NDArray[np.float32]:
@@ -96,37 +93,17 @@ def test_windows_widen_only_where_the_liver_touches_and_the_scan_goes_on() -> No
     assert widened(DepthWindow(start=0, stop=9), both, depth=9) == DepthWindow(start=0, stop=9)
 
 
+def predict_file(image: Path, out: Path, predictor: Predictor) -> Prediction:
+    name = image.name.removesuffix(".nii.gz")
+    return predict_scan(ScanInput(name=name, path=image, is_dicom=False), out, predictor)
+
+
 def oracle_predictor(world: TinyWorld, case_id: str, monkeypatch: pytest.MonkeyPatch) -> Predictor:
-    """A predictor that knows the truth of one case: its label, averaged over whatever window it is shown."""
+    """A predictor that knows the truth of one case."""
     meta = world.store.meta(case_id)
     assert meta.label is not None
-    truth, _ = read_canonical(world.raw / meta.label.path)
-    shown: list[DepthWindow] = []
-    original = ThinScan.view
-
-    def remember(scan: ThinScan, window: DepthWindow, spec: PreprocessSpec) -> View:
-        shown.append(window)
-        return original(scan, window, spec)
-
-    def know(_: Predictor, image_zyx: NDArray[np.int16]) -> NDArray[np.float32]:
-        z, y, x = (
-            box_weights(n, m, *ends)
-            for n, m, ends in zip(
-                truth.shape,
-                image_zyx.shape,
-                ((shown[-1].start, shown[-1].stop), (0, None), (0, None)),
-                strict=True,
-            )
-        )
-        masks = np.stack([truth == 1, truth == 2]).astype(float)
-        return np.asarray(np.einsum("czyx,Zz,Yy,Xx->cZYX", masks, z, y, x, optimize=True), dtype=np.float32)
-
-    monkeypatch.setattr(ThinScan, "view", remember)
-    monkeypatch.setattr(Predictor, "foreground", know)
-    network = UNet(NetworkConfig(base_channels=1, depth=1))
-    return Predictor(
-        network=network, input=InputConfig(), spec=SPEC, device=torch.device("cpu"), autocast=False
-    )
+    truth_zyx, _ = read_canonical(world.raw / meta.label.path)
+    return oracle(truth_zyx, monkeypatch)
 
 
 @pytest.mark.parametrize("case_id", ["liver_0", "liver_1"], ids=["LPS", "RAS"])
@@ -318,7 +295,12 @@ def test_summary_means_are_over_cases_that_have_the_class(
     )  # fmt: skip
     without = replace(
         one,
-        predicted=replace(one.predicted, tumour=replace(one.predicted.tumour, volume_truth_ml=0.0, dice=1.0)),
+        predicted=replace(
+            one.predicted,
+            overlap=replace(
+                one.predicted.overlap, tumour=replace(one.predicted.tumour, volume_truth_ml=0.0, dice=1.0)
+            ),
+        ),
     )
     summary = summarise([one, without])
     assert summary["n_cases"] == 2

@@ -5,37 +5,54 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from matplotlib.contour import ContourSet
+from tiny import TinyWorld
 from torch import Tensor
 
 from data_cache.errors import ConfigError
 from data_cache.records import parse, to_json
+from liverseg.cli import main
 from liverseg.training.augment import (
     AugmentConfig,
+    BlurParams,
     ContrastParams,
+    GammaParams,
     SpatialParams,
     apply,
+    apply_blur,
     apply_contrast,
+    apply_gamma,
     apply_noise,
     apply_spatial,
     augment,
     draw,
+    draw_blur,
     draw_contrast,
+    draw_gamma,
     draw_noise,
     draw_spatial,
     sampling_grid,
 )
-
-# Threads that wait for each other make tiny tensors a hundred times slower on a machine shared with others.
-torch.set_num_threads(1)
+from liverseg.training.augment_figure import augment_figure
 
 CPU = torch.device("cpu")
 SHAPE = (8, 12, 12)
-STRONG = AugmentConfig(elastic_probability=0.5, num_controlpoints=5, sigma=3, rotation_degrees=30, flip=True)
+STRONG = AugmentConfig(
+    elastic_probability=0.5,
+    num_controlpoints=5,
+    sigma=3,
+    rotation_degrees=30,
+    flip=True,
+    gamma_random_level=0.5,
+    blur_level=1.5,
+)
 OFF = AugmentConfig(
     sigma=0,
     rotation_degrees=0,
@@ -182,7 +199,9 @@ def test_displacements_have_the_standard_deviation_asked_for() -> None:
     assert params.control_bzyx3.shape == (200, 5, 6, 7, 3)
     # 126,000 draws: the standard deviation is known to 0.2 %.
     assert float(params.control_bzyx3.std()) == pytest.approx(4.0, rel=0.01)
-    centre = torch.stack([offsets_voxels(params.select(i), (4, 6, 8))[2, 3, 4] for i in range(200)])
+    centre = torch.stack(
+        [offsets_voxels(params.part(slice(i, i + 1)), (4, 6, 8))[2, 3, 4] for i in range(200)]
+    )
     # z: 2 cells on 4 voxels, voxel 2 at 2.5/2 = 1.25; y: 3 cells on 6, voxel 3 at 1.75; x: 4 cells on 8, voxel 4
     # at 2.25. At u = 1/4 (or 3/4) the weights are (27, 235, 121, 1)/384, whose squares sum to 0.4788.
     expected = 4.0 * math.sqrt(((27**2 + 235**2 + 121**2 + 1) / 384**2) ** 3)
@@ -240,7 +259,9 @@ def test_volume_is_preserved_on_average() -> None:
     ball = (8.5 - torch.sqrt(z**2 + y**2 + x**2)).clamp(0, 1)[None, None]
     config = replace(OFF, sigma=2.5, elastic_probability=1)
     params = draw_spatial(150, config, generator=seeded())
-    volumes = torch.stack([apply_spatial(ball, ball, params.select(i))[1].sum() for i in range(150)])
+    volumes = torch.stack(
+        [apply_spatial(ball, ball, params.part(slice(i, i + 1)))[1].sum() for i in range(150)]
+    )
     assert float(volumes.mean() / ball.sum()) == pytest.approx(1, abs=0.02)
     assert volumes.std() > 0.02 * ball.sum()  # and they do vary
 
@@ -317,6 +338,77 @@ def test_contrast_and_noise_leave_fractions_alone() -> None:
     assert not torch.equal(new_image, image)
 
 
+# --- gamma and blur
+
+
+def test_gamma_by_hand() -> None:
+    # Lowest 1, range 4: (3-1)/4 = 0.5, squared 0.25, back 4·0.25 + 1 = 2. The second sample's exponent is 1.
+    image = torch.tensor([[1.0, 3.0, 5.0], [0.0, 0.3, 1.0]]).view(2, 1, 1, 1, 3)
+    bent = apply_gamma(image, GammaParams(exponent_b=torch.tensor([2.0, 1.0])))
+    torch.testing.assert_close(bent[0].flatten(), torch.tensor([1.0, 2.0, 5.0]))
+    assert torch.equal(bent[1], image[1])
+
+
+def test_gamma_of_a_constant_image_is_itself() -> None:
+    image = torch.full((1, 1, 2, 2, 2), 0.7)
+    assert torch.equal(apply_gamma(image, GammaParams(exponent_b=torch.tensor([0.5]))), image)
+
+
+def test_exponents_brighten_as_often_as_they_darken() -> None:
+    config = replace(OFF, gamma_random_level=1.0)
+    exponents = draw_gamma(2000, config, generator=seeded()).exponent_b
+    assert 0.5 <= exponents.min() < 0.51
+    assert 1.98 < exponents.max() <= 2.0
+    assert float((exponents < 1).float().mean()) == pytest.approx(0.5, abs=0.05)
+
+
+def test_blur_of_one_voxel_is_a_gaussian_of_the_drawn_width() -> None:
+    point = torch.zeros(2, 1, 17, 17, 17)
+    point[:, :, 8, 8, 8] = 1
+    blurred = apply_blur(point, BlurParams(std_b=torch.tensor([1.5, 0.0])))
+    assert torch.equal(blurred[1], point[1])
+    place = torch.arange(17.0) - 8
+    for axis in (0, 1, 2):
+        others = tuple(i for i in range(3) if i != axis)
+        spread = blurred[0, 0].sum(others)
+        assert float(spread.sum()) == pytest.approx(1, abs=1e-3)
+        # Variance 2.25, less what the border cuts off beyond 8 voxels, five standard deviations.
+        assert float((spread * place**2).sum()) == pytest.approx(1.5**2, rel=0.01)
+
+
+def test_blur_keeps_a_constant_up_to_the_border() -> None:
+    image = torch.full((1, 1, 5, 6, 7), -0.4)
+    torch.testing.assert_close(apply_blur(image, BlurParams(std_b=torch.tensor([2.0]))), image)
+
+
+def test_blur_levels_are_uniform_up_to_the_level() -> None:
+    std_b = draw_blur(1000, replace(OFF, blur_level=2.0), generator=seeded()).std_b
+    assert 0 <= std_b.min() < 0.05
+    assert 1.95 < std_b.max() <= 2.0
+
+
+def test_what_is_off_draws_nothing() -> None:
+    # So that the other draws, of this step and of all later ones, are the same with and without it.
+    generator, other = seeded(), seeded()
+    draw_gamma(2, OFF, generator=generator)
+    draw_blur(2, OFF, generator=generator)
+    assert torch.equal(torch.rand(1, generator=generator), torch.rand(1, generator=other))
+
+
+@settings(deadline=None, max_examples=20)
+@given(batches=st.integers(1, 3), devices=st.integers(1, 3))
+def test_parts_of_a_draw_are_the_draw(batches: int, devices: int) -> None:
+    size = 2 * batches * devices
+    image, fractions = batch(size, (4, 6, 5))
+    params = draw(size, STRONG, generator=seeded())
+    together = apply(image, fractions, params)
+    for start in range(devices):
+        part = slice(start, None, devices)
+        found = apply(image[part], fractions[part], params.part(part))
+        assert torch.equal(found[0], together[0][part])
+        assert torch.equal(found[1], together[1][part])
+
+
 # --- configuration
 
 
@@ -358,3 +450,34 @@ def test_a_configuration_survives_its_file_and_an_unknown_key_does_not() -> None
     assert parse(AugmentConfig, to_json(config), source="run.toml", error=ConfigError) == config
     with pytest.raises(ConfigError, match="typo: unknown key"):
         parse(AugmentConfig, {"typo": 1}, source="run.toml", error=ConfigError)
+
+
+# --- the picture of strengths
+
+
+def test_the_picture_shows_every_strength_with_a_mesh_and_the_outlines(tiny_world: TinyWorld) -> None:
+    store = tiny_world.store
+    figure = augment_figure(store.read("liver_1", "liver"), title="liver_1\nstrengths")
+    titles = [axis.get_title() for axis in figure.axes]
+    assert len(titles) == 25
+    assert titles[0] == "5 points, sigma 3"
+    assert {"16 points, sigma 12", "noise 0.1", "contrast +25%", "contrast -50%"} <= set(titles)
+    # Two sets of mesh lines and the liver's edge, on what is deformed; the edge alone on what is not.
+    lines = [sum(isinstance(artist, ContourSet) for artist in axis.get_children()) for axis in figure.axes]
+    assert min(lines[:15]) >= 3
+    assert min(lines[15:]) >= 1
+    assert max(lines[15:]) <= 2
+
+
+def test_the_picture_needs_no_label(tiny_world: TinyWorld) -> None:
+    view = replace(tiny_world.store.read("liver_1", "scan"), fractions_czyx=None)
+    assert len(augment_figure(view, title="x").axes) == 25
+
+
+def test_inspect_draws_it(tiny_world: TinyWorld, tmp_path: Path) -> None:
+    png = tmp_path / "strengths.png"
+    arguments = ["inspect", str(tiny_world.cache), "liver_1", "--augment"]
+    assert CliRunner().invoke(main, arguments).exit_code == 2  # it has nowhere to go
+    result = CliRunner().invoke(main, [*arguments, "--png", str(png)])
+    assert result.exit_code == 0, result.output
+    assert png.read_bytes().startswith(b"\x89PNG")

@@ -343,5 +343,5 @@ def _square_or_die(number: int) -> int:
 
 
 def test_a_worker_that_dies_costs_its_own_item_only() -> None:
-    results = fan_out(_square_or_die, [1, 2, 3, 4], jobs=2, killed=lambda number: -number)
+    results = fan_out(_square_or_die, [1, 2, 3, 4], jobs=2, killed=lambda number, _: -number)
     assert sorted(results) == [-3, 1, 4, 16]

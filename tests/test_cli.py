@@ -47,6 +47,7 @@ def broken_raw(world: TinyWorld, folder: Path, *, cases: int = 2) -> Path:
     """A copy of the first cases of the tiny data set, to be broken."""
     content = json.loads((world.raw / "dataset.json").read_text())
     content["training"], content["test"] = content["training"][:cases], []
+    content["numTraining"], content["numTest"] = cases, 0
     for kind in ("imagesTr", "labelsTr"):
         (folder / kind).mkdir(parents=True)
         for case in range(cases):
@@ -242,6 +243,6 @@ def test_the_commands_of_the_readme_run(tiny_world: TinyWorld, tmp_path: Path) -
 
 
 def test_the_make_targets_of_the_readme_exist() -> None:
-    named = set(re.findall(r"`?make ([a-z]+)", (ROOT / "README.md").read_text()))
+    named = set(re.findall(r"(?:^|`)make ([a-z]+)", (ROOT / "README.md").read_text(), re.MULTILINE))
     targets = set(re.findall(r"^([a-z]+):.*## ", (ROOT / "Makefile").read_text(), re.MULTILINE))
     assert {"demo", "check"} <= named <= targets

@@ -15,9 +15,6 @@ from data_cache.errors import ConfigError
 from data_cache.records import parse, to_json
 from liverseg.model.network import NORMS, NetworkConfig, Norm, UNet, forward_flops
 
-# Threads that wait for each other make tiny tensors a hundred times slower on a machine shared with others.
-torch.set_num_threads(1)
-
 TINY = NetworkConfig(base_channels=4, depth=2)
 
 

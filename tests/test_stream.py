@@ -95,8 +95,6 @@ def test_every_place_gives_the_voxels_of_the_store(tiny_world: TinyWorld, reside
         assert view.fractions_czyx is not None
         np.testing.assert_array_equal(batch.image_bczyx[i, 0].numpy(), view.image_zyx)
         np.testing.assert_array_equal(batch.fractions_bczyx[i].numpy(), view.fractions_czyx)
-    assert batch.case_ids == tuple(d.case_id for d in draws)
-    torch.testing.assert_close(batch.windows_b2, torch.tensor([[0.1, 0.9]] * 4))
 
 
 def test_auto_falls_back_as_memory_runs_out(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,13 +111,12 @@ def test_auto_falls_back_as_memory_runs_out(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def a_batch(i: int) -> Batch:
-    empty = torch.zeros(0)
-    return Batch(case_ids=(str(i),), image_bczyx=empty, fractions_bczyx=empty, windows_b2=empty)
+    return Batch(image_bczyx=torch.tensor(i), fractions_bczyx=torch.zeros(0))
 
 
 def test_prefetch_keeps_the_order_and_measures_its_wait() -> None:
     prefetch = Prefetch(range(20), a_batch)
-    assert [batch.case_ids[0] for batch in prefetch] == [str(i) for i in range(20)]
+    assert [int(batch.image_bczyx) for batch in prefetch] == list(range(20))
     assert prefetch.waited_s > 0
 
 
@@ -147,8 +144,8 @@ def test_prefetch_raises_what_its_thread_met() -> None:
     seen = []
     with pytest.raises(OSError, match="disk gone"):
         for batch in Prefetch(range(9), fetch):
-            seen.append(batch.case_ids[0])
-    assert seen == ["0", "1", "2"]
+            seen.append(int(batch.image_bczyx))
+    assert seen == [0, 1, 2]
 
 
 def test_prefetch_ends_its_thread_when_the_consumer_leaves() -> None:

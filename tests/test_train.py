@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import os
 import pickle
@@ -12,7 +13,8 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -21,33 +23,32 @@ from tiny import SILENT, TinyWorld, tiny_config
 
 from data_cache.errors import ConfigError, RunError
 from data_cache.schema import PreprocessSpec
-from liverseg.model.losses import loss
-from liverseg.model.network import NetworkConfig
-from liverseg.training.checkpoint import (
-    BEST,
-    LAST,
-    load_checkpoint,
-    restore,
-    save_checkpoint,
-    update_average,
+from liverseg.model.losses import LossConfig, loss
+from liverseg.model.network import NORMS, NetworkConfig, Norm, UNet
+from liverseg.training.checkpoint import BEST, LAST, load_checkpoint, restore, save_checkpoint
+from liverseg.training.config import (
+    DataConfig,
+    OptimConfig,
+    WatchConfig,
+    load_config,
+    save_config,
 )
-from liverseg.training.config import DataConfig, OptimConfig, TrainConfig, load_config, save_config
-from liverseg.training.split import deal, load_split, make_split
-from liverseg.training.train import (
-    HISTORY,
-    PROGRESS,
-    Watcher,
-    cached_dice,
-    choose_device,
+from liverseg.training.devices import choose_device, matmul_peak, trains_in_bf16
+from liverseg.training.provenance import RUN, git_commit
+from liverseg.training.split import SPLIT, deal, load_split, make_split, save_split
+from liverseg.training.state import (
     class_shares,
     learning_rate,
-    levels_loss,
     new_state,
+    out_of_patience,
     selection_score,
-    train,
+    update_average,
 )
+from liverseg.training.train import levels_loss, train
+from liverseg.training.validate import class_dice, native_dice
+from liverseg.training.watching import HISTORY, PROGRESS, Watcher
 
-TIMES = {"seconds", "samples_per_second", "wait_share"}
+TIMES = {"seconds", "samples_per_second", "wait_share", "mfu"}
 CPU = torch.device("cpu")
 
 
@@ -153,15 +154,119 @@ def test_a_case_that_left_the_store_is_named(tiny_run: Path, tiny_world: TinyWor
         train(tiny_world.store, tmp_path, tiny_config(), resume=True, watcher=SILENT)
 
 
-def test_a_loss_that_is_not_finite_names_the_cases(
+def test_a_loss_that_is_not_finite_names_the_first_step_and_its_cases(
     tiny_world: TinyWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(*args: Any) -> torch.Tensor:
-        return loss(*args) * float("nan")
+    calls = itertools.count()
+
+    def broken(logits: torch.Tensor, fractions: torch.Tensor, config: LossConfig) -> torch.Tensor:
+        value = loss(logits, fractions, config)
+        return value * float("inf") if next(calls) == 6 else value
 
     monkeypatch.setattr("liverseg.training.train.loss_of", broken)
-    with pytest.raises(RunError, match=r"the loss is nan in epoch 1, step 1, on cases liver_\d"):
-        train(tiny_world.store, tmp_path / "run", tiny_config(), resume=False, watcher=SILENT)
+    looked: list[int] = []
+    watcher = replace(SILENT, stepped=lambda _, step, __: looked.append(step))
+    config = tiny_config(epochs=1, steps=9)
+    config = replace(
+        config,
+        optim=replace(config.optim, accumulate=2, batch_size=1),
+        watch=WatchConfig(log_every=5),
+        data=DataConfig(train_cases=("liver_4", "liver_5"), tumour_share=0.0),
+    )
+    # Batches 7 and 8 are step 4, which is seen at step 5, when the host next looks at the device.
+    with pytest.raises(
+        RunError, match=r"the loss is inf in epoch 1, step 4, on cases liver_[45], liver_[45]:"
+    ):
+        train(tiny_world.store, tmp_path / "run", config, resume=False, watcher=watcher)
+    assert looked == [1, 2, 3, 4]
+    assert not (tmp_path / "run" / LAST).exists()  # what it has spoilt is not kept
+
+
+def test_accumulated_batches_are_one_batch(tiny_world: TinyWorld, tmp_path: Path) -> None:
+    for accumulate, batch_size in ((1, 4), (4, 1)):
+        config = tiny_config(epochs=1, learning_rate=1e-3)
+        config = replace(
+            config,
+            model=NetworkConfig(base_channels=2, depth=2, norm="group"),
+            loss=LossConfig(sums="sample"),
+            # Unclipped, and compared in AdamW's moments: weights hardly show how large a gradient was.
+            optim=replace(config.optim, accumulate=accumulate, batch_size=batch_size, clip_norm=1e9),
+        )
+        train(tiny_world.store, tmp_path / str(accumulate), config, resume=False, watcher=SILENT)
+    whole, parts = (load_checkpoint(tmp_path / name / LAST) for name in ("1", "4"))
+    assert parts["step"] == whole["step"] == 3
+    assert parts["history"][0]["train_loss"] == pytest.approx(whole["history"][0]["train_loss"], rel=1e-4)
+    for name, value in whole["network"].items():
+        torch.testing.assert_close(value, parts["network"][name], rtol=1e-2, atol=1e-3)
+    expected, found = (
+        torch.cat([state["exp_avg"].flatten() for state in c["optimizer"]["state"].values()])
+        for c in (whole, parts)
+    )
+    assert (found - expected).norm() < 0.01 * expected.norm()
+
+
+def test_patience_ends_a_run_and_resuming_does_not_begin_it_again(
+    tiny_world: TinyWorld, tmp_path: Path
+) -> None:
+    # Nothing is learnt at such a rate: no epoch is better than the first, or only just.
+    config = tiny_config(epochs=30, steps=1, learning_rate=1e-12)
+    config = replace(config, optim=replace(config.optim, patience=2))
+    state = train(tiny_world.store, tmp_path / "run", config, resume=False, watcher=SILENT)
+    best = int(np.argmax([selection_score(row) for row in state.history]))
+    assert len(state.history) == best + 3 < 30
+    again = train(tiny_world.store, tmp_path / "run", config, resume=True, watcher=SILENT)
+    assert again.epoch == state.epoch
+
+
+def test_out_of_patience_on_a_hand_example() -> None:
+    rows = [{"val_dice_liver": score, "val_dice_tumour": None} for score in (0.1, 0.5, 0.5, 0.4)]
+    # Best was epoch 2, two epochs ago: an equal score is no better one.
+    assert [out_of_patience(rows, patience) for patience in (None, 1, 2, 3)] == [False, True, True, False]
+    assert not out_of_patience([], 1)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_recomputing_changes_nothing_but_memory(norm: Norm) -> None:
+    config = NetworkConfig(base_channels=2, depth=2, norm=norm, dropout=0.3, deep_supervision=True)
+    results = []
+    for recompute in (False, True):
+        torch.manual_seed(0)
+        network = UNet(config, recompute=recompute)
+        image = torch.randn(2, 1, 8, 8, 8)
+        for _ in range(2):
+            torch.stack([x.square().mean() for x in network(image)]).sum().backward()  # type: ignore[no-untyped-call]
+        gradients = [p.grad for p in network.parameters() if p.grad is not None]
+        results.append((network.state_dict(), gradients))
+    (states, first), (again, second) = results
+    assert all(torch.equal(value, again[name]) for name, value in states.items())
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_recomputing_keeps_less() -> None:
+    config = NetworkConfig(base_channels=4, depth=2)
+    kept = []
+    for recompute in (False, True):
+        sizes: list[int] = []
+
+        def pack(x: torch.Tensor, sizes: list[int] = sizes) -> torch.Tensor:
+            sizes.append(x.numel())
+            return x
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+            UNet(config, recompute=recompute)(torch.randn(1, 1, 16, 16, 16))
+        kept.append(sum(sizes))
+    assert kept[1] < 0.6 * kept[0]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, at the import of its compiler
+def test_a_compiled_network_learns_the_same(tiny_world: TinyWorld, tmp_path: Path) -> None:
+    for name in ("plain", "compiled"):
+        config = replace(tiny_config(epochs=1, learning_rate=1e-3), compile=name == "compiled")
+        config = replace(config, model=NetworkConfig(base_channels=2, depth=1))
+        train(tiny_world.store, tmp_path / name, config, resume=False, watcher=SILENT)
+    plain, compiled = (load_checkpoint(tmp_path / n / LAST)["history"][0] for n in ("plain", "compiled"))
+    assert compiled["train_loss"] == pytest.approx(plain["train_loss"], rel=1e-3)
 
 
 def test_the_untrained_network_answers_with_the_class_shares(tiny_world: TinyWorld) -> None:
@@ -175,7 +280,7 @@ def test_the_untrained_network_answers_with_the_class_shares(tiny_world: TinyWor
     state = new_state(tiny_config(), CPU, class_shares=(0.7, 0.2, 0.1))
     with torch.no_grad():
         for head in state.network.heads:
-            head.weight.zero_()
+            head.get_parameter("weight").zero_()
         logits = state.network.eval()(torch.randn(1, 1, 16, 32, 32))
     answer = torch.softmax(logits, dim=1).mean(dim=(0, 2, 3, 4))
     torch.testing.assert_close(answer, torch.tensor([0.7, 0.2, 0.1]))
@@ -204,6 +309,30 @@ def test_a_pickle_that_wants_to_run_code_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="no readable checkpoint"):
         load_checkpoint(tmp_path / BEST)
     assert not (tmp_path / "owned").exists()
+
+
+def test_a_checkpoint_of_another_cache_says_what_differs(
+    tiny_run: Path, tiny_world: TinyWorld, tmp_path: Path
+) -> None:
+    content = load_checkpoint(tiny_run / LAST)
+    content["spec"]["margin_fraction"] = 0.1
+    torch.save(content, tmp_path / LAST)
+    with pytest.raises(RunError, match=r"spec.margin_fraction 0.1 there, 0.02 here"):
+        train(tiny_world.store, tmp_path, tiny_config(epochs=6, steps=20), resume=True, watcher=SILENT)
+
+
+def test_resuming_says_what_else_is_no_longer_as_it_was(
+    tiny_run: Path, tiny_world: TinyWorld, tmp_path: Path
+) -> None:
+    content = load_checkpoint(tiny_run / LAST)
+    content["software"] = "liverseg 0.0.1, torch 1.0"
+    torch.save(content, tmp_path / LAST)
+    told: list[str] = []
+    config = tiny_config(epochs=6, steps=21)
+    train(tiny_world.store, tmp_path, config, resume=True, watcher=replace(SILENT, started=told.append))
+    assert "software liverseg 0.0.1, torch 1.0 there, liverseg" in told[0]
+    assert "optim.steps_per_epoch 20 there, 21 here" in told[0]
+    assert len(told) == 2
 
 
 @pytest.mark.parametrize("content", [b"", b"nonsense", b"PK\x03\x04truncated"])
@@ -314,6 +443,122 @@ def test_a_named_case_that_does_not_exist(tiny_world: TinyWorld) -> None:
         make_split(tiny_world.store, DataConfig(train_cases=("liver_1", "liver_77")), seed=0)
 
 
+def test_a_split_is_taken_from_a_file(tiny_world: TinyWorld, tmp_path: Path) -> None:
+    own = make_split(tiny_world.store, DataConfig(folds=3), seed=4)
+    save_split(own, tmp_path)
+    assert make_split(tiny_world.store, DataConfig(split=str(tmp_path / SPLIT)), seed=0) == own
+    # nnU-Net's file is a list of folds.
+    folds = [{"train": ["liver_0"], "val": ["liver_1"]}, {"train": ["liver_2"], "val": ["liver_3"]}]
+    path = tmp_path / "splits_final.json"
+    path.write_text(json.dumps(folds))
+    split = make_split(tiny_world.store, DataConfig(split=str(path), fold=1), seed=0)
+    assert (split.train, split.val) == (("liver_2",), ("liver_3",))
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("nonsense", "unreadable"),
+        ('{"train": ["liver_1"]}', "val: missing"),
+        ('{"train": ["liver_1"], "val": ["liver_88"]}', "no labelled case liver_88"),
+        ('[{"train": ["liver_1"], "val": ["liver_2"]}]', "has 1 folds, none is number 2"),
+    ],
+)
+def test_a_split_file_that_cannot_be_used(
+    tiny_world: TinyWorld, tmp_path: Path, text: str, words: str
+) -> None:
+    (tmp_path / "split.json").write_text(text)
+    with pytest.raises(ConfigError, match=words):
+        make_split(tiny_world.store, DataConfig(split=str(tmp_path / "split.json"), fold=2), seed=0)
+
+
+# ---- what a run leaves behind
+
+
+class FakeWriter:
+    """TensorBoard's writer, which need not be installed."""
+
+    written: ClassVar[list[tuple[str, float, int]]] = []
+
+    def __init__(self, folder: str, *, purge_step: int) -> None:
+        self.written.append((folder, 0.0, purge_step))
+
+    def add_scalar(self, name: str, value: float, epoch: int) -> None:
+        self.written.append((name, value, epoch))
+
+    def flush(self) -> None:
+        pass
+
+
+def test_pictures_native_scores_and_tensorboard(
+    tiny_world: TinyWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", SimpleNamespace(SummaryWriter=FakeWriter))
+    config = replace(
+        tiny_config(epochs=3, steps=1),
+        watch=WatchConfig(pictures_every=2, raw=str(tiny_world.raw), native_every=2),
+    )
+    state = train(tiny_world.store, tmp_path / "run", config, resume=False, watcher=SILENT)
+    examples = sorted((tmp_path / "run" / "examples").iterdir())
+    assert [path.name for path in examples] == ["epoch_0002.png"]
+    assert examples[0].read_bytes().startswith(b"\x89PNG")
+    assert ["native_dice_liver" in row for row in state.history] == [False, True, True]
+    rows = list(csv.DictReader((tmp_path / "run" / HISTORY).read_text().splitlines()))
+    assert [row["native_dice_liver"] != "" for row in rows] == [False, True, True]
+    assert FakeWriter.written[0] == (str(tmp_path / "run" / "tensorboard"), 0.0, 1)
+    assert ("val_loss", state.history[1]["val_loss"], 2) in FakeWriter.written
+
+
+def test_native_dice_of_the_cached_truth_is_what_the_grid_allows(tiny_world: TinyWorld) -> None:
+    store, case_id = tiny_world.store, "liver_1"
+    fractions = store.read(case_id, "liver").fractions_czyx
+    assert fractions is not None
+    foreground = fractions.astype(np.float32) / np.float32(255)
+    liver, _ = native_dice(foreground, store.meta(case_id), view="liver", raw=tiny_world.raw)
+    assert liver > 0.9
+    nothing = native_dice(np.zeros_like(foreground), store.meta(case_id), view="liver", raw=tiny_world.raw)
+    assert nothing[0] == 0
+
+
+def test_run_json_says_where_a_run_comes_from(tiny_run: Path, tiny_world: TinyWorld) -> None:
+    (start,) = json.loads((tiny_run / RUN).read_text())
+    assert start["cache_fingerprint"] == tiny_world.store.schema.fingerprint
+    assert start["versions"]["torch"] == torch.__version__
+    assert start["devices"] == 1
+    assert start["device"].startswith("cpu")
+    assert Path(start["cache"]) == tiny_world.cache.resolve()
+
+
+def test_git_commit_of_a_repository_and_of_none(tmp_path: Path) -> None:
+    assert git_commit(tmp_path) is None
+    git = ["git", "-c", "user.name=n", "-c", "user.email=e@x"]
+    for command in (["init", "--quiet"], ["commit", "--quiet", "--allow-empty", "--message", "m"]):
+        subprocess.run([*git, *command], cwd=tmp_path, check=True)
+    found = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=tmp_path, check=True, capture_output=True, text=True
+    )
+    assert git_commit(tmp_path) == found.stdout.strip()
+
+
+def test_the_speed_of_a_run_is_a_share_of_the_peak(tiny_run: Path) -> None:
+    for row in load_checkpoint(tiny_run / LAST)["history"]:
+        assert 0 < row["mfu"] < 1
+        assert row["samples_per_second"] > 0
+
+
+def test_bf16_is_for_gpus_and_for_cpus_that_get_its_gradients_right() -> None:
+    cuda = torch.device("cuda")
+    # 64 slices and 4 poolings end at 4 slices, 5 poolings at 2; 16 slices pass through 2 on the way to 1.
+    for slices, poolings, on_cpu in ((64, 4, True), (64, 5, False), (16, 4, False), (16, 2, True)):
+        assert trains_in_bf16("bf16", CPU, slices=slices, poolings=poolings) == on_cpu
+        assert trains_in_bf16("bf16", cuda, slices=slices, poolings=poolings)
+    assert not trains_in_bf16("fp32", CPU, slices=64, poolings=4)
+
+
+def test_matmul_peak_is_measured_once() -> None:
+    assert matmul_peak(CPU, torch.float32) == matmul_peak(CPU, torch.float32) > 1e8
+
+
 # ---- schedule, levels, device
 
 
@@ -334,20 +579,20 @@ def test_warm_up_is_at_most_half_of_a_short_run() -> None:
 
 def test_levels_weigh_half_of_the_next_finer_one() -> None:
     torch.manual_seed(0)
-    config = TrainConfig()
+    config = LossConfig()
     fractions = torch.softmax(torch.randn(1, 3, 8, 8, 8), dim=1)
     fine, coarse = torch.randn(1, 3, 8, 8, 8), torch.randn(1, 3, 4, 4, 4)
     pooled = fractions.reshape(1, 3, 4, 2, 4, 2, 4, 2).mean(dim=(3, 5, 7))
-    expected = (loss(fine, fractions, config.loss) + 0.5 * loss(coarse, pooled, config.loss)) / 1.5
+    expected = (loss(fine, fractions, config) + 0.5 * loss(coarse, pooled, config)) / 1.5
     torch.testing.assert_close(levels_loss((fine, coarse), fractions, config), expected)
-    torch.testing.assert_close(levels_loss(fine, fractions, config), loss(fine, fractions, config.loss))
+    torch.testing.assert_close(levels_loss(fine, fractions, config), loss(fine, fractions, config))
 
 
-def test_cached_dice_on_a_hand_example() -> None:
+def test_class_dice_on_a_hand_example() -> None:
     # Liver (label >= 1): 2 predicted, 3 true, 2 shared: 4/5. Tumour: 1 predicted, 2 true, 1 shared: 2/3.
     predicted, truth = torch.tensor([[[[1, 2, 0, 0]]]]), torch.tensor([[[[1, 2, 2, 0]]]])
-    assert cached_dice(predicted, truth) == pytest.approx((0.8, 2 / 3))
-    none = cached_dice(predicted, torch.tensor([[[[1, 1, 0, 0]]]]))
+    assert class_dice(predicted, truth) == pytest.approx((0.8, 2 / 3))
+    none = class_dice(predicted, torch.tensor([[[[1, 1, 0, 0]]]]))
     assert none[0] == 1.0
     assert np.isnan(none[1])
 

@@ -11,7 +11,8 @@ from data_cache.reader import CacheStore
 from data_cache.schema import PreprocessSpec
 from liverseg.model.network import NetworkConfig
 from liverseg.training.config import DataConfig, OptimConfig, TrainConfig
-from liverseg.training.train import Watcher, train
+from liverseg.training.train import train
+from liverseg.training.watching import Watcher
 from pipeline.build import build
 from pipeline.decathlon import read_data_set
 from pipeline.phantom import write_phantoms

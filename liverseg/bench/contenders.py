@@ -38,6 +38,8 @@ def inflate(image: Path, label: Path) -> None:
 
 def liverseg(image: Path, label: Path) -> None:
     """The whole of ``preprocess``: read, check, both views, compress, write, sync to disk."""
+    from threadpoolctl import threadpool_limits
+
     from data_cache.writer import open_or_create
     from pipeline.build import build_case
     from pipeline.decathlon import CaseFiles
@@ -46,7 +48,8 @@ def liverseg(image: Path, label: Path) -> None:
         store, spec = Path(folder) / "cache.zarr", PreprocessSpec()
         open_or_create(store, spec)
         files = CaseFiles(case_id="case", image=image, label=label)
-        result = build_case(files, store=store, spec=spec, root=image.parent)
+        with threadpool_limits(1):  # as its workers have it
+            result = build_case(files, store=store, spec=spec, root=image.parent)
         if result.outcome != "done":
             raise RuntimeError(result.message)
 

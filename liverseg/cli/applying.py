@@ -1,130 +1,95 @@
-"""Commands that apply and score a trained run."""
+"""Commands that apply a trained run to scans, and hand it on."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from data_cache.errors import LiversegError
-from liverseg.cli.common import FOLDER
+from liverseg.cli.common import FILE, FOLDER
 
-if TYPE_CHECKING:
-    from liverseg.inference.evaluate import CaseEvaluation
+ANY = click.Path(path_type=Path)
 
 
 @click.command()
-@click.argument("run", type=FOLDER)
-@click.argument("cache", type=FOLDER)
-@click.option("--raw", required=True, type=FOLDER, help="The data set that CACHE was built from.")
-@click.option("--out", type=FOLDER, help="Default: RUN/evaluation.")
-@click.option(
-    "--case", "cases", multiple=True, help="Score this case; repeatable. Default: all never trained on."
-)
+@click.argument("run", type=ANY)
+@click.argument("scans", nargs=-1, required=True, type=ANY)
+@click.option("--out", required=True, type=FOLDER, help="One label file per scan, on its grid.")
+@click.option("--with", "others", multiple=True, type=ANY, help="Average with this run, too; repeatable.")
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, …")
-def evaluate(
-    run: Path, cache: Path, raw: Path, out: Path | None, cases: tuple[str, ...], device: str
+@click.option("--fast", is_flag=True, help="The coarse pass alone: one look at each scan.")
+@click.option("--tta", is_flag=True, help="Average three looks through different depth windows.")
+@click.option("--preview", is_flag=True, help="Also write a picture a scan.")
+@click.option("--statistics", is_flag=True, help="Also write volumes and times as a JSON file a scan.")
+def predict(
+    run: Path,
+    scans: tuple[Path, ...],
+    out: Path,
+    others: tuple[Path, ...],
+    device: str,
+    fast: bool,
+    tta: bool,
+    preview: bool,
+    statistics: bool,
 ) -> None:
-    """Score RUN in native space on the cases of CACHE that it was never trained on.
+    """Segment SCANS with RUN, a training run or a file of `liverseg export`: one label a scan, on its own grid.
 
-    Writes scores.csv, summary.json and one overlay picture a case. Each case is scored as a user gets it
-    (predicted crop), with the label's crop, and for what the grid itself allows.
-
-    \b
-    Example: liverseg evaluate runs/liver data/liver.zarr --raw data/Task03_Liver
-    """
-    from data_cache.reader import CacheStore
-    from liverseg.console import complain, progress_bar, say, warn
-    from liverseg.inference.evaluate import choose_cases
-    from liverseg.inference.evaluate import evaluate as score
-    from liverseg.inference.segment import load_predictor
-    from liverseg.training.split import load_split
-
-    predictor, split, store = load_predictor(run, device=device), load_split(run), CacheStore.open(cache)
-    case_ids, unseen = choose_cases(store, split, cases)
-    if not unseen:
-        warn("some of these cases were trained on: their scores say how well they were learnt, no more")
-    out = out or run / "evaluation"
-    with progress_bar() as bar:
-        task = bar.add_task("evaluate", total=len(case_ids), note="")
-
-        def report(case_id: str, result: CaseEvaluation | LiversegError) -> None:
-            bar.update(task, advance=1, note=case_id)
-            if isinstance(result, LiversegError):
-                complain(f"{case_id}: {result}")
-
-        scored = score(predictor, store, split, case_ids=case_ids, raw=raw, out=out, report=report)
-    _print_scores(scored, unseen=unseen)
-    say(f"wrote scores.csv, summary.json and {len(scored)} overlays to {out}")
-    if len(scored) < len(case_ids):
-        sys.exit(1)
-
-
-def _print_scores(scored: list[CaseEvaluation], *, unseen: bool) -> None:
-    from liverseg.console import console, number, say, table
-    from liverseg.inference.evaluate import CLASSES, score_row, summarise
-
-    if not scored:
-        return
-    headers = ("case", "liver Dice", "HD95 mm", "mL", "of mL", "tumour Dice", "HD95 mm", "mL", "of mL")
-    kind = "never trained on" if unseen else "TRAINED ON"
-    rows = map(score_row, scored)
-    console.print(table(f"native space, predicted crop, cases {kind}", headers, rows))
-    summary = summarise(scored)
-    means = [
-        (
-            name,
-            str(summary[name]["n_cases_with_it"]),
-            *(
-                f"{number(m['mean'])} [{number(m['low95'])}, {number(m['high95'])}]"
-                for m in (summary[name][key] for key in ("dice", "dice_with_label_crop", "dice_grid_ceiling"))
-            ),
-            number(summary[name]["hd95_mm"]["mean"], 1),
-        )
-        for name in CLASSES
-    ]
-    columns = ("mean over cases [95 %]", "cases", "Dice", "label's crop", "grid's ceiling", "HD95 mm")
-    console.print(table("summary (cases that have it)", columns, means))
-    say(f"rule: {summary['rule']}")
-
-
-@click.command()
-@click.argument("run", type=FOLDER)
-@click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--out", required=True, type=FOLDER, help="One label file per image, on its grid.")
-@click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, …")
-def predict(run: Path, images: tuple[Path, ...], out: Path, device: str) -> None:
-    """Segment NIfTI IMAGES with the best network of RUN: one label file per image, on the image's own grid.
-
-    An image that cannot be read is reported and does not stop the others.
+    A scan is a NIfTI file, a folder of NIfTI files, or a folder or zip of one DICOM series. One that cannot be
+    read is reported and does not stop the others.
 
     \b
     Example: liverseg predict runs/liver scan1.nii.gz scan2.nii.gz --out segmentations
+             liverseg predict model.safetensors dicom/CT_0042 --out segmentations --preview --statistics
     """
     from liverseg.console import complain, progress_bar, say, warn
-    from liverseg.inference.predict import predict_file
+    from liverseg.inference.inputs import find_scans
+    from liverseg.inference.predict import predict_scan
     from liverseg.inference.segment import load_predictor
 
-    predictor = load_predictor(run, device=device)
+    if fast and tta:
+        raise click.UsageError("--fast and --tta exclude each other")
+    predictor = load_predictor(run, *others, device=device, fast=fast, tta=tta)
+    found = find_scans(scans)
     failures = 0
     with progress_bar() as bar:
-        task = bar.add_task("predict", total=len(images), note="")
-        for image in images:
-            bar.update(task, note=image.name)
+        task = bar.add_task("predict", total=len(found), note="")
+        for scan in found:
+            bar.update(task, note=scan.name)
             try:
-                result = predict_file(image, out, predictor)
+                result = predict_scan(scan, out, predictor, preview=preview, statistics=statistics)
             except LiversegError as failure:
                 complain(str(failure))
                 failures += 1
             else:
                 for note in result.notes:
-                    warn(f"{image}: {note}")
+                    warn(f"{scan.path}: {note}")
                 say(result.line())
             bar.update(task, advance=1)
     if failures:
         sys.exit(1)
 
 
-COMMANDS = (evaluate, predict)
+@click.command()
+@click.argument("run", type=FOLDER)
+@click.argument("file", type=FILE)
+@click.option(
+    "--licence", help="Terms of the weights, kept in the file. Default: those of the training data."
+)
+def export(run: Path, file: Path, licence: str | None) -> None:
+    """Write the best network of RUN as one FILE to hand on: weights, configuration, spec, labels and scores.
+
+    \b
+    Example: liverseg export runs/liver liver.safetensors
+    """
+    from liverseg.console import say
+    from liverseg.inference.model_file import LICENCE_NOTE, describe, export_model
+
+    export_model(run, file, licence=LICENCE_NOTE if licence is None else licence)
+    about = describe(file)
+    say(f"wrote {file} ({file.stat().st_size / 2**20:.1f} MiB)")
+    say(f"epoch {about['epoch']}, mean validation Dice {about['validation_dice']:.3f}; {about['licence']}")
+
+
+COMMANDS = (predict, export)

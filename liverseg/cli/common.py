@@ -12,6 +12,18 @@ FOLDER = click.Path(path_type=Path, file_okay=False)
 FILE = click.Path(path_type=Path, dir_okay=False)
 
 
+class Shard(click.ParamType[tuple[int, int]]):
+    """``2/4``: the second of four parts."""
+
+    name = "I/N"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        match = re.fullmatch(r"(\d+)/(\d+)", str(value))
+        if match is None or not 1 <= int(match[1]) <= int(match[2]):
+            self.fail(f"{value!r} is no part such as 1/4 to 4/4", param, ctx)
+        return int(match[1]), int(match[2])
+
+
 class Shape(click.ParamType[tuple[int, int, int]]):
     """``192x192x96``: voxels along x, y and z."""
 

@@ -1,8 +1,7 @@
-"""Commands on raw data sets and caches."""
+"""Commands that paint a data set and look at a cache."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,7 +10,8 @@ import click
 from liverseg.cli.common import FILE, FOLDER, Shape
 
 if TYPE_CHECKING:
-    from pipeline.build import CaseResult
+    from data_cache.reader import CacheStore
+    from data_cache.schema import CaseMeta
 
 
 @click.command()
@@ -48,88 +48,101 @@ def phantom(
 
 
 @click.command()
-@click.argument("raw", type=FOLDER)
 @click.argument("cache", type=FOLDER)
-@click.option("--jobs", default=None, type=click.IntRange(min=1), help="Processes; default: physical cores.")
-def preprocess(raw: Path, cache: Path, jobs: int | None) -> None:
-    """Crop and resample every raw volume of RAW once, into the Zarr store CACHE.
-
-    Cases that CACHE holds already are skipped, so that an interrupted run goes on where it stopped. A case
-    that fails is reported, does not stop the others, and makes the exit code 1.
-
-    \b
-    Example: liverseg preprocess data/Task03_Liver data/liver.zarr --jobs 8
-    """
-    from data_cache.schema import PreprocessSpec
-    from liverseg.console import progress_bar, say, warn
-    from pipeline.build import build, physical_cores
-    from pipeline.decathlon import read_data_set
-
-    data_set = read_data_set(raw)
-    for path in data_set.unlisted:
-        warn(f"{path}: not in dataset.json, left out")
-    with progress_bar() as bar:
-        task = bar.add_task("preprocess", total=len(data_set.cases), note="")
-
-        def report(result: CaseResult) -> None:
-            bar.update(task, advance=1, note=result.case_id)
-            _report_case(result)
-
-        results = build(data_set, cache, PreprocessSpec(), jobs=jobs or physical_cores(), report=report)
-    outcomes = [result.outcome for result in results]
-    done, skipped, failed = (outcomes.count(o) for o in ("done", "skipped", "failed"))
-    say(f"{cache}: {done} cases built, {skipped} were up to date, {failed} failed")
-    if failed:
-        sys.exit(1)
-
-
-def _report_case(result: CaseResult) -> None:
-    from liverseg.console import complain, errors, warn
-
-    if result.outcome == "failed":
-        complain(f"{result.case_id}: {result.message}")
-        if result.details and click.get_current_context().find_root().params["debug"]:
-            errors.print(result.details, markup=False)
-    for note in result.notes:
-        warn(f"{result.case_id}: {note}")
-
-
-@click.command()
-@click.argument("cache", type=FOLDER)
-@click.argument("case", required=False)
-@click.option("--png", type=FILE, help="Write a picture of CASE.")
+@click.argument("cases", nargs=-1, metavar="[CASE]...")
+@click.option("--png", type=FILE, help="Write a picture of one CASE.")
 @click.option(
-    "--view", type=click.Choice(["liver", "scan"]), default=None, help="Default: liver if there is."
+    "--view",
+    type=click.Choice(["liver", "scan"]),
+    default=None,
+    help="Of --png and --histogram. Default: liver if there is.",
 )
-def inspect(cache: Path, case: str | None, png: Path | None, view: str | None) -> None:
-    """Show the table of the store CACHE, or one CASE of it, in words and as a picture.
+@click.option("--augment", is_flag=True, help="Let --png show what each strength of augmentation does.")
+@click.option("--histogram", is_flag=True, help="Print the intensities of one CASE.")
+@click.option("--html", type=FILE, help="Write a slice viewer of the CASES, or of all.")
+def inspect(
+    cache: Path,
+    cases: tuple[str, ...],
+    png: Path | None,
+    view: str | None,
+    augment: bool,
+    histogram: bool,
+    html: Path | None,
+) -> None:
+    """Show the table of the store CACHE, or CASES of it, in words, as a picture, or as a page to scroll through.
 
     \b
     Example: liverseg inspect data/liver.zarr liver_0 --png liver_0.png
+             liverseg inspect data/liver.zarr liver_0 --augment --png strengths.png
+             liverseg inspect data/liver.zarr --html cache.html
     """
     from data_cache.inspection import summarise_store
     from data_cache.reader import CacheStore
     from liverseg.console import case_table, console, say, store_table
 
+    if (png or view or histogram) and len(cases) != 1:
+        raise click.UsageError("--png, --view and --histogram need one CASE")
+    if augment and not png:
+        raise click.UsageError("--augment needs --png, the picture to write")
     store = CacheStore.open(cache)
-    if case is None:
-        if png or view:
-            raise click.UsageError("--png and --view need a CASE")
+    if not cases and not html:
         console.print(store_table(str(cache), store.schema, summarise_store(store)))
-        return
-    meta = store.meta(case)
-    console.print(case_table(meta))
+    for case in cases:
+        console.print(case_table(store.meta(case)))
     if png:
-        from liverseg.inference.figures import case_montage, save
+        say(f"wrote {_draw_case(store, cases[0], view, png, augment=augment)}")
+    if histogram:
+        _print_histogram(store, cases[0], view)
+    if html:
+        from liverseg.inference.report import write_cache_page
 
-        view = view or ("liver" if "liver" in meta.windows else "scan")
-        voxels = store.read(case, view)
+        path = write_cache_page(store, cases or store.case_ids, html)
+        say(f"wrote {path} ({path.stat().st_size / 2**20:.1f} MiB)")
+
+
+def _draw_case(store: CacheStore, case: str, view: str | None, png: Path, *, augment: bool) -> Path:
+    from liverseg.inference.figures import case_montage, save
+
+    meta = store.meta(case)
+    view = view or _closest_view(meta)
+    voxels = store.read(case, view)
+    if augment:
+        from liverseg.training.augment_figure import augment_figure
+
+        title = f"{case}, {view} view\nsigma in voxels, noise in 200 HU; the mesh was squares of 8 voxels"
+        figure = augment_figure(voxels, title=title)
+    else:
         title = f"{case}, {view} view\nnative slices {meta.windows[view].start}:{meta.windows[view].stop}"
         figure = case_montage(
             voxels.image_zyx, voxels.fractions_czyx, voxels.grid.spacing_zyx_mm, title=title
         )
-        png.parent.mkdir(parents=True, exist_ok=True)
-        say(f"wrote {save(figure, png)}")
+    png.parent.mkdir(parents=True, exist_ok=True)
+    return save(figure, png)
 
 
-COMMANDS = (phantom, preprocess, inspect)
+def _print_histogram(store: CacheStore, case: str, view: str | None) -> None:
+    from liverseg.console import console, table
+    from liverseg.inference.histogram import BAR_CELLS, intensity_histogram
+
+    view = view or _closest_view(store.meta(case))
+    bins = intensity_histogram(store.read(case, view))
+    widest = max(share for b in bins for share in (b.everything, b.liver, b.tumour))
+    rows = (
+        (
+            f"{b.low_hu} to {b.high_hu}",
+            *(
+                f"{'█' * round(BAR_CELLS * share / widest)} {share:6.1%}"
+                for share in (b.everything, b.liver, b.tumour)
+            ),
+        )
+        for b in bins
+    )
+    headers = ("HU", "all", "liver", "tumour")
+    console.print(table(f"{case}, {view} view: share of each class's voxels", headers, rows))
+
+
+def _closest_view(meta: CaseMeta) -> str:
+    return "liver" if "liver" in meta.windows else "scan"
+
+
+COMMANDS = (phantom, inspect)

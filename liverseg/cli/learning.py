@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import click
@@ -16,27 +17,35 @@ from liverseg.cli.common import FILE, FOLDER
 @click.option(
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Such as optim.epochs=50; repeatable."
 )
+@click.option("--raw", type=FOLDER, help="Raw data set: also validate on native grids, every so many epochs.")
 @click.option("--resume", is_flag=True, help="Continue the run, with its own configuration.")
-def train(cache: Path, run: Path, config: Path | None, overrides: tuple[str, ...], resume: bool) -> None:
+def train(
+    cache: Path, run: Path, config: Path | None, overrides: tuple[str, ...], raw: Path | None, resume: bool
+) -> None:
     """Train a 3-D U-Net on the store CACHE and keep everything in the folder RUN.
 
     \b
     Example: liverseg train data/liver.zarr runs/liver --config configs/liver.toml
              liverseg train data/liver.zarr runs/liver --resume
+             torchrun --nproc-per-node=4 -m liverseg train data/liver.zarr runs/liver
     """
     from data_cache.reader import CacheStore
     from liverseg.console import say
     from liverseg.training.config import load_config
+    from liverseg.training.devices import leads
     from liverseg.training.live import live_watcher
     from liverseg.training.train import CONFIG
     from liverseg.training.train import train as run_training
 
     if resume and config is None and (run / CONFIG).exists():
         config = run / CONFIG
+    if raw is not None:
+        overrides += (f"watch.raw={json.dumps(str(raw))}",)
     settings = load_config(config, overrides)
     with live_watcher(settings) as watcher:
         state = run_training(CacheStore.open(cache), run, settings, resume=resume, watcher=watcher)
-    say(f"{run}: {state.epoch} epochs, best mean validation Dice {state.best_score:.3f}")
+    if leads():
+        say(f"{run}: {state.epoch} epochs, best mean validation Dice {state.best_score:.3f}")
 
 
 COMMANDS = (train,)

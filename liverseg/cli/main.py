@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from data_cache.errors import LiversegError
-from liverseg.cli import applying, checking, data, learning, measuring
+from liverseg.cli import applying, caching, checking, data, learning, measuring, scoring
 
 INTERRUPTED = 130
 
@@ -56,6 +56,7 @@ def main(debug: bool) -> None:
     liverseg preprocess data/Task03_Liver data/liver.zarr
     liverseg train      data/liver.zarr runs/liver --config configs/liver.toml
     liverseg evaluate   runs/liver data/liver.zarr --raw data/Task03_Liver
+    liverseg report     runs/liver
     liverseg predict    runs/liver scan.nii.gz --out segmentations
     """
 
@@ -63,8 +64,10 @@ def main(debug: bool) -> None:
 for command in (
     *checking.COMMANDS,
     *data.COMMANDS,
+    *caching.COMMANDS,
     *learning.COMMANDS,
     *applying.COMMANDS,
+    *scoring.COMMANDS,
     *measuring.COMMANDS,
 ):
     main.add_command(command)

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from liverseg.cli.common import FILE, Shape
+from liverseg.cli.common import FILE, FOLDER, Shape
+
+if TYPE_CHECKING:
+    import torch
+
+    from data_cache.reader import CacheStore
+    from liverseg.bench.timing import Timing
 
 
 @click.group()
@@ -52,6 +60,150 @@ def bench_preprocess(
 
     headers = ("", "s", "of inflating", "of liverseg", "peak MiB", "of liverseg")
     console.print(table(f"one case, {sizes}, fastest of {repeats}", headers, map(row, results)))
+
+
+seconds_option = click.option(
+    "--seconds", default=5.0, show_default=True, type=click.FloatRange(min=0), help="For each contender."
+)
+device_option = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1.")
+
+
+@bench.command("augment")
+@device_option
+@seconds_option
+def bench_augment(device: str, seconds: float) -> None:
+    """Time elastic, noise and contrast of a sample of 64×128×128, beside every library that is installed.
+
+    SimpleITK, TorchIO, MONAI and batchgeneratorsv2 are, where Python can import them.
+
+    \b
+    Example: liverseg bench augment
+    """
+    from liverseg.training.devices import choose_device
+
+    _print_augment(choose_device(device), seconds)
+
+
+@bench.command("load")
+@click.option("--cache", type=FOLDER, help="Use this cache of 64×128×128 instead of four phantoms.")
+@device_option
+@seconds_option
+def bench_load(cache: Path | None, device: str, seconds: float) -> None:
+    """Time loading from the cache to the device, beside MONAI and TorchIO where installed.
+
+    \b
+    Example: liverseg bench load
+             liverseg bench load --cache data/liver.zarr
+    """
+    from liverseg.training.devices import choose_device
+
+    with tempfile.TemporaryDirectory() as folder:
+        _print_load(_store(cache, Path(folder)), Path(folder), choose_device(device), seconds)
+
+
+@bench.command("train")
+@click.option("--base-channels", type=click.IntRange(min=1), help="Default: 64 on a GPU, 8 on a CPU.")
+@click.option("--cache", type=FOLDER, help="Use this cache of 64×128×128 instead of four phantoms.")
+@device_option
+@seconds_option
+def bench_train(base_channels: int | None, cache: Path | None, device: str, seconds: float) -> None:
+    """Time a training step beside MONAI's networks where installed, and the trainer beside its bare steps.
+
+    On a GPU with batches of 2 and 4, with and without torch.compile; on a CPU with batches of 2.
+
+    \b
+    Example: liverseg bench train
+    """
+    from liverseg.training.devices import choose_device
+
+    with tempfile.TemporaryDirectory() as folder:
+        store = _store(cache, Path(folder))
+        _print_train(store, choose_device(device), base_channels=base_channels, seconds=seconds)
+
+
+@bench.command("all")
+@device_option
+@seconds_option
+def bench_all(device: str, seconds: float) -> None:
+    """Run augment, load and train, one after another: with a GPU, everything that is to be shown on one.
+
+    \b
+    Example: liverseg bench all --device cuda
+    """
+    from liverseg.training.devices import choose_device
+
+    chosen = choose_device(device)
+    with tempfile.TemporaryDirectory() as folder:
+        store = _store(None, Path(folder))
+        _print_augment(chosen, seconds)
+        _print_load(store, Path(folder), chosen, seconds)
+        _print_train(store, chosen, base_channels=None, seconds=seconds)
+
+
+def _store(cache: Path | None, folder: Path) -> CacheStore:
+    from data_cache.reader import CacheStore
+    from liverseg.bench.load import make_store
+
+    return make_store(folder) if cache is None else CacheStore.open(cache)
+
+
+def _print_augment(device: torch.device, seconds: float) -> None:
+    from liverseg.bench.augment import measure
+
+    _print_timings("augmentation of one sample", measure(device, seconds=seconds))
+
+
+def _print_load(store: CacheStore, folder: Path, device: torch.device, seconds: float) -> None:
+    from liverseg.bench.load import measure
+
+    _print_timings(f"loading to {device}", measure(store, folder, device, seconds=seconds))
+
+
+def _print_timings(title: str, timings: Sequence[Timing]) -> None:
+    """The first is what the others are compared with."""
+    from liverseg.console import console, table
+
+    rows = (
+        (t.name, f"{1000 * t.seconds:.2f}", f"{1 / t.seconds:.1f}", f"{t.seconds / timings[0].seconds:.1f}×")
+        for t in timings
+    )
+    console.print(table(title, ("", "ms a sample", "samples/s", f"of {timings[0].name}"), rows))
+
+
+def _print_train(
+    store: CacheStore, device: torch.device, *, base_channels: int | None, seconds: float
+) -> None:
+    from liverseg.bench.train import measure_steps, measure_whole
+    from liverseg.console import console, number, say, table
+    from liverseg.training.devices import computes_in_bf16
+
+    on_gpu = device.type == "cuda"
+    base = base_channels or (64 if on_gpu else 8)
+    steps = list(
+        measure_steps(device, base_channels=base, batch_sizes=(2, 4) if on_gpu else (2,), seconds=seconds)
+    )
+    own = {step.batch_size: step.seconds for step in steps if step.name == "liverseg"}
+    rows = (
+        (
+            step.name,
+            str(step.batch_size),
+            f"{1000 * step.seconds:.1f}",
+            f"{step.seconds / own[step.batch_size]:.2f}×",
+            f"{step.samples_per_second:.2f}",
+            f"{step.mfu:.1%}",
+            number(step.peak_mib, 0),
+        )
+        for step in steps
+    )
+    headers = ("", "batch", "ms a step", "of liverseg", "samples/s", "of matmul peak", "peak MiB")
+    dtype = "bf16" if computes_in_bf16("auto", device) else "fp32"
+    console.print(table(f"steps at {base} channels on {device} in {dtype}", headers, rows))
+    whole = measure_whole(store, device, base_channels=base, batch_size=2, steps=50 if on_gpu else 4)
+    say(
+        f"trainer: {whole.end_to_end:.2f} samples/s end to end, {whole.compute_only:.2f} of its bare steps "
+        f"({whole.end_to_end / whole.compute_only:.3f}); augmentation {whole.augment_share:.1%} of a step, "
+        f"{whole.wait_share:.2%} waiting for data"
+    )
 
 
 COMMANDS = (bench,)

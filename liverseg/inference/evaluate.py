@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -12,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from data_cache.errors import CacheError, ConfigError, LiversegError
 from data_cache.files import write_text
@@ -19,20 +18,27 @@ from data_cache.geometry import DepthWindow
 from data_cache.reader import CacheStore
 from data_cache.schema import FRACTION_ONE
 from liverseg.inference.figures import overlay_figure, save
-from liverseg.inference.metrics import CaseScores, DiceCounts, bootstrap_mean, dice_counts, score_case
+from liverseg.inference.metrics import DiceCounts, dice_counts
+from liverseg.inference.scoring import (
+    CLASSES,
+    SCORES,
+    SUMMARY,
+    VOLUMES,
+    LabelScores,
+    interval,
+    score_columns,
+    score_labels,
+    summarise_scores,
+    write_table,
+)
 from liverseg.inference.segment import Predictor, keep_liver, segment
+from liverseg.inference.slices import evaluation_volume
 from liverseg.training.split import Split
 from pipeline.nifti import VolumeHeader, read_canonical, to_canonical
 from pipeline.prepare import read_scan
 from pipeline.restore import native_labels
 
-NSD_TOLERANCE_MM = 2.0
-SCORES, SUMMARY, OVERLAYS = "scores.csv", "summary.json", "overlays"
-CLASSES = ("liver", "tumour")
-EMPTY_RULE = (
-    "liver is label >= 1; both masks empty: Dice 1 and distances 0; one empty: Dice 0 and no distance; "
-    "tumour means are over the cases with a tumour in the truth"
-)
+OVERLAYS = "overlays"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +63,7 @@ class CaseEvaluation:
     case_id: str
     trained_on: bool
     found: bool
-    predicted: CaseScores
+    predicted: LabelScores
     label_crop: CropDice | None
     ceiling: CropDice | None
 
@@ -94,7 +100,8 @@ def evaluate(
     out: Path,
     report: Callable[[str, CaseEvaluation | LiversegError], None],
 ) -> list[CaseEvaluation]:
-    """Score cases one by one and write ``scores.csv``, ``summary.json`` and one overlay a case into ``out``.
+    """Score cases one by one; write ``scores.csv``, ``summary.json``, and of each case an overlay picture and
+    the small volume that ``liverseg report`` shows, into ``out``.
 
     Args:
         predictor: The network.
@@ -110,7 +117,8 @@ def evaluate(
     """
     if store.schema.spec != predictor.spec:
         raise CacheError(f"{store.path}: built with another spec than the network was trained with")
-    (out / OVERLAYS).mkdir(parents=True, exist_ok=True)
+    for folder in (OVERLAYS, VOLUMES):
+        (out / folder).mkdir(parents=True, exist_ok=True)
     done = []
     for case_id in case_ids:
         try:
@@ -120,7 +128,7 @@ def evaluate(
         except LiversegError as failure:
             report(case_id, failure)
     if done:
-        _write_scores(out / SCORES, done)
+        write_table(out / SCORES, [_row(e) for e in done])
         write_text(out / SUMMARY, json.dumps(summarise(done), indent=1, allow_nan=False) + "\n")
     return done
 
@@ -142,20 +150,25 @@ def _evaluate_case(
         case_id=case_id,
         trained_on=trained_on,
         found=found.window is not None,
-        predicted=score_case(predicted, truth, meta.grid.spacing_zyx_mm, tolerance_mm=NSD_TOLERANCE_MM),
+        predicted=score_labels(predicted, truth, meta.grid.spacing_zyx_mm),
         label_crop=_label_crop(case_id, predictor, store, truth, header),
         ceiling=_ceiling(case_id, store, truth, header),
     )
     image_zyx, _ = read_canonical(raw / meta.image.path)
     figure = overlay_figure(image_zyx, truth, predicted, meta.grid.spacing_zyx_mm, title=_title(evaluation))
     save(figure, out / OVERLAYS / f"{case_id}.png")
+    volume = evaluation_volume(
+        image_zyx, truth, predicted, meta.grid, foreground_czyx=found.foreground_czyx, window=window
+    )
+    write_text(out / VOLUMES / f"{case_id}.json", json.dumps(volume))
     return evaluation
 
 
 def _native(
     foreground_czyx: NDArray[np.float32], window: DepthWindow, header: VolumeHeader
 ) -> NDArray[np.uint8]:
-    labels_kji = np.concatenate(list(native_labels(foreground_czyx, window, header)))
+    with threadpool_limits(limits=1, user_api="blas"):  # see inference/predict.py
+        labels_kji = np.concatenate(list(native_labels(foreground_czyx, window, header)))
     return to_canonical(labels_kji, header.axes_kji)
 
 
@@ -204,43 +217,19 @@ def _title(evaluation: CaseEvaluation) -> str:
 # ---- tables
 
 
-def score_row(e: CaseEvaluation) -> tuple[str, ...]:
-    """A case for the terminal: Dice, HD95 and volumes of both classes."""
-    row = [e.case_id]
-    for name in CLASSES:
-        scores = getattr(e.predicted, name)
-        row += [f"{scores.dice:.3f}", "–" if scores.hd95_mm is None else f"{scores.hd95_mm:.1f}"]
-        row += [f"{scores.volume_pred_ml:.1f}", f"{scores.volume_truth_ml:.1f}"]
-    return tuple(row)
-
-
 def summarise(evaluations: Sequence[CaseEvaluation]) -> dict[str, Any]:
-    """Means over cases with bootstrap 95 % intervals, and global Dice; plain numbers and None."""
-    return {
+    """All of ``summarise_scores``, which cases are special, and the Dice of the other two crops."""
+    summary = {
         "n_cases": len(evaluations),
         "trained_on": [e.case_id for e in evaluations if e.trained_on],
         "no_liver_found": [e.case_id for e in evaluations if not e.found],
-        "rule": EMPTY_RULE,
-        "nsd_tolerance_mm": NSD_TOLERANCE_MM,
-        **{name: _summarise_class(evaluations, name) for name in CLASSES},
+        **summarise_scores([e.predicted for e in evaluations]),
     }
-
-
-def _summarise_class(evaluations: Sequence[CaseEvaluation], name: str) -> dict[str, Any]:
-    scored = [e for e in evaluations if getattr(e.predicted, name).volume_truth_ml > 0]
-    predicted = [getattr(e.predicted, name) for e in scored]
-    fields = ("dice", "hd95_mm", "assd_mm", "nsd", "voe_percent", "rvd_percent")
-    counts = sum((getattr(e.predicted, name).counts for e in evaluations), start=_NO_COUNTS)
-    return {
-        "n_cases_with_it": len(scored),
-        **{field: _interval([getattr(scores, field) for scores in predicted]) for field in fields},
-        "global_dice": counts.dice,
-        "dice_with_label_crop": _interval(list(_crop_values(scored, "label_crop", name))),
-        "dice_grid_ceiling": _interval(list(_crop_values(scored, "ceiling", name))),
-    }
-
-
-_NO_COUNTS = DiceCounts(intersection=0, predicted=0, truth=0)
+    for name in CLASSES:
+        scored = [e for e in evaluations if e.predicted.of(name).volume_truth_ml > 0]
+        summary[name]["dice_with_label_crop"] = interval(list(_crop_values(scored, "label_crop", name)))
+        summary[name]["dice_grid_ceiling"] = interval(list(_crop_values(scored, "ceiling", name)))
+    return summary
 
 
 def _crop_values(evaluations: Sequence[CaseEvaluation], crop: str, name: str) -> Iterator[float | None]:
@@ -249,29 +238,10 @@ def _crop_values(evaluations: Sequence[CaseEvaluation], crop: str, name: str) ->
         yield None if dice is None else getattr(dice, name).dice
 
 
-def _interval(values: Sequence[float | None]) -> dict[str, float | int | None]:
-    interval = bootstrap_mean(values, generator=np.random.default_rng(0))
-    return {"mean": interval.mean, "low95": interval.low, "high95": interval.high}
-
-
-def _write_scores(path: Path, evaluations: Sequence[CaseEvaluation]) -> None:
-    rows = [_row(e) for e in evaluations]
-    table = io.StringIO(newline="")
-    writer = csv.DictWriter(table, fieldnames=list(rows[0]))
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(path, table.getvalue())
-
-
 def _row(e: CaseEvaluation) -> dict[str, Any]:
     row: dict[str, Any] = {"case": e.case_id, "trained_on": e.trained_on, "liver_found": e.found}
+    row |= score_columns(e.predicted)
     for name in CLASSES:
-        scores = getattr(e.predicted, name)
-        row[f"{name}_dice"] = scores.dice
         row[f"{name}_dice_label_crop"] = None if e.label_crop is None else getattr(e.label_crop, name).dice
         row[f"{name}_dice_grid_ceiling"] = None if e.ceiling is None else getattr(e.ceiling, name).dice
-        for field in ("hd95_mm", "hd_mm", "assd_mm", "nsd", "voe_percent", "rvd_percent"):
-            row[f"{name}_{field}"] = getattr(scores, field)
-        row[f"{name}_volume_ml"] = scores.volume_pred_ml
-        row[f"{name}_volume_truth_ml"] = scores.volume_truth_ml
     return row

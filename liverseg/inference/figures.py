@@ -8,7 +8,6 @@ sagittal planes alike that means turning both axes round.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,8 @@ from matplotlib.patheffects import Normal, Stroke
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from scipy import ndimage
+
+from data_cache.files import replacing
 
 Volume = NDArray[np.uint8] | NDArray[np.int16]
 Share = NDArray[np.float32]
@@ -212,19 +213,9 @@ def progress_figure(history: Mapping[str, Sequence[float]]) -> Figure:
 
 
 def save(figure: Figure, path: Path) -> Path:
-    """Write the figure as PNG, whole or not at all, and return the path.
-
-    The file is written beside its place and renamed: a reader, or a crash, never meets half a picture.
-    """
-    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with aside.open("wb") as stream:
-            figure.savefig(stream, format="png", dpi=DPI)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
+    """Write the figure as PNG, whole or not at all, and return the path."""
+    with replacing(path) as file:
+        figure.savefig(file, format="png", dpi=DPI)
     return path
 
 

@@ -12,44 +12,63 @@ from scipy import ndimage
 
 from data_cache.errors import RunError
 from data_cache.geometry import DepthWindow, window_with_margin
-from data_cache.records import parse
 from data_cache.schema import PreprocessSpec
+from liverseg.inference.model_file import load_trained
 from liverseg.model.inputs import InputConfig, network_input
 from liverseg.model.network import UNet
-from liverseg.training.checkpoint import BEST, load_checkpoint
-from liverseg.training.config import config_from_json
-from liverseg.training.train import choose_device, computes_in_bf16
+from liverseg.training.devices import choose_device, computes_in_bf16
 from pipeline.prepare import ThinScan
+from pipeline.resample import box_weights, linear_weights
 
 MOST_PASSES = 4  # of the close look, each with a window widened where the liver touched its end
 SOFT_EDGE_VOXELS = 2  # around the liver's component: what interpolation needs of the probabilities' slope
+WIDER_LOOKS = (0.0, 0.04, 0.08)  # of the window, at each end: what --tta averages
 NO_LIVER_ML = 10.0  # a component smaller than this is no liver
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Predictor:
-    """A network ready to be applied, and how its input is made."""
+class Member:
+    """One network, and how its input is made."""
 
     network: UNet
     input: InputConfig
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Predictor:
+    """One or more networks ready to be applied; the probabilities of several are averaged.
+
+    Attributes:
+        fast: Segment in the coarse pass over the whole scan alone.
+        tta: Average the close look with looks through two wider windows.
+    """
+
+    members: tuple[Member, ...]
     spec: PreprocessSpec
     device: torch.device
     autocast: bool
+    fast: bool = False
+    tta: bool = False
 
     @torch.inference_mode()
     def foreground(self, image_zyx: NDArray[np.int16]) -> NDArray[np.float32]:
         """Probabilities (2, Z, Y, X) of liver and tumour for a view's HU."""
         image = torch.from_numpy(image_zyx)[None, None].to(self.device)
-        x = network_input(image, self.input).contiguous(memory_format=torch.channels_last_3d)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
-            logits = self.network(x)
-        foreground: NDArray[np.float32] = torch.softmax(logits.float(), dim=1)[0, 1:].cpu().numpy()
+        total = sum(self._probabilities(member, image) for member in self.members)
+        assert isinstance(total, torch.Tensor)
+        foreground: NDArray[np.float32] = (total / len(self.members)).cpu().numpy()
         return foreground
+
+    def _probabilities(self, member: Member, image: torch.Tensor) -> torch.Tensor:
+        x = network_input(image, member.input).contiguous(memory_format=torch.channels_last_3d)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
+            logits = member.network(x)
+        return torch.softmax(logits.float(), dim=1)[0, 1:]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Segmentation:
-    """What was found in a scan.
+class Finding:
+    """What was found in a scan, on a view of it.
 
     Attributes:
         foreground_czyx: Probabilities of liver and tumour on the view of ``window``; zero outside of the
@@ -61,30 +80,30 @@ class Segmentation:
     window: DepthWindow | None
 
 
-def load_predictor(run: Path, *, device: str = "auto") -> Predictor:
-    """The best network of a run.
+def load_predictor(*paths: Path, device: str = "auto", fast: bool = False, tta: bool = False) -> Predictor:
+    """The best networks of one or more runs, or of files that ``liverseg export`` wrote.
 
     Raises:
-        RunError: ``run`` has no checkpoint that can be read.
+        RunError: One of ``paths`` has no checkpoint that can be read, or was trained with another spec.
     """
-    path = run / BEST
-    if not run.is_dir():
-        raise RunError(f"{run}: no such folder: name the folder of a training run")
-    content = load_checkpoint(path)
-    config = config_from_json(content["config"], source=str(path))
-    network = UNet(config.model)
-    network.load_state_dict(content["average"])
+    models = [load_trained(path) for path in paths]
     chosen = choose_device(device)
+    for path, model in zip(paths, models, strict=True):
+        if model.spec != models[0].spec:
+            raise RunError(f"{path}: trained with another preprocessing spec than {paths[0]}: no ensemble")
     return Predictor(
-        network=network.eval().to(chosen),
-        input=config.input,
-        spec=parse(PreprocessSpec, content["spec"], source=str(path), error=RunError),
+        members=tuple(
+            Member(network=model.network.eval().to(chosen), input=model.config.input) for model in models
+        ),
+        spec=models[0].spec,
         device=chosen,
-        autocast=computes_in_bf16(config.precision, chosen),
+        autocast=all(computes_in_bf16(model.config.precision, chosen) for model in models),
+        fast=fast,
+        tta=tta,
     )
 
 
-def segment(scan: ThinScan, predictor: Predictor) -> Segmentation:
+def segment(scan: ThinScan, predictor: Predictor) -> Finding:
     """Segment a scan without any label: a coarse pass over all slices, then close ones over the liver's.
 
     A close pass whose liver touches the end of its window is repeated with a wider one.
@@ -94,7 +113,9 @@ def segment(scan: ThinScan, predictor: Predictor) -> Segmentation:
     coarse_czyx = _look(scan, scan.scan_window, predictor)
     window = liver_window(coarse_czyx, depth=depth, spec=spec)
     if window is None:
-        return Segmentation(foreground_czyx=nothing, window=None)
+        return Finding(foreground_czyx=nothing, window=None)
+    if predictor.fast:
+        return Finding(foreground_czyx=coarse_czyx, window=scan.scan_window)
     for _ in range(MOST_PASSES):
         foreground_czyx = _look(scan, window, predictor)
         wider = widened(window, foreground_czyx, depth=depth)
@@ -103,8 +124,40 @@ def segment(scan: ThinScan, predictor: Predictor) -> Segmentation:
         window = wider
     else:
         foreground_czyx = _look(scan, window, predictor)
+    if predictor.tta:
+        foreground_czyx = _look_again(scan, window, predictor)
     found = bool((foreground_czyx.sum(axis=0) >= 0.5).any())
-    return Segmentation(foreground_czyx=foreground_czyx, window=window if found else None)
+    return Finding(foreground_czyx=foreground_czyx, window=window if found else None)
+
+
+def _look_again(scan: ThinScan, window: DepthWindow, predictor: Predictor) -> NDArray[np.float32]:
+    """The mean of looks through ``window`` and through wider ones, on the view of ``window``.
+
+    A wider window puts other slices together into a voxel, which the network takes for another scan.
+    """
+    depth = scan.header.grid.shape_zyx[0]
+    total_czyx = np.zeros((2, *predictor.spec.shape_zyx), dtype=np.float32)
+    for share in WIDER_LOOKS:
+        step = round(share * len(window))
+        wider = DepthWindow(start=max(0, window.start - step), stop=min(depth, window.stop + step))
+        seen_czyx = predictor.foreground(scan.view(wider, predictor.spec).image_zyx)
+        total_czyx += moved(seen_czyx, wider, window)
+    view = scan.view(window, predictor.spec)
+    mean_czyx = total_czyx / np.float32(len(WIDER_LOOKS))
+    return keep_liver(mean_czyx, voxel_volume_ml=view.grid.voxel_volume_ml)
+
+
+def moved(
+    foreground_czyx: NDArray[np.float32], source: DepthWindow, target: DepthWindow
+) -> NDArray[np.float32]:
+    """A view's probabilities on the view of another window inside its own: interpolated, then averaged down."""
+    n_z = foreground_czyx.shape[1]
+    up = linear_weights(n_z, len(source))
+    down = box_weights(len(source), n_z, target.start - source.start, target.stop - source.start)
+    moved_czyx: NDArray[np.float32] = np.einsum(
+        "Zz,czyx->cZyx", (down @ up).astype(np.float32), foreground_czyx, optimize=True
+    )
+    return moved_czyx
 
 
 def _look(scan: ThinScan, window: DepthWindow, predictor: Predictor) -> NDArray[np.float32]:

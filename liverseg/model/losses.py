@@ -31,11 +31,12 @@ from torch import Tensor
 
 from data_cache.errors import ConfigError
 from data_cache.records import STRICT
+from liverseg.model.across import devices, log_total_exp, total
 
 LossName = Literal[
     "dice_focal", "dice", "generalised_dice", "tp_tn_dice", "focal", "thresholded_dice", "dice_cross_entropy"
 ]
-Sums = Literal["batch", "sample"]
+Sums = Literal["batch", "sample", "devices"]
 
 # One voxel of a 64×128×128 grid: less is a sliver that interpolation or the edge of a window has left.
 PRESENT_SHARE = 1e-6
@@ -57,7 +58,9 @@ class LossConfig:
             derivative, a class at d = 0.9 pulls 0.67 times as hard as one at 0.6 with γ = 0, 0.46 with 0.3 and 0.18
             with 1. ``focal`` alone is usually given 2.
         class_weights: w, one number a class: background, liver, tumour.
-        sums: Over the ``batch``, in which fewer classes are absent, or over each ``sample``, then averaged.
+        sums: Over the ``batch``, in which fewer classes are absent, or over each ``sample``, then averaged. Over
+            ``devices`` is over the batches of all devices of a run, the same as ``batch`` where there is one:
+            training does so in place of ``batch``.
 
     Raises:
         ConfigError: On construction, listing every fault.
@@ -161,13 +164,12 @@ def generalised_dice(log_p: Tensor, g: Tensor, config: LossConfig) -> Tensor:
 
     Sudre et al. 2017, arXiv:1707.03237, with squares below. An absent class has the reference volume in v.
     """
-    p, dims = log_p.exp(), _dims(config.sums)
-    volume = g.sum(dims)
-    reference = REFERENCE_SHARE * _voxels(g, dims)
-    v = _weights(g, config) / torch.where(_absent(volume, _voxels(g, dims)), reference, volume).square()
+    p = log_p.exp()
+    volume, shared, both = _sums(g, p * g, p.square() + g.square(), sums=config.sums)
+    voxels = _voxels(g, sums=config.sums)
+    v = _weights(g, config) / torch.where(_absent(volume, voxels), REFERENCE_SHARE * voxels, volume).square()
     # Volumes squared reach 1e12, their inverses 1e-12: scaled, the sums stay far from float32's ends.
     v = v / v.sum(dim=-1, keepdim=True)
-    shared, both = (p * g).sum(dims), (p.square() + g.square()).sum(dims)
     return (1 - 2 * (v * shared).sum(-1) / (v * both).sum(-1)).mean()
 
 
@@ -199,25 +201,27 @@ def cross_entropy(log_p: Tensor, g: Tensor) -> Tensor:
 
 def _overlap(p: Tensor, g: Tensor, *, sums: Sums) -> Tensor:
     """t of each class: (C,) with sums over the batch, (B, C) over each sample; see the module for absent ones."""
-    dims = _dims(sums)
-    voxels = _voxels(g, dims)
-    absent = _absent(g.sum(dims), voxels)
+    volume, shared, both = _sums(g, p * g, p.square() + g.square(), sums=sums)
+    voxels = _voxels(g, sums=sums)
+    absent = _absent(volume, voxels)
     extra = absent * REFERENCE_SHARE * voxels
-    shared = torch.where(absent, extra, (p * g).sum(dims))
-    return 2 * shared / ((p.square() + g.square()).sum(dims) + 2 * extra)
+    return 2 * torch.where(absent, extra, shared) / (both + 2 * extra)
 
 
 def _log_overlap(log_p: Tensor, g: Tensor, *, sums: Sums) -> Tensor:
     """log of ``_overlap``, with gradients that do not vanish where p underflows."""
-    dims = _dims(sums)
-    voxels = _voxels(g, dims)
-    absent = _absent(g.sum(dims, keepdim=True), voxels)
-    # The branch not taken must be finite as well, or its gradient is 0 · NaN: an absent class sums over everything.
-    log_g = torch.where(absent, 0.0, g.log())
-    absent = absent.squeeze(dims)
-    log_shared = torch.where(absent, _log(REFERENCE_SHARE * voxels), torch.logsumexp(log_p + log_g, dims))
-    both = ((2 * log_p).exp() + g.square()).sum(dims) + 2 * REFERENCE_SHARE * voxels * absent
-    return math.log(2) + log_shared - both.log()
+    dims, voxels = _dims(sums), _voxels(g, sums=sums)
+    volume, both = _sums(g, (2 * log_p).exp() + g.square(), sums=sums)
+    absent = _absent(volume, voxels)
+    # The branch not taken must be finite as well, or its gradient is 0 · NaN: an absent class sums over everything,
+    # and so does one that is there but has no voxel on this device.
+    none_here = g.sum(dims, keepdim=True) == 0
+    log_g = torch.where(none_here | absent.view_as(none_here), 0.0, g.log())
+    log_here = torch.logsumexp(log_p + log_g, dims)
+    if sums == "devices":
+        log_here = log_total_exp(torch.where(none_here.squeeze(dims) & ~absent, -math.inf, log_here))
+    log_shared = torch.where(absent, _log(REFERENCE_SHARE * voxels), log_here)
+    return math.log(2) + log_shared - (both + 2 * REFERENCE_SHARE * voxels * absent).log()
 
 
 def _log_complement(log_p: Tensor) -> Tensor:
@@ -231,16 +235,24 @@ def _absent(volume: Tensor, voxels: int) -> Tensor:
     return volume < PRESENT_SHARE * voxels
 
 
+def _sums(*values: Tensor, sums: Sums) -> tuple[Tensor, ...]:
+    """Each value's sum over voxels, in one message where several devices share it."""
+    added = torch.stack([value.sum(_dims(sums)) for value in values])
+    return (total(added) if sums == "devices" else added).unbind()
+
+
 def _dims(sums: Sums) -> tuple[int, ...]:
-    return (0, 2, 3, 4) if sums == "batch" else (2, 3, 4)
+    return (2, 3, 4) if sums == "sample" else (0, 2, 3, 4)
 
 
-def _voxels(g: Tensor, dims: tuple[int, ...]) -> int:
-    return math.prod(g.shape[dim] for dim in dims)
+def _voxels(g: Tensor, *, sums: Sums) -> int:
+    voxels = math.prod(g.shape[dim] for dim in _dims(sums))
+    return voxels * devices() if sums == "devices" else voxels
 
 
 def _weights(g: Tensor, config: LossConfig) -> Tensor:
-    return g.new_tensor(config.class_weights)
+    # Filled on the device: a tensor made from a list would have the host wait for the device in every step.
+    return torch.stack([g.new_full((), weight) for weight in config.class_weights])
 
 
 def _weighted(terms: Tensor, config: LossConfig) -> Tensor:

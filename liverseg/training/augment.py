@@ -39,6 +39,9 @@ class AugmentConfig:
         central_value: The image value that a change of contrast leaves alone.
         contrast_random_level: Largest relative change of contrast, at most 1.
         brightness_random_level: Largest shift, in units of 200 HU.
+        gamma_random_level: Largest change of the exponent that bends the image's own range of values: from
+            1 / (1 + level) to 1 + level.
+        blur_level: Largest standard deviation in voxels of a Gaussian blur of the image.
 
     Raises:
         ConfigError: On construction, listing every fault.
@@ -55,6 +58,8 @@ class AugmentConfig:
     central_value: float = 0.0
     contrast_random_level: float = 0.25
     brightness_random_level: float = 0.2
+    gamma_random_level: float = 0.0
+    blur_level: float = 0.0
 
     def __post_init__(self) -> None:
         faults = list(_faults(self))
@@ -68,6 +73,7 @@ class AugmentConfig:
         return (n, n, n) if isinstance(n, int) else n
 
 
+_UNBOUNDED = ("sigma", "scale", "noise_level", "brightness_random_level", "gamma_random_level", "blur_level")
 # Upper ends of the ranges that have one.
 _MOST = {"elastic_probability": 1.0, "rotation_degrees": 180.0, "contrast_random_level": 1.0}
 
@@ -77,7 +83,7 @@ def _faults(config: AugmentConfig) -> Iterator[str]:
         yield f"num_controlpoints must be at least 4 along each axis, got {config.num_controlpoints}"
     if not math.isfinite(config.central_value):
         yield f"central_value must be finite, got {config.central_value}"
-    for name in ("sigma", "scale", "noise_level", "brightness_random_level", *_MOST):
+    for name in (*_UNBOUNDED, *_MOST):
         value, most = getattr(config, name), _MOST.get(name, math.inf)
         if not (math.isfinite(value) and 0 <= value <= most):
             yield f"{name} must be finite and in [0, {most:g}], got {value}"
@@ -101,9 +107,9 @@ class SpatialParams:
     mirror_b: Tensor
     window_b2: Tensor
 
-    def select(self, i: int) -> SpatialParams:
-        """The draw of sample ``i`` as a batch of one."""
-        return _select(self, i)
+    def part(self, which: slice) -> SpatialParams:
+        """The draw of some of the samples."""
+        return _part(self, which)
 
     @property
     def identity_b(self) -> Tensor:
@@ -120,9 +126,9 @@ class NoiseParams:
     std_b: Tensor
     seed_b: Tensor
 
-    def select(self, i: int) -> NoiseParams:
-        """The draw of sample ``i`` as a batch of one."""
-        return _select(self, i)
+    def part(self, which: slice) -> NoiseParams:
+        """The draw of some of the samples."""
+        return _part(self, which)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -132,9 +138,31 @@ class ContrastParams:
     gain_b: Tensor
     offset_b: Tensor
 
-    def select(self, i: int) -> ContrastParams:
-        """The draw of sample ``i`` as a batch of one."""
-        return _select(self, i)
+    def part(self, which: slice) -> ContrastParams:
+        """The draw of some of the samples."""
+        return _part(self, which)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class GammaParams:
+    """Exponents of each sample's values, after they are brought to 0..1."""
+
+    exponent_b: Tensor
+
+    def part(self, which: slice) -> GammaParams:
+        """The draw of some of the samples."""
+        return _part(self, which)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class BlurParams:
+    """Standard deviation of each sample's blur, in voxels."""
+
+    std_b: Tensor
+
+    def part(self, which: slice) -> BlurParams:
+        """The draw of some of the samples."""
+        return _part(self, which)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -144,19 +172,23 @@ class AugmentParams:
     spatial: SpatialParams
     noise: NoiseParams
     contrast: ContrastParams
+    gamma: GammaParams
+    blur: BlurParams
+
+    def part(self, which: slice) -> AugmentParams:
+        """The draw of some of the samples: what a device applies of a draw for all devices."""
+        return AugmentParams(**{f.name: getattr(self, f.name).part(which) for f in fields(self)})
 
     def select(self, i: int) -> AugmentParams:
         """The draw of sample ``i`` as a batch of one."""
-        return AugmentParams(
-            spatial=self.spatial.select(i), noise=self.noise.select(i), contrast=self.contrast.select(i)
-        )
+        return self.part(slice(i, i + 1))
 
 
-_Params = TypeVar("_Params", SpatialParams, NoiseParams, ContrastParams)
+_Params = TypeVar("_Params", SpatialParams, NoiseParams, ContrastParams, GammaParams, BlurParams)
 
 
-def _select(params: _Params, i: int) -> _Params:
-    return type(params)(**{f.name: getattr(params, f.name)[i, None] for f in fields(params)})
+def _part(params: _Params, which: slice) -> _Params:
+    return type(params)(**{f.name: getattr(params, f.name)[which] for f in fields(params)})
 
 
 def augment(
@@ -175,20 +207,25 @@ def augment(
 def draw(
     batch_size: int, config: AugmentConfig, *, windows_b2: Tensor | None = None, generator: torch.Generator
 ) -> AugmentParams:
-    """Draw the spatial transform, the noise and the contrast of a batch from a CPU generator."""
+    """Draw the spatial transform and what happens to the intensities of a batch from a CPU generator."""
     return AugmentParams(
         spatial=draw_spatial(batch_size, config, windows_b2=windows_b2, generator=generator),
         noise=draw_noise(batch_size, config, generator=generator),
         contrast=draw_contrast(batch_size, config, generator=generator),
+        gamma=draw_gamma(batch_size, config, generator=generator),
+        blur=draw_blur(batch_size, config, generator=generator),
     )
 
 
 @torch.no_grad()
 def apply(image_bczyx: Tensor, fractions_bczyx: Tensor, params: AugmentParams) -> tuple[Tensor, Tensor]:
-    """Move image and fractions together, then add noise to the image, then change its contrast."""
+    """Move image and fractions together; then blur the image, add noise, change its contrast and its gamma.
+
+    In this order, since noise arises after whatever blurs an image, and display settings come last.
+    """
     image_bczyx, fractions_bczyx = apply_spatial(image_bczyx, fractions_bczyx, params.spatial)
-    image_bczyx = apply_contrast(apply_noise(image_bczyx, params.noise), params.contrast)
-    return image_bczyx, fractions_bczyx
+    image_bczyx = apply_noise(apply_blur(image_bczyx, params.blur), params.noise)
+    return apply_gamma(apply_contrast(image_bczyx, params.contrast), params.gamma), fractions_bczyx
 
 
 def draw_spatial(
@@ -251,7 +288,7 @@ def apply_spatial(
     if not any(moved):
         return image_bczyx, fractions_bczyx
     pairs = [
-        _sample(image_bczyx[i, None], fractions_bczyx[i, None], params.select(i))
+        _sample(image_bczyx[i, None], fractions_bczyx[i, None], params.part(slice(i, i + 1)))
         if moved[i]
         else (image_bczyx[i, None], fractions_bczyx[i, None])
         for i in range(len(moved))
@@ -284,9 +321,9 @@ def sampling_grid(shape_zyx: tuple[int, int, int], params: SpatialParams, *, dev
         (1, Z, Y, X, 3) in ``grid_sample``'s coordinates: (x, y, z), -1 and 1 at the volume's outer faces.
     """
     lattice = _lattice(shape_zyx, params.control_bzyx3.shape[1:4])
-    control_zyx3 = _affine(lattice + params.control_bzyx3[0], shape_zyx, params).to(device)
+    control_zyx3 = _affine(lattice + params.control_bzyx3[0], shape_zyx, params).to(device, non_blocking=True)
     z, y, x = (
-        _spline_weights(voxels, points).to(device)
+        _spline_weights(voxels, points, device)
         for voxels, points in zip(shape_zyx, control_zyx3.shape[:3], strict=True)
     )
     with torch.autocast(device.type, enabled=False):  # bf16 coordinates would be off by half a voxel
@@ -315,7 +352,7 @@ def _affine(places_zyx3: Tensor, shape_zyx: tuple[int, int, int], params: Spatia
 
 
 @cache
-def _spline_weights(voxels: int, points: int) -> Tensor:
+def _spline_weights(voxels: int, points: int, device: torch.device) -> Tensor:
     """Cubic B-spline weights, (voxels, points): what each control point has of the field at each voxel's centre.
 
     Rows sum to 1. Rueckert et al. 1999, doi:10.1109/42.796284, equation 3.
@@ -327,7 +364,7 @@ def _spline_weights(voxels: int, points: int) -> Tensor:
     weights = torch.zeros(voxels, points, dtype=torch.float64)
     for offset, piece in enumerate(pieces):
         weights[torch.arange(voxels), cell.long() + offset] = piece / 6
-    return weights.float()
+    return weights.float().to(device)
 
 
 def draw_noise(batch_size: int, config: AugmentConfig, *, generator: torch.Generator) -> NoiseParams:
@@ -367,5 +404,68 @@ def apply_contrast(image_bczyx: Tensor, params: ContrastParams) -> Tensor:
     """``gain * image + offset``, one of each a sample."""
     if bool((params.gain_b == 1).all()) and not params.offset_b.any():
         return image_bczyx
-    gain, offset = (v.to(image_bczyx).view(-1, 1, 1, 1, 1) for v in (params.gain_b, params.offset_b))
+    gain, offset = (_beside(v, image_bczyx) for v in (params.gain_b, params.offset_b))
     return torch.addcmul(offset, image_bczyx, gain)
+
+
+def _beside(value_b: Tensor, image_bczyx: Tensor) -> Tensor:
+    """One number a sample, ready to be multiplied with an image; the host does not wait for the device."""
+    return value_b.to(image_bczyx.device, image_bczyx.dtype, non_blocking=True).view(-1, 1, 1, 1, 1)
+
+
+def draw_gamma(batch_size: int, config: AugmentConfig, *, generator: torch.Generator) -> GammaParams:
+    """Draw exponents whose logarithm is uniform, so that brighter and darker are equally likely."""
+    level = math.log1p(config.gamma_random_level)
+    return GammaParams(exponent_b=torch.exp(_levels(batch_size, -level, level, generator=generator)))
+
+
+@torch.no_grad()
+def apply_gamma(image_bczyx: Tensor, params: GammaParams) -> Tensor:
+    """(v - lowest)/range to the power of γ, and back: the lowest and the highest value of a sample stay."""
+    if bool((params.exponent_b == 1).all()):
+        return image_bczyx
+    dims = tuple(range(1, image_bczyx.dim()))
+    lowest, highest = image_bczyx.amin(dims, keepdim=True), image_bczyx.amax(dims, keepdim=True)
+    span = (highest - lowest).clamp(min=torch.finfo(image_bczyx.dtype).tiny)
+    bent = ((image_bczyx - lowest) / span) ** _beside(params.exponent_b, image_bczyx) * span + lowest
+    return torch.where(_beside(params.exponent_b, image_bczyx) == 1, image_bczyx, bent)
+
+
+def draw_blur(batch_size: int, config: AugmentConfig, *, generator: torch.Generator) -> BlurParams:
+    """A standard deviation from 0 to ``blur_level`` for each sample."""
+    return BlurParams(std_b=_levels(batch_size, 0.0, config.blur_level, generator=generator))
+
+
+@torch.no_grad()
+def apply_blur(image_bczyx: Tensor, params: BlurParams) -> Tensor:
+    """Blur by three small matrix products; a weight that would fall outside goes to those inside."""
+    if not params.std_b.any():
+        return image_bczyx
+    return torch.cat(
+        [_blurred(image[None], std) for image, std in zip(image_bczyx, params.std_b, strict=True)]
+    )
+
+
+def _blurred(image_1czyx: Tensor, std: Tensor) -> Tensor:
+    if std == 0:
+        return image_1czyx
+    z, y, x = (
+        _blur_weights(voxels, std).to(image_1czyx.device, image_1czyx.dtype, non_blocking=True)
+        for voxels in image_1czyx.shape[2:]
+    )
+    with torch.autocast(image_1czyx.device.type, enabled=False):
+        rows = torch.einsum("pz,nczyx->ncpyx", z, image_1czyx)
+        return y @ rows @ x.T
+
+
+def _blur_weights(voxels: int, std: Tensor) -> Tensor:
+    """Gaussian weights, (voxels, voxels), on the CPU; rows sum to 1."""
+    place = torch.arange(voxels, dtype=torch.float32)
+    return torch.softmax(-((place[:, None] - place) ** 2) / (2 * std**2), dim=1)
+
+
+def _levels(batch_size: int, low: float, high: float, *, generator: torch.Generator) -> Tensor:
+    """Uniform numbers. A part that is off takes none, so that the others' do not depend on its being there."""
+    if low == high:
+        return torch.full((batch_size,), low)
+    return low + (high - low) * torch.rand(batch_size, generator=generator)

@@ -1,51 +1,30 @@
-"""The one thing that changes during training, written aside and renamed, read without running code."""
+"""Checkpoints: written aside and renamed, read without running code, refused where they do not fit."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from data_cache.errors import RunError
 from data_cache.files import replacing
-from data_cache.records import to_json
+from data_cache.records import parse, to_json
 from data_cache.schema import PreprocessSpec
-from liverseg.model.network import UNet
 from liverseg.training.config import TrainConfig, config_from_json
+from liverseg.training.state import TrainState
 
 LAST, BEST = "last.pt", "best.pt"
 VERSION = 1
-
-
-@dataclass(slots=True, kw_only=True, eq=False)
-class TrainState:
-    """Everything that a run has learnt so far; what a checkpoint holds besides the configuration.
-
-    Attributes:
-        network: Being trained.
-        average: Exponential moving average of its weights and buffers; what validates and is applied.
-        epoch: Finished epochs. Order of samples, augmentation and learning rate follow from it and the
-            seed, so that no generator's state needs to be stored.
-        history: One row an epoch, plain numbers.
-        best_score: Highest validation score so far.
-    """
-
-    network: UNet
-    average: UNet
-    optimizer: torch.optim.Optimizer
-    epoch: int = 0
-    step: int = 0
-    best_score: float = -1.0
-    history: list[dict[str, float | None]] = field(default_factory=list)
 
 
 def save_checkpoint(path: Path, state: TrainState, config: TrainConfig, spec: PreprocessSpec) -> None:
     """Write a checkpoint so that ``path`` always is a whole one, whenever the process is killed."""
     content = {
         "version": VERSION,
+        "software": software(),
         "config": to_json(config),
         "spec": to_json(spec),
         "network": state.network.state_dict(),
@@ -86,7 +65,9 @@ def restore(state: TrainState, content: dict[str, Any], config: TrainConfig, *, 
         RunError: The checkpoint is of another architecture; says which settings differ.
     """
     saved = config_from_json(content["config"], source=str(path))
-    check_same_model(saved, config, path=path)
+    differences = list(_differences(to_json(saved.model), to_json(config.model), name="model"))
+    if differences:
+        raise RunError(f"{path}: a checkpoint of another network ({'; '.join(differences)})")
     state.network.load_state_dict(content["network"])
     state.average.load_state_dict(content["average"])
     state.optimizer.load_state_dict(content["optimizer"])
@@ -94,24 +75,34 @@ def restore(state: TrainState, content: dict[str, Any], config: TrainConfig, *, 
     state.best_score, state.history = content["best_score"], list(content["history"])
 
 
-def check_same_model(saved: TrainConfig, config: TrainConfig, *, path: Path) -> None:
-    """Raises RunError where two configurations do not share weights."""
-    old, new = to_json(saved.model), to_json(config.model)
-    differences = [f"model.{k} {old[k]!r} there, {new[k]!r} here" for k in old if old[k] != new[k]]
+def check_same_spec(content: dict[str, Any], spec: PreprocessSpec, *, path: Path) -> None:
+    """Raises RunError where a checkpoint learnt from a cache that was built otherwise; says what differs."""
+    saved = parse(PreprocessSpec, content["spec"], source=str(path), error=RunError)
+    differences = list(_differences(to_json(saved), to_json(spec), name="spec"))
     if differences:
-        raise RunError(f"{path}: a checkpoint of another network ({'; '.join(differences)})")
+        raise RunError(
+            f"{path}: learnt from a cache of spec {saved.fingerprint()}, this one has {spec.fingerprint()} "
+            f"({'; '.join(differences)}): name the cache it was started with, or a new folder"
+        )
 
 
-@torch.no_grad()
-def update_average(average: nn.Module, network: nn.Module, *, decay: float, step: int) -> None:
-    """average ← decay · average + (1 - decay) · network, for weights and buffers.
+def changes(content: dict[str, Any], config: TrainConfig, *, path: Path) -> Iterator[str]:
+    """What else is not as it was when a checkpoint was written: the run goes on, but otherwise than it would have."""
+    there = content.get("software", "an earlier version")
+    if there != software():
+        yield f"software {there} there, {software()} here"
+    saved = config_from_json(content["config"], source=str(path))
+    yield from _differences(to_json(saved), to_json(config))
 
-    Early on the decay is (1 + step) / (10 + step), so that the first, random weights are soon forgotten.
-    """
-    weight = 1 - min(decay, (1 + step) / (10 + step))
-    new = network.state_dict(keep_vars=True)
-    for name, value in average.state_dict(keep_vars=True).items():
-        if value.is_floating_point():
-            value.lerp_(new[name], weight)
-        else:
-            value.copy_(new[name])
+
+def software() -> str:
+    """Versions that decide the numbers of a run."""
+    return f"liverseg {version('liverseg')}, torch {torch.__version__}"
+
+
+def _differences(old: Any, new: Any, *, name: str = "") -> Iterator[str]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in old:
+            yield from _differences(old[key], new[key], name=f"{name}.{key}" if name else key)
+    elif old != new:
+        yield f"{name} {old!r} there, {new!r} here"

@@ -30,6 +30,8 @@ class DataConfig:
     Attributes:
         folds, fold: Cases are dealt into ``folds`` by a hash of their id and the seed; number ``fold`` validates.
         train_cases, val_cases: Name cases instead; with ``train_cases`` alone, these validate, too.
+        split: Or take them from this file: a run's ``split.json``, or number ``fold`` of nnU-Net's
+            ``splits_final.json``.
         scan_share: Share of samples that show the whole scan, as the first pass of inference does.
         window_share: Share of samples that show a random depth window around the liver.
         tumour_share: Share of samples that are drawn from the cases with a tumour; the rest, from all.
@@ -41,6 +43,7 @@ class DataConfig:
     fold: int = 0
     train_cases: tuple[str, ...] = ()
     val_cases: tuple[str, ...] = ()
+    split: str | None = None
     scan_share: float = 0.2
     window_share: float = 0.2
     tumour_share: float = 0.5
@@ -55,7 +58,11 @@ class OptimConfig:
     """AdamW (Loshchilov & Hutter 2019) with linear warm-up, cosine decay and an average of the weights.
 
     Attributes:
-        epochs, steps_per_epoch, batch_size: How long, and how many samples a step.
+        epochs, steps_per_epoch: How long.
+        batch_size: Samples that a device sees at once.
+        accumulate: Batches whose gradients are averaged for one step. Each has a loss of its own: with
+            ``loss.sums = "sample"`` and no batch norm it is the same as one batch of all of them.
+        patience: Stop after so many epochs without a better score; never if not given.
         learning_rate: At the end of the warm-up; it falls to zero along half a cosine.
         warmup_steps: Steps of linear warm-up.
         clip_norm: Gradients are scaled down to this norm.
@@ -66,6 +73,8 @@ class OptimConfig:
     epochs: int = 200
     steps_per_epoch: int = 250
     batch_size: int = 2
+    accumulate: int = 1
+    patience: int | None = None
     learning_rate: float = 1e-3
     weight_decay: float = 1e-2
     warmup_steps: int = 500
@@ -77,6 +86,28 @@ class OptimConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class WatchConfig:
+    """How closely a run is looked at; nothing here changes what is learnt.
+
+    Attributes:
+        log_every: Steps between two looks at the loss, at which the host waits for the device.
+        pictures_every: Epochs between two pictures of a validation case, truth beside prediction; 0 for none.
+        raw: Folder of the raw data set. With it, ``native_every`` epochs, and at the last one, validation cases are
+            also scored on their own grid against their own label, in the label's window.
+        native_every: Epochs between two such scores.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+    log_every: int = 10
+    pictures_every: int = 10
+    raw: str | None = None
+    native_every: int = 25
+
+    def __post_init__(self) -> None:
+        _refuse("watch", _watch_faults(self))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TrainConfig:
     """Everything that decides a run besides its cache.
 
@@ -84,23 +115,32 @@ class TrainConfig:
         seed: Of the split, the weights, the order of samples and the augmentation.
         device: ``auto`` takes a GPU if there is one; or ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
         precision: ``auto`` computes in bfloat16 where the hardware has it; weights stay float32.
+        compile: Let ``torch.compile`` fuse the network: a minute or more at the start for faster steps.
+        recompute: For small cards: see ``UNet.recompute``.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
     seed: int = 0
     device: str = "auto"
     precision: Precision = "auto"
+    compile: bool = False
+    recompute: bool = False
     data: DataConfig = field(default_factory=DataConfig)
     input: InputConfig = field(default_factory=InputConfig)
     model: NetworkConfig = field(default_factory=NetworkConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
+    watch: WatchConfig = field(default_factory=WatchConfig)
 
     def __post_init__(self) -> None:
         if len(self.loss.class_weights) != self.model.classes:
             raise ConfigError(
                 f"loss.class_weights has {len(self.loss.class_weights)} numbers for {self.model.classes} classes"
+            )
+        if self.compile and self.recompute:
+            raise ConfigError(
+                "compile and recompute exclude each other: torch.compile plans memory by itself"
             )
 
 
@@ -178,10 +218,14 @@ def _data_faults(config: DataConfig) -> Iterator[str]:
         yield f"scan_share and window_share add up to {config.scan_share + config.window_share:g}, more than 1"
     if config.val_cases and not config.train_cases:
         yield "val_cases needs train_cases"
+    if config.split is not None and config.train_cases:
+        yield "split and train_cases exclude each other"
 
 
 def _optim_faults(config: OptimConfig) -> Iterator[str]:
-    for name in ("epochs", "steps_per_epoch", "batch_size"):
+    if config.patience is not None and config.patience < 1:
+        yield f"patience must be at least 1, got {config.patience}"
+    for name in ("epochs", "steps_per_epoch", "batch_size", "accumulate"):
         if getattr(config, name) < 1:
             yield f"{name} must be at least 1, got {getattr(config, name)}"
     for name in ("learning_rate", "clip_norm"):
@@ -191,3 +235,9 @@ def _optim_faults(config: OptimConfig) -> Iterator[str]:
         yield f"weight_decay and warmup_steps must not be negative, got {config.weight_decay}, {config.warmup_steps}"
     if not 0 <= config.ema_decay < 1:
         yield f"ema_decay must be in [0, 1), got {config.ema_decay}"
+
+
+def _watch_faults(config: WatchConfig) -> Iterator[str]:
+    for name, least in (("log_every", 1), ("pictures_every", 0), ("native_every", 1)):
+        if getattr(config, name) < least:
+            yield f"{name} must be at least {least}, got {getattr(config, name)}"

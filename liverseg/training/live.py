@@ -7,12 +7,17 @@ from collections.abc import Iterator
 
 from liverseg.console import number, progress_bar, say
 from liverseg.training.config import TrainConfig
-from liverseg.training.train import Row, Watcher
+from liverseg.training.devices import leads
+from liverseg.training.state import Row
+from liverseg.training.watching import SILENT, Watcher
 
 
 @contextlib.contextmanager
 def live_watcher(config: TrainConfig) -> Iterator[Watcher]:
-    """A watcher that draws on the console until the block ends."""
+    """A watcher that draws on the console until the block ends; silent in all processes of a team but the first."""
+    if not leads():
+        yield SILENT
+        return
     steps = config.optim.steps_per_epoch
     with progress_bar() as bar:
         task = bar.add_task("train", total=config.optim.epochs * steps, note="")
@@ -29,6 +34,14 @@ def epoch_line(row: Row, config: TrainConfig) -> str:
     return (
         f"epoch {row['epoch']:>3.0f}/{config.optim.epochs}  loss {number(row['train_loss'])}"
         f"  val {number(row['val_loss'])}  Dice liver {number(row['val_dice_liver'])}"
-        f" tumour {number(row['val_dice_tumour'])}  {number(row['samples_per_second'], 2)} samples/s,"
+        f" tumour {number(row['val_dice_tumour'])}{_native(row)}  {number(row['samples_per_second'], 2)} samples/s,"
+        f" {100 * (row['mfu'] or 0):.0f} % of matmul peak,"
         f" {100 * (row['wait_share'] or 0):.1f} % waiting for data, {number(row['seconds'], 1)} s"
     )
+
+
+def _native(row: Row) -> str:
+    if "native_dice_liver" not in row:
+        return ""
+    liver, tumour = number(row["native_dice_liver"]), number(row["native_dice_tumour"])
+    return f", native {liver} and {tumour}"

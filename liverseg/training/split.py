@@ -31,14 +31,15 @@ class Split:
 
 
 def make_split(store: CacheStore, config: DataConfig, *, seed: int) -> Split:
-    """Deal the labelled cases of a store, or take the ones that are named.
+    """Deal the labelled cases of a store, or take the ones that are named, or those of a file.
 
     Raises:
-        ConfigError: A named case is not in the store, or too few cases are left to train and validate.
+        ConfigError: The file cannot be read, a named case is not in the store, or too few cases are left to train and validate.
     """
     labelled = [case_id for case_id in store.case_ids if store.meta(case_id).label is not None]
-    if config.train_cases:
-        train, val = config.train_cases, config.val_cases or config.train_cases
+    named = _named(config)
+    if named is not None:
+        train, val = named.train, named.val
         unknown = sorted({*train, *val} - set(labelled))
         if unknown:
             raise ConfigError(f"{store.path}: has no labelled case {', '.join(unknown)}")
@@ -51,6 +52,39 @@ def make_split(store: CacheStore, config: DataConfig, *, seed: int) -> Split:
         )
     sha256 = tuple(store.meta(case_id).image.sha256 for case_id in train)
     return Split(train=tuple(train), val=tuple(val), train_sha256=sha256)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Named:
+    """Case ids as somebody has given them."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+    train: tuple[str, ...]
+    val: tuple[str, ...]
+
+
+def _named(config: DataConfig) -> _Named | None:
+    if config.split is not None:
+        return _read_named(Path(config.split), fold=config.fold)
+    if config.train_cases:
+        return _Named(train=config.train_cases, val=config.val_cases or config.train_cases)
+    return None
+
+
+def _read_named(path: Path, *, fold: int) -> _Named:
+    """A ``split.json``, or one fold of nnU-Net's ``splits_final.json``, a list of folds."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as failure:
+        raise ConfigError(f"data.split: {path}: unreadable: {failure}") from failure
+    if isinstance(content, list):
+        if fold >= len(content):
+            raise ConfigError(f"data.split: {path}: has {len(content)} folds, none is number {fold}")
+        content = content[fold]
+    if isinstance(content, dict):
+        # Checksums are taken from the store, so that the file can also be written by hand.
+        content.pop("train_sha256", None)
+    return parse(_Named, content, source=f"data.split: {path}", error=ConfigError)
 
 
 def deal(case_ids: Sequence[str], *, folds: int, fold: int, seed: int) -> tuple[list[str], list[str]]:

@@ -38,10 +38,8 @@ class Draw:
 class Batch:
     """Cached voxels of some draws, as they are stored, on the device."""
 
-    case_ids: tuple[str, ...]
     image_bczyx: Tensor  # int16 HU
     fractions_bczyx: Tensor  # uint8
-    windows_b2: Tensor  # on the CPU, where augmentation draws
 
 
 def epoch_draws(
@@ -102,10 +100,8 @@ class Volumes:
         pairs = [self._held.get((d.case_id, d.view)) or self._load(d.case_id, d.view) for d in draws]
         images, fractions = zip(*pairs, strict=True)
         return Batch(
-            case_ids=tuple(d.case_id for d in draws),
             image_bczyx=self._to_device(torch.stack(images)[:, None]),
             fractions_bczyx=self._to_device(torch.stack(fractions)),
-            windows_b2=torch.tensor([d.window for d in draws]),
         )
 
     def _load(self, case_id: str, view: str) -> tuple[Tensor, Tensor]:

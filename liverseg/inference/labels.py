@@ -1,0 +1,108 @@
+"""Score label files of any tool: two files, or two folders matched by name."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_cache.errors import DataSetError, LabelError, LiversegError
+from data_cache.files import write_text
+from liverseg.inference.scoring import (
+    SCORES,
+    SUMMARY,
+    LabelScores,
+    score_columns,
+    score_labels,
+    summarise_scores,
+    write_table,
+)
+from pipeline.decathlon import volume_stem
+from pipeline.nifti import read_canonical
+from pipeline.prepare import check_same_grid
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LabelPair:
+    """A predicted label file and the true one; ``name`` is theirs without .nii.gz."""
+
+    name: str
+    predicted: Path
+    truth: Path
+
+
+def pair_labels(predicted: Path, truth: Path) -> tuple[list[LabelPair], list[str]]:
+    """The pairs of two files, or of two folders by name, and a line for each file without a counterpart.
+
+    Raises:
+        DataSetError: One is a file and the other a folder, one is missing, or no two names are equal.
+    """
+    if predicted.is_file() and truth.is_file():
+        return [LabelPair(name=volume_stem(truth) or truth.name, predicted=predicted, truth=truth)], []
+    for path in (predicted, truth):
+        if not path.is_dir():
+            raise DataSetError(f"{path}: no such folder: name two folders of label files, or two files")
+    ours, theirs = _volumes(predicted), _volumes(truth)
+    both = sorted(ours.keys() & theirs.keys())
+    if not both:
+        raise DataSetError(f"{predicted} and {truth} have no two .nii or .nii.gz files of the same name")
+    alone = [f"{truth / theirs[n].name}: has no prediction" for n in sorted(theirs.keys() - ours.keys())]
+    alone += [f"{predicted / ours[n].name}: has no truth" for n in sorted(ours.keys() - theirs.keys())]
+    return [LabelPair(name=n, predicted=ours[n], truth=theirs[n]) for n in both], alone
+
+
+def score_files(pair: LabelPair) -> LabelScores:
+    """Score one file against another, whatever their orientations.
+
+    Raises:
+        VolumeError: A file cannot be read.
+        LabelError: They are not on one grid, or hold other values than 0, 1 and 2.
+    """
+    truth_zyx, truth_header = read_canonical(pair.truth)
+    predicted_zyx, header = read_canonical(pair.predicted)
+    check_same_grid(header, truth_header)
+    return score_labels(
+        _label(predicted_zyx, pair.predicted), _label(truth_zyx, pair.truth), truth_header.grid.spacing_zyx_mm
+    )
+
+
+def score_pairs(
+    pairs: list[LabelPair], *, report: Callable[[str, LabelScores | LiversegError], None]
+) -> dict[str, LabelScores]:
+    """Scores by name; ``report`` hears of each, and of each failure, which does not stop the others."""
+    done: dict[str, LabelScores] = {}
+    for pair in pairs:
+        try:
+            done[pair.name] = score_files(pair)
+            report(pair.name, done[pair.name])
+        except LiversegError as failure:
+            report(pair.name, failure)
+    return done
+
+
+def write_scores(out: Path, scores: dict[str, LabelScores]) -> dict[str, Any]:
+    """Write ``scores.csv`` and ``summary.json`` into ``out``, and return the summary."""
+    out.mkdir(parents=True, exist_ok=True)
+    write_table(out / SCORES, [{"case": name} | score_columns(case) for name, case in scores.items()])
+    summary = {"n_cases": len(scores), **summarise_scores(list(scores.values()))}
+    write_text(out / SUMMARY, json.dumps(summary, indent=1, allow_nan=False) + "\n")
+    return summary
+
+
+def _volumes(folder: Path) -> dict[str, Path]:
+    stems = ((volume_stem(path), path) for path in sorted(folder.iterdir()) if path.is_file())
+    return {stem: path for stem, path in stems if stem is not None}
+
+
+def _label(values_zyx: NDArray[np.int16], path: Path) -> NDArray[np.uint8]:
+    if values_zyx.min() < 0 or values_zyx.max() > 2:
+        raise LabelError(
+            f"{path}: holds values from {values_zyx.min()} to {values_zyx.max()}; "
+            "a label has 0, 1 (liver) and 2 (tumour)"
+        )
+    return values_zyx.astype(np.uint8)

@@ -1,0 +1,269 @@
+"""Volumes small enough for a page: pictures of all slices, and what is drawn over them, as data URIs."""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from data_cache.geometry import DepthWindow, Grid, resampled_grid
+from data_cache.schema import View
+from liverseg.inference.figures import LIVER_PRED, LIVER_TRUTH, TUMOUR_PRED, TUMOUR_TRUTH
+from liverseg.inference.metrics import union_box
+from pipeline.resample import average_plane, box_weights, linear_weights
+
+SHOWN_HU = (-350, 450)  # 256 steps of 3 HU: every soft-tissue window is inside
+MAX_VOXELS = 1_500_000  # of one volume on a page
+CONTEXT_MM = 40.0  # shown above and below what is labelled
+MAX_CASE_BYTES = 400_000  # on a page, all volumes of a case together
+# Noise takes three times the bytes of a smooth scan: the quality falls until it fits.
+QUALITIES = (88, 80, 70, 60, 45, 30, 15)
+UNCERTAIN = "#ffffff"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layer:
+    """One thing drawn over the image: some bits of a byte a voxel.
+
+    Attributes:
+        kind: ``classes``: 1 liver, 2 tumour, drawn as outlines and a tint. ``share``: from 0 to all bits set,
+            drawn as a tint of that strength.
+        shift, bits: Where in the byte.
+        colours: Of each class from 1 up, or of the share.
+        shown: When the page opens.
+    """
+
+    name: str
+    kind: Literal["classes", "share"]
+    shift: int
+    bits: int
+    colours: tuple[str, ...]
+    shown: bool
+
+
+TRUTH = Layer(name="truth", kind="classes", shift=0, bits=2, colours=(LIVER_TRUTH, TUMOUR_TRUTH), shown=True)
+PREDICTION = Layer(
+    name="prediction", kind="classes", shift=2, bits=2, colours=(LIVER_PRED, TUMOUR_PRED), shown=True
+)
+UNCERTAINTY = Layer(name="uncertainty", kind="share", shift=4, bits=4, colours=(UNCERTAIN,), shown=False)
+LIVER_SHARE = Layer(name="liver share", kind="share", shift=4, bits=4, colours=(LIVER_TRUTH,), shown=True)
+TUMOUR_SHARE = Layer(name="tumour share", kind="share", shift=0, bits=4, colours=(TUMOUR_PRED,), shown=True)
+
+
+def evaluation_volume(
+    image_zyx: NDArray[np.int16],
+    truth_zyx: NDArray[np.uint8],
+    predicted_zyx: NDArray[np.uint8],
+    grid: Grid,
+    *,
+    foreground_czyx: NDArray[np.float32],
+    window: DepthWindow,
+) -> dict[str, Any]:
+    """A scored case for a page: image, truth, prediction and uncertainty around what is labelled.
+
+    Args:
+        image_zyx: HU on the native grid.
+        truth_zyx: Labels 0, 1, 2 on the native grid.
+        predicted_zyx: The same.
+        grid: The native grid, canonical.
+        foreground_czyx: Probabilities of liver and tumour on the view of ``window``.
+        window: The native slices of that view.
+    """
+    depth = _depth_shown(truth_zyx, predicted_zyx, grid)
+    shape_zyx = _shown_shape(grid, depth)
+    uncertainty_zyx = _to_shown(entropy(foreground_czyx), window, grid, depth, shape_zyx)
+    parts = (
+        (TRUTH, _shrunk_label(truth_zyx, depth, shape_zyx)),
+        (PREDICTION, _shrunk_label(predicted_zyx, depth, shape_zyx)),
+        (UNCERTAINTY, np.rint(uncertainty_zyx * 15).astype(np.uint8)),
+    )
+    overlay_zyx = np.zeros(shape_zyx, dtype=np.uint8)
+    for layer, values_zyx in parts:
+        overlay_zyx |= np.left_shift(values_zyx, layer.shift, dtype=np.uint8)
+    return encoded(
+        "around the liver",
+        _shrunk(image_zyx, depth, shape_zyx),
+        overlay_zyx,
+        resampled_grid(grid, depth, shape_zyx),
+        layers=(TRUTH, PREDICTION, UNCERTAINTY),
+        native=depth,
+        max_bytes=MAX_CASE_BYTES,
+    )
+
+
+def cached_volume(name: str, view: View, native: DepthWindow) -> dict[str, Any]:
+    """A view of a cache for a page, its fractions in steps of a fifteenth; the image alone without a label.
+
+    Args:
+        name: Of the view; a case has two, so that each takes half of what a case may.
+        view: As the store gives it.
+        native: The slices of the file that it covers.
+    """
+    overlay_zyx: NDArray[np.uint8] | None = None
+    if view.fractions_czyx is not None:
+        liver_zyx, tumour_zyx = np.rint(view.fractions_czyx / np.float32(17)).astype(np.uint8)
+        overlay_zyx = (liver_zyx << LIVER_SHARE.shift) | (tumour_zyx << TUMOUR_SHARE.shift)
+    return encoded(
+        name,
+        view.image_zyx,
+        overlay_zyx,
+        view.grid,
+        layers=() if overlay_zyx is None else (LIVER_SHARE, TUMOUR_SHARE),
+        native=native,
+        max_bytes=MAX_CASE_BYTES // 2,
+    )
+
+
+def encoded(
+    name: str,
+    image_zyx: NDArray[Any],
+    overlay_zyx: NDArray[np.uint8] | None,
+    grid: Grid,
+    *,
+    layers: Sequence[Layer],
+    native: DepthWindow,
+    max_bytes: int,
+) -> dict[str, Any]:
+    """What the page's script reads of one volume: plain JSON, slices as tiles of one picture, row by row.
+
+    Args:
+        name: Shown where a case has several volumes.
+        image_zyx: HU.
+        overlay_zyx: A byte a voxel, of the bits that ``layers`` names; None for none.
+        grid: Of both.
+        layers: What the bits say.
+        native: The slices of the file that the volume covers.
+        max_bytes: The image is compressed until it and the overlay fit in here.
+    """
+    low, high = SHOWN_HU
+    grey_zyx = np.rint((np.clip(image_zyx, low, high) - low) * (255 / (high - low))).astype(np.uint8)
+    columns = max(1, round(math.sqrt(grey_zyx.shape[0])))
+    overlay = None if overlay_zyx is None else _png(_tiled(overlay_zyx, columns))
+    room = max_bytes - 2048 - len(overlay or "")  # two kilobytes for all the rest
+    return {
+        "name": name,
+        "shape": list(grey_zyx.shape),
+        "spacing": [round(s, 4) for s in grid.spacing_zyx_mm],
+        "hu": list(SHOWN_HU),
+        "columns": columns,
+        "native": [native.start, native.stop],
+        "image": _jpeg(_tiled(grey_zyx, columns), max_bytes=room),
+        "overlay": overlay,
+        "layers": [
+            {f: getattr(layer, f) for f in ("name", "kind", "shift", "bits", "colours", "shown")}
+            for layer in layers
+        ],
+    }
+
+
+def entropy(foreground_czyx: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Entropy of background, liver and tumour over its largest value, log 3: 0 sure, 1 no idea."""
+    background = np.clip(1 - foreground_czyx.sum(axis=0, keepdims=True), 0, 1)
+    p_czyx = np.clip(np.concatenate([background, foreground_czyx]), 1e-7, 1)
+    result: NDArray[np.float32] = np.clip(-(p_czyx * np.log(p_czyx)).sum(axis=0) / math.log(3), 0, 1)
+    return result
+
+
+# ---- the shown grid
+
+
+def _depth_shown(truth_zyx: NDArray[np.uint8], predicted_zyx: NDArray[np.uint8], grid: Grid) -> DepthWindow:
+    depth = grid.shape_zyx[0]
+    labelled = union_box(truth_zyx, predicted_zyx)[0]
+    if labelled.start == labelled.stop:
+        return DepthWindow(start=0, stop=depth)
+    margin = math.ceil(CONTEXT_MM / grid.spacing_zyx_mm[0])
+    return DepthWindow(start=max(0, labelled.start - margin), stop=min(depth, labelled.stop + margin))
+
+
+def _shown_shape(grid: Grid, depth: DepthWindow) -> tuple[int, int, int]:
+    """As many voxels as a page bears, cubes if the scan's own spacing allows, never finer than the scan."""
+    native = (len(depth), *grid.shape_zyx[1:])
+    sizes_mm = [n * s for n, s in zip(native, grid.spacing_zyx_mm, strict=True)]
+    edge_mm = (math.prod(sizes_mm) / MAX_VOXELS) ** (1 / 3)
+    z, y, x = (max(1, min(n, int(size_mm / edge_mm))) for n, size_mm in zip(native, sizes_mm, strict=True))
+    return z, y, x
+
+
+def _shrunk(
+    volume_zyx: NDArray[Any], depth: DepthWindow, shape_zyx: tuple[int, int, int]
+) -> NDArray[np.float32]:
+    """Box averages of the slices ``depth``, a slice at a time: the volume is never copied whole."""
+    weights = box_weights(len(depth), shape_zyx[0]).astype(np.float32)
+    total = np.zeros(shape_zyx, dtype=np.float32)
+    for z, slice_yx in enumerate(volume_zyx[depth.start : depth.stop]):
+        (thin_yx,) = average_plane(slice_yx[None], n_j=shape_zyx[1], n_i=shape_zyx[2])
+        for target in np.flatnonzero(weights[:, z]):
+            total[target] += weights[target, z] * thin_yx
+    return total
+
+
+def _shrunk_label(
+    label_zyx: NDArray[np.uint8], depth: DepthWindow, shape_zyx: tuple[int, int, int]
+) -> NDArray[np.uint8]:
+    """Liver where half of a shown voxel is labelled, tumour where that is then more than liver."""
+    labelled = _shrunk((label_zyx > 0).view(np.uint8), depth, shape_zyx)
+    tumour = _shrunk((label_zyx == 2).view(np.uint8), depth, shape_zyx)
+    inside = labelled >= 0.5
+    return inside.astype(np.uint8) + (inside & (tumour > labelled - tumour)).astype(np.uint8)
+
+
+def _to_shown(
+    values_zyx: NDArray[np.float32],
+    window: DepthWindow,
+    grid: Grid,
+    depth: DepthWindow,
+    shape_zyx: tuple[int, int, int],
+) -> NDArray[np.float32]:
+    """A view's values on the shown grid: up to the native one and down again, as one product an axis."""
+    n_z, n_y, n_x = grid.shape_zyx
+    up_z = np.zeros((n_z, values_zyx.shape[0]))
+    up_z[window.start : window.stop] = linear_weights(values_zyx.shape[0], len(window))
+    w_z = box_weights(n_z, shape_zyx[0], depth.start, depth.stop) @ up_z
+    w_y = box_weights(n_y, shape_zyx[1]) @ linear_weights(values_zyx.shape[1], n_y)
+    w_x = box_weights(n_x, shape_zyx[2]) @ linear_weights(values_zyx.shape[2], n_x)
+    shown: NDArray[np.float32] = np.einsum(
+        "zyx,Zz,Yy,Xx->ZYX",
+        values_zyx,
+        *(w.astype(np.float32) for w in (w_z, w_y, w_x)),
+        optimize=True,
+    )
+    return shown
+
+
+# ---- pictures
+
+
+def _tiled(volume_zyx: NDArray[np.uint8], columns: int) -> NDArray[np.uint8]:
+    n_z, n_y, n_x = volume_zyx.shape
+    rows = -(-n_z // columns)
+    padded = np.zeros((rows * columns, n_y, n_x), dtype=np.uint8)
+    padded[:n_z] = volume_zyx
+    return padded.reshape(rows, columns, n_y, n_x).swapaxes(1, 2).reshape(rows * n_y, columns * n_x)
+
+
+def _jpeg(grey_yx: NDArray[np.uint8], *, max_bytes: int) -> str:
+    for quality in QUALITIES:
+        file = io.BytesIO()
+        Image.fromarray(grey_yx).save(file, "JPEG", quality=quality, optimize=True)
+        uri = _data_uri("image/jpeg", file)
+        if len(uri) <= max_bytes:
+            break
+    return uri
+
+
+def _png(bytes_yx: NDArray[np.uint8]) -> str:
+    file = io.BytesIO()
+    Image.fromarray(bytes_yx).save(file, "PNG", optimize=True)
+    return _data_uri("image/png", file)
+
+
+def _data_uri(kind: str, file: io.BytesIO) -> str:
+    return f"data:{kind};base64,{base64.b64encode(file.getvalue()).decode()}"

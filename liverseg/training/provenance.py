@@ -1,0 +1,67 @@
+"""Where a run comes from: everything besides its configuration and split that repeating it needs."""
+
+from __future__ import annotations
+
+import json
+import platform
+import shlex
+import subprocess
+import sys
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from data_cache.files import write_text
+from data_cache.reader import CacheStore
+from data_cache.records import to_json
+from liverseg.training.devices import Team
+
+RUN = "run.json"
+LIBRARIES = ("liverseg", "torch", "numpy", "zarr", "numcodecs")
+
+
+def record_start(run: Path, store: CacheStore, team: Team) -> None:
+    """Add a start to ``run.json``, a list: a run that is resumed may go on elsewhere."""
+    path = run / RUN
+    try:
+        starts = list(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        starts = []  # none yet, or nothing that could be kept
+    starts.append(_start(store, team))
+    write_text(path, json.dumps(starts, indent=1) + "\n")
+
+
+def _start(store: CacheStore, team: Team) -> dict[str, Any]:
+    return {
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": shlex.join(sys.argv),
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
+        "cuda": torch.version.cuda,
+        "commit": git_commit(Path(__file__).parent),
+        "device": device_name(team.device),
+        "devices": team.size,
+        "cache": str(store.path.resolve()),
+        "cache_fingerprint": store.schema.fingerprint,
+        "cache_spec": to_json(store.schema.spec),
+        "cache_software": store.schema.software,
+    }
+
+
+def git_commit(folder: Path) -> str | None:
+    """The commit that is checked out around a folder, with ``-dirty`` where files differ; None outside of git."""
+    command = ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
+    try:
+        result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return result.stdout.strip() or None
+
+
+def device_name(device: torch.device) -> str:
+    """The device as its maker calls it."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device}: {platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"

@@ -1,0 +1,42 @@
+"""A network that knows the answer: what is left to test is everything around it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from tiny import SPEC
+
+from data_cache.geometry import DepthWindow
+from data_cache.schema import PreprocessSpec, View
+from liverseg.inference.segment import Member, Predictor
+from liverseg.model.inputs import InputConfig
+from liverseg.model.network import NetworkConfig, UNet
+from pipeline.prepare import ThinScan
+from pipeline.resample import box_weights
+
+
+def oracle(truth_zyx: NDArray[Any], monkeypatch: pytest.MonkeyPatch) -> Predictor:
+    """A predictor that answers with the truth, averaged over whatever window of the scan it is shown."""
+    shown: list[DepthWindow] = []
+    original = ThinScan.view
+
+    def remember(scan: ThinScan, window: DepthWindow, spec: PreprocessSpec) -> View:
+        shown.append(window)
+        return original(scan, window, spec)
+
+    def know(_: Predictor, image_zyx: NDArray[np.int16]) -> NDArray[np.float32]:
+        ends = ((shown[-1].start, shown[-1].stop), (0, None), (0, None))
+        z, y, x = (
+            box_weights(n, m, *end) for n, m, end in zip(truth_zyx.shape, image_zyx.shape, ends, strict=True)
+        )
+        masks = np.stack([truth_zyx == 1, truth_zyx == 2]).astype(float)
+        return np.asarray(np.einsum("czyx,Zz,Yy,Xx->cZYX", masks, z, y, x, optimize=True), dtype=np.float32)
+
+    monkeypatch.setattr(ThinScan, "view", remember)
+    monkeypatch.setattr(Predictor, "foreground", know)
+    member = Member(network=UNet(NetworkConfig(base_channels=1, depth=1)), input=InputConfig())
+    return Predictor(members=(member,), spec=SPEC, device=torch.device("cpu"), autocast=False)

@@ -1,0 +1,61 @@
+"""One process of a team: each loss on its part of a batch, with sums over devices, beside the whole batch's.
+
+``torchrun --nproc-per-node=2 tests/team_of_losses.py`` ends with 0 if they agree; ``test_ddp.py`` runs it.
+"""
+
+from __future__ import annotations
+
+from typing import get_args
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from liverseg.model.losses import LossConfig, LossName, Sums, loss
+from liverseg.training.devices import Team, team_of
+
+
+def batch(case: str) -> tuple[Tensor, Tensor]:
+    """Logits and fractions of four samples, float64; ``absent`` ones have no tumour, ``elsewhere`` only the last."""
+    generator = torch.Generator().manual_seed(0)
+    logits, other = (torch.randn(4, 3, 4, 5, 6, generator=generator, dtype=torch.float64) for _ in range(2))
+    fractions = other.softmax(dim=1)
+    bare = {"everywhere": 0, "elsewhere": 3, "absent": 4}[case]
+    fractions[:bare, 1] += fractions[:bare, 2]
+    fractions[:bare, 2] = 0
+    return 3 * logits, fractions
+
+
+def gradient(logits: Tensor, fractions: Tensor, config: LossConfig) -> tuple[Tensor, Tensor]:
+    """Value, and gradient with respect to one number that scales all logits, as a weight of a network does."""
+    scale = torch.ones((), dtype=torch.float64, requires_grad=True)
+    value = loss(logits * scale, fractions, config)
+    value.backward()  # type: ignore[no-untyped-call]
+    assert scale.grad is not None
+    return value.detach(), scale.grad
+
+
+def compare(team: Team, name: LossName, case: str, sums: Sums, shared: Sums) -> None:
+    """DistributedDataParallel's mean of the parts' gradients must be the whole's."""
+    logits, fractions = batch(case)
+    parts = slice(team.rank, None, team.size)
+    whole = gradient(logits, fractions, LossConfig(name=name, alpha=0.7, sums=sums))
+    own = gradient(logits[parts], fractions[parts], LossConfig(name=name, alpha=0.7, sums=shared))
+    for found, expected in zip(own, whole, strict=True):
+        torch.testing.assert_close(team.sum(found) / team.size, expected, msg=f"{name} {case} {sums}")
+
+
+def main() -> None:
+    """Compare everything; the group is gone before the process is."""
+    with team_of("cpu") as team:
+        assert team.gather(team.share("abcde")) == list("abcde")
+        assert team.gather(team.share("a")) == ["a"]
+        for name in get_args(LossName):
+            for case in ("everywhere", "elsewhere", "absent"):
+                compare(team, name, case, "batch", "devices")
+                compare(team, name, case, "sample", "sample")
+    assert not dist.is_initialized()
+
+
+if __name__ == "__main__":
+    main()

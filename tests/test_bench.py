@@ -1,0 +1,72 @@
+"""The benchmarks: on shapes of no importance, that each contender runs and the figures are what they are called."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from click.testing import CliRunner
+from tiny import SPEC, TinyWorld
+
+from liverseg.bench.timing import fastest
+from liverseg.bench.train import measure_steps, measure_whole
+from liverseg.cli import main
+from liverseg.model.network import NetworkConfig, forward_flops
+from liverseg.training.devices import matmul_peak
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    # In fp32: oneDNN's bf16 gradient of a convolution two slices deep reads memory that nobody has written.
+    monkeypatch.setattr("liverseg.bench.train.computes_in_bf16", lambda *_: False)
+    for module in ("augment", "train"):
+        monkeypatch.setattr(f"liverseg.bench.{module}.SHAPE_ZYX", SPEC.shape_zyx)
+
+
+def test_the_fastest_repeat_counts_and_the_first_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Clock readings in pairs: 0.1 s that does not count, then 3, 2 and 4 s: 9 s are at least 6.
+    readings = itertools.accumulate([0.0, 0.1, 1.0, 3.0, 1.0, 2.0, 1.0, 4.0])
+    monkeypatch.setattr("liverseg.bench.timing.time.perf_counter", lambda: next(readings))
+    assert fastest(lambda: None, CPU, seconds=6) == pytest.approx(2)
+
+
+def test_share_of_the_peak_is_counted_from_the_network() -> None:
+    (own,) = (
+        s for s in measure_steps(CPU, base_channels=2, batch_sizes=(2,), seconds=0) if s.name == "liverseg"
+    )
+    flops = 3 * forward_flops(NetworkConfig(base_channels=2), SPEC.shape_zyx)
+    assert own.mfu == pytest.approx(own.samples_per_second * flops / matmul_peak(CPU, torch.float32))
+    assert own.peak_mib is None
+
+
+def test_the_trainer_is_timed_beside_its_bare_steps(tiny_world: TinyWorld) -> None:
+    whole = measure_whole(tiny_world.store, CPU, base_channels=2, batch_size=2, steps=2)
+    assert whole.end_to_end > 0
+    assert whole.compute_only > 0
+    assert 0 < whole.augment_share < 1
+    assert 0 <= whole.wait_share < 1
+
+
+def test_the_commands_print_ratios(tiny_world: TinyWorld) -> None:
+    common = ["--device", "cpu", "--seconds", "0"]
+    cache = ["--cache", str(tiny_world.cache)]
+    for command, words in (
+        (["augment", *common], "of liverseg, cpu"),
+        (["load", *common, *cache], "liverseg, stream"),
+        (["train", *common, *cache, "--base-channels", "2"], "of its bare steps"),
+    ):
+        result = CliRunner().invoke(main, ["bench", *command])
+        assert result.exit_code == 0, result.output
+        assert words in result.output
+        assert "1.0" in result.output
+
+
+def test_one_command_does_everything(tiny_world: TinyWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("liverseg.bench.load.make_store", lambda _: tiny_world.store)
+    result = CliRunner().invoke(main, ["bench", "all", "--device", "cpu", "--seconds", "0"])
+    assert result.exit_code == 0, result.output
+    for words in ("augmentation of one sample", "loading to cpu", "steps at 8 channels", "end to end"):
+        assert words in result.output

@@ -1,0 +1,248 @@
+"""``predict``, ``export`` and the Python API: every kind of input, every option, the same label each way."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from numpy.typing import NDArray
+from tiny import SPEC, TinyWorld
+
+import liverseg
+from data_cache.errors import RunError, VolumeError
+from data_cache.geometry import DepthWindow
+from liverseg.cli import main
+from liverseg.inference.inputs import find_scans
+from liverseg.inference.model_file import describe, export_model, load_trained
+from liverseg.inference.segment import load_predictor, moved, segment
+from pipeline.nifti import write_slices
+from pipeline.prepare import read_scan
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture
+def run() -> Run:
+    return lambda *arguments: CliRunner().invoke(main, [str(a) for a in arguments])
+
+
+def voxels(path: Path) -> NDArray[Any]:
+    return np.asarray(nib.Nifti1Image.from_filename(path).dataobj)
+
+
+@pytest.fixture
+def image(tiny_world: TinyWorld) -> Path:
+    return tiny_world.raw / "imagesTr" / "liver_0.nii.gz"
+
+
+def test_a_folder_of_files_and_what_is_written_beside_them(
+    run: Run, tiny_run: Path, image: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "scans"
+    folder.mkdir()
+    for name in ("a.nii.gz", "b.nii.gz"):
+        shutil.copy(image, folder / name)
+    (folder / "notes.txt").write_text("no scan")
+    out = tmp_path / "out"
+    result = run("predict", tiny_run, folder, "--out", out, "--preview", "--statistics")
+    assert result.exit_code == 0, result.output
+    assert {p.name for p in out.iterdir()} == {
+        f"{n}.{kind}" for n in "ab" for kind in ("nii.gz", "png", "json")
+    }
+    assert (out / "a.png").read_bytes().startswith(b"\x89PNG")
+    statistics = json.loads((out / "a.json").read_text())
+    label = voxels(out / "a.nii.gz")
+    voxel_ml = abs(np.linalg.det(nib.Nifti1Image.from_filename(image).affine)) / 1000
+    assert statistics["liver_ml"] == pytest.approx(np.count_nonzero(label) * voxel_ml)
+    assert statistics["image"] == str(folder / "a.nii.gz")
+
+
+def test_a_dicom_series_gives_the_label_of_its_nifti(
+    run: Run, tiny_run: Path, image: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("pydicom")
+    from test_dicom import write_series
+
+    nifti = nib.Nifti1Image.from_filename(image)
+    write_series(
+        tmp_path / "CT_7",
+        np.asarray(nifti.dataobj).astype(np.int16).transpose(2, 1, 0),
+        np.asarray(nifti.affine),
+    )
+    result = run("predict", tiny_run, tmp_path / "CT_7", image, "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    np.testing.assert_array_equal(
+        voxels(tmp_path / "out" / "CT_7.nii.gz"), voxels(tmp_path / "out" / "liver_0.nii.gz")
+    )
+
+
+def test_without_pydicom_it_says_what_to_install(
+    run: Run, tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pydicom", None)
+    (tmp_path / "series").mkdir()
+    (tmp_path / "series" / "a.dcm").write_bytes(b"x")
+    result = run("predict", tiny_run, tmp_path / "series", "--out", tmp_path / "out")
+    assert result.exit_code == 1
+    assert "pip install 'liverseg[dicom]'" in result.output
+
+
+def test_two_scans_of_one_name_are_refused(image: Path, tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    shutil.copy(image, tmp_path / "other")
+    with pytest.raises(VolumeError, match=r"both write liver_0.nii.gz"):
+        find_scans([image, tmp_path / "other"])
+    assert [scan.name for scan in find_scans([tmp_path / "missing.nii"])] == ["missing"]
+
+
+@pytest.mark.slow
+def test_a_long_scan_takes_little_memory(tiny_run: Path, tmp_path: Path) -> None:
+    """512×512×1000, in a process of its own; half a gigabyte of voxels, and at most 1.2 GB in all."""
+    path = tmp_path / "long.nii"
+    rng = np.random.default_rng(0)
+    slices = (rng.integers(-100, 100, (1, 512, 512)).astype(np.int16) for _ in range(1000))
+    write_slices(path, slices, (1000, 512, 512), np.diag([0.7, 0.7, 0.7, 1.0]))
+    code = (
+        "import resource, sys; from liverseg.cli import main; main(sys.argv[1:], standalone_mode=False);"
+        "print('peak', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    )
+    command = [sys.executable, "-c", code, "predict", tiny_run, path, "--out", tmp_path / "out", "--preview"]
+    output = subprocess.run([str(c) for c in command], check=True, capture_output=True, text=True).stdout
+    peak_kib = int(output.split("peak")[1])
+    assert peak_kib < 1.2e9 / 1024
+
+
+# ---- options
+
+
+def test_an_ensemble_of_equals_is_each_of_them_and_of_two_their_mean(
+    tiny_run: Path, image: Path, tmp_path: Path
+) -> None:
+    view = read_scan(image, SPEC).view(DepthWindow(start=0, stop=40), SPEC)
+    one = load_predictor(tiny_run, device="cpu")
+    twice = load_predictor(tiny_run, tiny_run, device="cpu")
+    np.testing.assert_allclose(twice.foreground(view.image_zyx), one.foreground(view.image_zyx), atol=1e-6)
+    other = shutil.copytree(tiny_run, tmp_path / "other")
+    content = torch.load(other / "best.pt", weights_only=True)
+    content["average"] = {k: v * 0.5 if v.is_floating_point() else v for k, v in content["average"].items()}
+    torch.save(content, other / "best.pt")
+    second, both = load_predictor(other, device="cpu"), load_predictor(tiny_run, other, device="cpu")
+    mean = (one.foreground(view.image_zyx) + second.foreground(view.image_zyx)) / 2
+    np.testing.assert_allclose(both.foreground(view.image_zyx), mean, atol=1e-6)
+    content["spec"]["margin_fraction"] = 0.5
+    torch.save(content, other / "best.pt")
+    with pytest.raises(RunError, match="another preprocessing spec"):
+        load_predictor(tiny_run, other, device="cpu")
+
+
+def test_fast_looks_once_and_tta_looks_more(
+    tiny_run: Path, image: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scan = read_scan(image, SPEC)
+    usual = load_predictor(tiny_run, device="cpu")
+    looks: list[int] = []
+    original = type(usual).foreground
+
+    def counting(self: Any, image_zyx: NDArray[np.int16]) -> NDArray[np.float32]:
+        looks.append(1)
+        return original(self, image_zyx)
+
+    monkeypatch.setattr(type(usual), "foreground", counting)
+    counts, found = {}, {}
+    for name, predictor in (
+        ("usual", usual),
+        ("fast", replace(usual, fast=True)),
+        ("tta", replace(usual, tta=True)),
+    ):
+        looks.clear()
+        found[name] = segment(scan, predictor)
+        counts[name] = len(looks)
+    assert counts["fast"] == 1
+    assert counts["tta"] == counts["usual"] + 3
+    assert found["fast"].window == scan.scan_window
+    assert found["tta"].window == found["usual"].window
+    difference = np.abs(found["tta"].foreground_czyx - found["usual"].foreground_czyx)
+    assert 0 < difference.mean() < 0.2
+
+
+def test_moving_between_windows_keeps_what_is_smooth() -> None:
+    ramp = np.broadcast_to(np.linspace(0, 1, 16, dtype=np.float32)[None, :, None, None], (2, 16, 2, 2))
+    source, target = DepthWindow(start=0, stop=64), DepthWindow(start=16, stop=48)
+    np.testing.assert_allclose(moved(ramp, source, source), ramp, atol=0.02)
+    inner = moved(ramp, source, target)
+    # Target voxels are 2 slices wide from 16 on: centres 17, 19, …; the ramp is (z - 2) / 60 at slice edges z.
+    np.testing.assert_allclose(inner[0, :, 0, 0], (np.arange(17, 48, 2) - 2) / 60, atol=1e-5)
+
+
+# ---- a model as a file
+
+
+def test_an_exported_file_gives_the_same_label(run: Run, tiny_run: Path, image: Path, tmp_path: Path) -> None:
+    file = tmp_path / "new" / "model.safetensors"
+    result = run("export", tiny_run, file, "--licence", "CC0")
+    assert result.exit_code == 0, result.output
+    about = describe(file)
+    assert about["labels"] == ["background", "liver", "tumour"]
+    assert about["licence"] == "CC0"
+    assert about["evaluation"] is None
+    for name, model in (("run", tiny_run), ("file", file)):
+        assert run("predict", model, image, "--out", tmp_path / name).exit_code == 0
+    np.testing.assert_array_equal(
+        voxels(tmp_path / "run" / "liver_0.nii.gz"), voxels(tmp_path / "file" / "liver_0.nii.gz")
+    )
+    assert load_trained(file).config == load_trained(tiny_run).config
+
+
+def test_files_that_are_no_models(tiny_run: Path, image: Path, tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="ends in .safetensors"):
+        export_model(tiny_run, tmp_path / "model.pt")
+    with pytest.raises(RunError, match="no readable"):
+        load_trained(image)
+    from safetensors.torch import save_file
+
+    save_file({"a": torch.zeros(1)}, tmp_path / "other.safetensors")
+    with pytest.raises(RunError, match="not of liverseg export"):
+        load_trained(tmp_path / "other.safetensors")
+
+
+def test_the_scores_of_an_evaluation_go_along(tiny_run: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(tiny_run, tmp_path / "run")
+    (copy / "evaluation").mkdir(exist_ok=True)
+    (copy / "evaluation" / "summary.json").write_text('{"n_cases": 3}')
+    assert describe(export_model(copy, tmp_path / "m.safetensors"))["evaluation"] == {"n_cases": 3}
+
+
+# ---- Python
+
+
+def test_the_api_gives_what_the_command_writes(run: Run, tiny_run: Path, image: Path, tmp_path: Path) -> None:
+    assert run("predict", tiny_run, image, "--out", tmp_path / "out").exit_code == 0
+    found = liverseg.load(tiny_run, device="cpu").segment(image)
+    written = nib.Nifti1Image.from_filename(tmp_path / "out" / "liver_0.nii.gz")
+    canonical = np.asarray(nib.as_closest_canonical(written).dataobj).transpose(2, 1, 0)
+    np.testing.assert_array_equal(found.label_zyx, canonical)
+    np.testing.assert_allclose(found.grid.affine, nib.as_closest_canonical(written).affine, atol=1e-4)
+    assert found.liver_ml == pytest.approx(np.count_nonzero(canonical) * found.grid.voxel_volume_ml)
+    again = found.save(tmp_path / "again.nii.gz")
+    np.testing.assert_array_equal(voxels(again), np.asarray(written.dataobj))
+
+
+def test_a_folder_of_several_scans_is_not_one(tiny_world: TinyWorld, tiny_run: Path) -> None:
+    with pytest.raises(VolumeError, match="holds 6 scans"):
+        liverseg.load(tiny_run, device="cpu").segment(tiny_world.raw / "imagesTr")
+
+
+def test_importing_liverseg_loads_no_torch() -> None:
+    code = "import liverseg, sys; assert liverseg.load; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
