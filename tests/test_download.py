@@ -392,7 +392,7 @@ def link(name: str, target: str, kind: bytes = tarfile.SYMTYPE) -> tarfile.TarIn
 UNSAFE: dict[str, Callable[[], bytes]] = {
     "parent": lambda: tar_of({**FILES, "../evil": b"!"}),
     "deep parent": lambda: tar_of({**FILES, "Task03_Liver/imagesTr/../../../evil": b"!"}),
-    "absolute": lambda: tar_of({**FILES, "/tmp/liverseg_evil": b"!"}),
+    "absolute": lambda: tar_of({**FILES, "/liverseg_evil": b"!"}),
     "symlink out": lambda: tar_of(FILES, link("Task03_Liver/evil", "/etc/passwd")),
     "symlink in": lambda: tar_of(FILES, link("Task03_Liver/evil", "dataset.json")),
     "hard link": lambda: tar_of(FILES, link("Task03_Liver/evil", "../../evil", tarfile.LNKTYPE)),
@@ -408,7 +408,7 @@ def test_nothing_of_an_unsafe_archive_is_kept(server: Server, raw: Path, kind: s
         fetch(server, raw, md5=md5(server.content))
     left = set(raw.parent.parent.rglob("*")) - before
     assert left == {raw.parent, raw.parent / "Task03_Liver.tar"}
-    assert not Path("/tmp/liverseg_evil").exists()
+    assert not Path("/liverseg_evil").exists()
 
 
 def test_litter_is_left_out_and_a_flat_archive_is_taken(server: Server, raw: Path) -> None:

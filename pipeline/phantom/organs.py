@@ -158,18 +158,6 @@ def paint_retroperitoneum(canvas: Canvas) -> None:
         right = tube(points, (10, 0, -40), (14, -12, -170), radii_mm=(5, 4))
         return np.minimum(left, right)
 
-    def kidney_shade(points: Points, distance: Volume) -> Volume:
-        pyramids = np.clip(0.5 + canvas.texture(points, 26, 9.0) * 1.5, 0, 1) * np.clip(
-            (-distance - 6.0) / 2.0, 0, 1
-        )
-        hilum = [
-            ellipsoid(points, (c[0] - s * 13.0, c[1] + 4.0, c[2]), (15.0, 8.0, 27.0), lean=(-0.25 * s, -0.12))
-            for c, s in ((organs.kidney_right, 1), (organs.kidney_left, -1))
-        ]
-        sinus = np.clip((1.5 * canvas.texture(points, 27, 9.0) - np.minimum(*hilum)) / 2.0, 0, 1)
-        tissue = hu.cortex + pyramids * (hu.medulla - hu.cortex)
-        return np.asarray(tissue + sinus * (-60.0 - tissue), dtype=np.float32)
-
     def spleen(points: Points) -> Volume:
         whole = ellipsoid(points, organs.spleen, organs.spleen_radii, lean=(0.1, 0.15))
         bed = smooth_max(
@@ -195,15 +183,33 @@ def paint_retroperitoneum(canvas: Canvas) -> None:
         wall = np.clip((distance + 4.0 + canvas.texture(points, 31, 12.0)) / 1.5, 0, 1)
         return np.asarray(inside + wall * (hu.gut - inside), dtype=np.float32)
 
-    for kidney in (0, 1):
-        center = (organs.kidney_right, organs.kidney_left)[kidney]
-        box = box_around(center, organs.kidney_radii, slack=1.5)
-        canvas.paint(lambda p, k=kidney: kidney_distances(anatomy, p)[k], kidney_shade, box)  # type: ignore[misc]
+    _paint_kidneys(canvas)
     canvas.paint(psoas, flesh(hu.muscle, 14), ((-80, -70, -420), (80, 10, -95)))
     canvas.paint(crura, flesh(hu.muscle, 14), ((-35, -25, -180), (25, 10, -30)))
     canvas.paint(pancreas, flesh(0.85 * hu.gut + 18.0, 24), ((-85, -35, -150), (45, 50, -75)))
     canvas.paint(lambda p: stomach_distance(anatomy, p), stomach_shade, ((-130, -50, -150), (60, 100, -5)))
     canvas.paint(spleen, spleen_shade, box_around(organs.spleen, organs.spleen_radii, slack=1.3))
+
+
+def _paint_kidneys(canvas: Canvas) -> None:
+    anatomy, hu, organs = canvas.anatomy, canvas.anatomy.hu, canvas.anatomy.organs
+
+    def kidney_shade(points: Points, distance: Volume) -> Volume:
+        pyramids = np.clip(0.5 + canvas.texture(points, 26, 9.0) * 1.5, 0, 1) * np.clip(
+            (-distance - 6.0) / 2.0, 0, 1
+        )
+        hilum = [
+            ellipsoid(points, (c[0] - s * 13.0, c[1] + 4.0, c[2]), (15.0, 8.0, 27.0), lean=(-0.25 * s, -0.12))
+            for c, s in ((organs.kidney_right, 1), (organs.kidney_left, -1))
+        ]
+        sinus = np.clip((1.5 * canvas.texture(points, 27, 9.0) - np.minimum(*hilum)) / 2.0, 0, 1)
+        tissue = hu.cortex + pyramids * (hu.medulla - hu.cortex)
+        return np.asarray(tissue + sinus * (-60.0 - tissue), dtype=np.float32)
+
+    for kidney in (0, 1):
+        center = (organs.kidney_right, organs.kidney_left)[kidney]
+        box = box_around(center, organs.kidney_radii, slack=1.5)
+        canvas.paint(lambda p, k=kidney: kidney_distances(anatomy, p)[k], kidney_shade, box)  # type: ignore[misc]
 
 
 def paint_great_vessels(canvas: Canvas) -> None:
