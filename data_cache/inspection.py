@@ -1,12 +1,26 @@
-"""Describe a store: what a person wants to know of its cases, without decoding a voxel."""
+"""Describe a store without decoding a voxel, and verify it to its last byte."""
 
 from __future__ import annotations
 
+import contextlib
+import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_cache.reader import CacheStore
-from data_cache.schema import CaseMeta
+from data_cache.errors import CacheError
+from data_cache.files import sha256_of
+from data_cache.reader import (
+    METADATA,
+    REBUILD,
+    CacheStore,
+    has_cases,
+    natural_order,
+    read_meta,
+    read_schema,
+)
+from data_cache.schema import CacheSchema, CaseMeta, SourceFile
+from data_cache.seal import is_sealed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,3 +52,89 @@ def summarise_case(store: CacheStore, case_id: str) -> CaseSummary:
 
 def _size_bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+# ---- verify
+
+
+def verify_root(store: Path) -> tuple[str, ...]:
+    """What is wrong with a store's own ``zarr.json``; raises CacheError where there is no cache at all."""
+    try:
+        read_schema(store)
+    except CacheError as failure:
+        if not has_cases(store):
+            raise
+        return (str(failure).removeprefix(f"{store / METADATA}: "),)
+    return () if is_sealed(store, alone=True) else (_UNSEALED,)
+
+
+def set_root_aside(store: Path) -> None:
+    """Rename a damaged ``zarr.json`` of a store that has cases: ``preprocess`` then writes it again."""
+    with contextlib.suppress(FileNotFoundError):
+        os.replace(store / METADATA, store / f".{METADATA}.damaged")
+
+
+def cases_to_verify(store: Path, *, expected: Iterable[str] = ()) -> list[str]:
+    """The folders of a store, finished cases or not, and the cases that it should have."""
+    folders = (path.name for path in store.iterdir() if path.is_dir() and not path.name.startswith("."))
+    return sorted({*folders, *expected}, key=natural_order)
+
+
+def verify_case(
+    store: Path, case_id: str, *, schema: CacheSchema, raw: Path | None = None
+) -> tuple[str, ...]:
+    """What is wrong with a case: every chunk is read against its CRC, all metadata against its seal.
+
+    Args:
+        store: Folder of the store.
+        case_id: Of ``cases_to_verify``.
+        schema: Of the store, or the one that it will have.
+        raw: Folder of the data set, to compare the sources' sha256 too.
+    """
+    folder = store / case_id
+    if not folder.exists():
+        return ("is not in the cache",)
+    meta, unreadable = _attempt(store, case_id)
+    if meta is None:
+        return (unreadable.removeprefix(f"{folder / METADATA}: ").removeprefix(f"{store}: "),)
+    faults = [] if is_sealed(folder) else [_UNSEALED]
+    if meta.spec_fingerprint != schema.fingerprint:
+        faults.append(f"built with the spec {meta.spec_fingerprint}, the store's is {schema.fingerprint}")
+    faults += _view_faults(CacheStore(store, schema, {case_id: meta}), meta)
+    if raw is not None:
+        faults += [what for source in (meta.image, meta.label) for what in _source_faults(source, raw)]
+    return tuple(faults)
+
+
+_UNSEALED = "its metadata is not as it was written (another checksum)"
+
+
+def _attempt(store: Path, case_id: str) -> tuple[CaseMeta | None, str]:
+    try:
+        return read_meta(store, case_id), ""
+    except CacheError as failure:
+        return None, str(failure)
+
+
+def _view_faults(store: CacheStore, meta: CaseMeta) -> list[str]:
+    has_liver = meta.voxel_counts is not None and any(meta.voxel_counts[1:])
+    faults = [f"has no {v} view" for v in ("scan", *["liver"] * has_liver) if v not in meta.windows]
+    for view in meta.windows:
+        try:
+            store.read(meta.case_id, view)
+        except CacheError as failure:
+            what = str(failure).removeprefix(f"{store.path / meta.case_id}{os.sep}")
+            faults.append(what.removesuffix(f": {REBUILD}"))
+    return faults
+
+
+def _source_faults(source: SourceFile | None, raw: Path) -> list[str]:
+    if source is None:
+        return []
+    path = raw / source.path
+    try:
+        if path.stat().st_size == source.size_bytes and sha256_of(path) == source.sha256:
+            return []
+    except OSError as failure:
+        return [f"{source.path}: cannot be read: {failure.strerror}"]
+    return [f"{source.path}: is not the file that the case was built from (another sha256)"]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -12,10 +14,12 @@ import zarr
 from numpy.typing import NDArray
 
 from data_cache.errors import CacheError, SchemaError
+from data_cache.files import write_text
 from data_cache.schema import CacheSchema, CaseMeta, View
 
 METADATA = "zarr.json"
-REBUILD = "delete the case's folder and run liverseg preprocess again"
+REBUILD_MARK = "rebuild.txt"  # in a case's folder: what is wrong with it, so that preprocess builds it again
+REBUILD = "run liverseg verify, which marks the case, and then liverseg preprocess"
 
 
 def read_schema(store: Path) -> CacheSchema:
@@ -35,10 +39,34 @@ def read_meta(store: Path, case_id: str) -> CaseMeta:
     return meta
 
 
+def mark_for_rebuild(store: Path, case_id: str, faults: Sequence[str]) -> None:
+    """Have ``preprocess`` build a case again, which removes the mark; until then it stays readable.
+
+    It is neither moved nor deleted: where its sources are damaged too, it is all that there is.
+    """
+    write_text(store / case_id / REBUILD_MARK, "\n".join(faults) + "\n")
+
+
+def is_marked(store: Path, case_id: str) -> bool:
+    """Whether a case is to be built again."""
+    return (store / case_id / REBUILD_MARK).exists()
+
+
 def list_cases(store: Path) -> tuple[str, ...]:
     """Ids of the finished cases, in natural order (liver_2 before liver_10)."""
     found = (p.name for p in store.iterdir() if not p.name.startswith(".") and (p / METADATA).exists())
     return tuple(sorted(found, key=natural_order))
+
+
+def has_cases(store: Path) -> bool:
+    """Whether a folder holds a case of ours, whatever its root says."""
+    if not store.is_dir():
+        return False
+    for case_id in list_cases(store):
+        with contextlib.suppress(CacheError):
+            read_meta(store, case_id)
+            return True
+    return False
 
 
 def natural_order(name: str) -> list[tuple[int, str]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import json
 import os
 import shutil
 import socket
@@ -18,9 +17,10 @@ from numpy.typing import NDArray
 from zarr.codecs import BloscCodec, BloscShuffle, Crc32cCodec
 
 from data_cache.errors import CacheError, SpecMismatchError
-from data_cache.reader import METADATA, read_schema
+from data_cache.reader import METADATA, has_cases, read_schema
 from data_cache.records import to_json
 from data_cache.schema import MISSING_HU, CacheSchema, Case, CaseMeta, PreprocessSpec, View, multiscales
+from data_cache.seal import write_sealed
 
 PARTIAL = ".partial"  # cases being written; a name that no case id may have
 
@@ -41,20 +41,27 @@ def open_or_create(store: Path, spec: PreprocessSpec) -> CacheSchema:
 
 
 def _create_root(store: Path, schema: CacheSchema) -> None:
-    is_foreign = store.exists() and (not store.is_dir() or any(p.name != PARTIAL for p in store.iterdir()))
+    is_foreign = (
+        store.exists() and not _is_empty(store) and not has_cases(store)
+    )  # verify sets a damaged root aside
     if (store / METADATA).exists():  # by now: another process was faster
         return
     if is_foreign:
         raise CacheError(f"{store}: exists but is no cache (it has no {METADATA}): name another folder")
     try:
         with _partial_folder(store, "root") as partial:
-            zarr.create_group(partial, attributes={"liverseg": to_json(schema)})
+            zarr.create_group(partial)
+            write_sealed(partial, {"liverseg": to_json(schema)})
             _sync_tree(partial)
             # A second process may do the same at the same time: both files are equal, so either may win.
             os.replace(partial / METADATA, store / METADATA)
             _sync(store)
     except OSError as failure:
         raise CacheError(f"{store}: cannot be created: {failure}") from failure
+
+
+def _is_empty(store: Path) -> bool:
+    return store.is_dir() and all(path.name == PARTIAL for path in store.iterdir())
 
 
 def _difference(store: Path, found: PreprocessSpec, wanted: PreprocessSpec) -> str:
@@ -117,10 +124,7 @@ def _write_array(path: Path, values: NDArray[Any], *, fill_value: int) -> None:
 
 def _write_attributes(folder: Path, meta: CaseMeta, spec: PreprocessSpec) -> None:
     ome = {"version": "0.5", "multiscales": multiscales(meta, spec)}
-    path = folder / METADATA
-    group = json.loads(path.read_text())
-    group["attributes"] = {"liverseg": to_json(meta), "ome": ome}
-    path.write_text(json.dumps(group, indent=2, allow_nan=False))
+    write_sealed(folder, {"liverseg": to_json(meta), "ome": ome})
 
 
 @contextlib.contextmanager

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import joblib
-from joblib.externals.loky.process_executor import TerminatedWorkerError
-from threadpoolctl import threadpool_limits
 
 from data_cache.errors import CacheError, LiversegError
-from data_cache.reader import read_meta
+from data_cache.files import sha256_of
+from data_cache.reader import is_marked, read_meta
 from data_cache.schema import PreprocessSpec, SourceFile
 from data_cache.writer import open_or_create, remove_leftovers, write_case
 from pipeline.decathlon import CaseFiles, RawDataSet
+from pipeline.fanout import UNSUPERVISED, Supervision, fan_out
+from pipeline.memory import affordable_jobs, free_bytes, worker_bytes
 from pipeline.prepare import prepare_case
 
 Outcome = Literal["done", "skipped", "failed"]
@@ -55,6 +57,8 @@ def build(
     *,
     jobs: int,
     report: Callable[[CaseResult], None],
+    supervision: Supervision = UNSUPERVISED,
+    verify_sources: bool = False,
 ) -> list[CaseResult]:
     """Bring ``store`` up to date with ``data_set``.
 
@@ -63,8 +67,10 @@ def build(
             and the same spec, are skipped.
         store: Created where there is none.
         spec: What decides the voxels.
-        jobs: Worker processes.
+        jobs: Worker processes; fewer where memory would not suffice for as many.
         report: Called with each result as it comes.
+        supervision: How workers are looked after.
+        verify_sources: A case is up to date only if the sha256 of its files matches too.
 
     Raises:
         CacheError: ``store`` is no cache, or one of another spec. A case that fails raises nothing.
@@ -73,39 +79,68 @@ def build(
     remove_leftovers(store)
     pending, results = [], []
     for files in data_set.cases:
-        if is_current(store, files, spec):
+        if is_current(store, files, spec, verify_sources=verify_sources):
             results.append(CaseResult(case_id=files.case_id, outcome="skipped"))
             report(results[-1])
         else:
             pending.append(files)
+    if supervision.scheduler is None:
+        jobs = _bounded_jobs(pending, spec, jobs=min(jobs, len(pending)), warn=supervision.warn)
     task = partial(build_case, store=store, spec=spec, root=data_set.root)
-    for result in _run(task, pending, jobs=jobs):
-        results.append(result)
-        report(result)
-    remove_leftovers(store)
+    fresh = fan_out(task, pending, jobs=jobs, killed=_killed, supervision=supervision)
+    try:
+        with contextlib.closing(fresh):  # stops the workers first, so that what they leave is seen as left
+            for result in fresh:
+                results.append(result)
+                report(result)
+    finally:
+        remove_leftovers(store)
     return results
 
 
-def is_current(store: Path, files: CaseFiles, spec: PreprocessSpec) -> bool:
-    """Whether the store holds this case, built with ``spec`` from the files as they are now."""
+def _bounded_jobs(
+    pending: Sequence[CaseFiles], spec: PreprocessSpec, *, jobs: int, warn: Callable[[str], None]
+) -> int:
+    if jobs <= 1:
+        return 1
+    paths = (path for files in pending for path in (files.image, files.label))
+    needed, free = worker_bytes(paths, spec.shape_zyx[1:]), free_bytes()
+    bounded = affordable_jobs(jobs, needed_bytes=needed, free_bytes=free)
+    if bounded < jobs and free is not None:
+        warn(
+            f"{bounded} of {jobs} workers: the largest case needs {needed >> 20} MiB, "
+            f"{free >> 20} MiB of memory are free"
+        )
+    return bounded
+
+
+def is_current(store: Path, files: CaseFiles, spec: PreprocessSpec, *, verify_sources: bool = False) -> bool:
+    """Whether the store holds this case, built with ``spec`` from the files as they are now.
+
+    "As they are" goes by size and time, and by sha256 where ``verify_sources`` is set. A case that ``verify``
+    marked is not current.
+    """
     try:
         meta = read_meta(store, files.case_id)
     except CacheError:
         return False
     return (
         meta.spec_fingerprint == spec.fingerprint()
-        and _is_same(files.image, meta.image)
+        and not is_marked(store, files.case_id)
         and meta.label is not None
-        and _is_same(files.label, meta.label)
+        and _is_same(files.image, meta.image, by_content=verify_sources)
+        and _is_same(files.label, meta.label, by_content=verify_sources)
     )
 
 
-def _is_same(path: Path, source: SourceFile) -> bool:
+def _is_same(path: Path, source: SourceFile, *, by_content: bool) -> bool:
     try:
         status = path.stat()
+        return (status.st_size, status.st_mtime_ns) == (source.size_bytes, source.mtime_ns) and (
+            not by_content or sha256_of(path) == source.sha256
+        )
     except OSError:
         return False
-    return (status.st_size, status.st_mtime_ns) == (source.size_bytes, source.mtime_ns)
 
 
 def build_case(files: CaseFiles, *, store: Path, spec: PreprocessSpec, root: Path) -> CaseResult:
@@ -113,10 +148,8 @@ def build_case(files: CaseFiles, *, store: Path, spec: PreprocessSpec, root: Pat
     start = time.perf_counter()
     result = partial(CaseResult, case_id=files.case_id)
     try:
-        # joblib limits BLAS in its workers, but not with one job; two threads a worker cost a factor of two.
-        with threadpool_limits(1):
-            case = prepare_case(files.case_id, files.image, files.label, spec, root=root)
-            write_case(store, case, spec)
+        case = prepare_case(files.case_id, files.image, files.label, spec, root=root)
+        write_case(store, case, spec)
     except LiversegError as failure:
         return result(outcome="failed", message=str(failure), seconds=time.perf_counter() - start)
     except Exception as failure:
@@ -129,37 +162,5 @@ def build_case(files: CaseFiles, *, store: Path, spec: PreprocessSpec, root: Pat
     return result(outcome="done", notes=case.meta.notes, seconds=time.perf_counter() - start)
 
 
-def _run(
-    task: Callable[[CaseFiles], CaseResult], pending: Sequence[CaseFiles], *, jobs: int
-) -> Iterator[CaseResult]:
-    """Results as they come. A worker that is killed takes its unfinished cases along: they run again alone."""
-    if jobs == 1 or len(pending) <= 1:
-        yield from map(task, pending)
-        return
-    unfinished = {files.case_id: files for files in pending}
-    try:
-        for result in _parallel(task, pending, jobs=min(jobs, len(pending))):
-            del unfinished[result.case_id]
-            yield result
-    except TerminatedWorkerError:
-        for files in unfinished.values():
-            yield _run_alone(task, files)
-
-
-def _parallel(
-    task: Callable[[CaseFiles], CaseResult], pending: Sequence[CaseFiles], *, jobs: int
-) -> Iterator[CaseResult]:
-    parallel = joblib.Parallel(
-        n_jobs=jobs, batch_size=1, pre_dispatch="2*n_jobs", return_as="generator_unordered"
-    )
-    results: Iterator[CaseResult] = parallel(joblib.delayed(task)(files) for files in pending)
-    return results
-
-
-def _run_alone(task: Callable[[CaseFiles], CaseResult], files: CaseFiles) -> CaseResult:
-    """In a process of its own, so that the case that kills it is named and takes no other along."""
-    try:
-        return next(_parallel(task, [files], jobs=2))
-    except TerminatedWorkerError:
-        message = f"{files.image}: its worker was killed twice (out of memory?): run with fewer --jobs"
-        return CaseResult(case_id=files.case_id, outcome="failed", message=message)
+def _killed(files: CaseFiles, reason: str) -> CaseResult:
+    return CaseResult(case_id=files.case_id, outcome="failed", message=f"{files.image}: {reason}")

@@ -307,9 +307,8 @@ def _labelled_first(check: ScanCheck) -> tuple[bool, list[tuple[int, str]]]:
     return check.scan.label is None, natural_order(check.scan.name)
 
 
-def _killed(scan: Scan) -> ScanCheck:
-    what = "its worker was killed twice (out of memory?)"
-    return ScanCheck(scan=scan, findings=(_fault(scan, what, "look at the file's header, or free memory"),))
+def _killed(scan: Scan, reason: str) -> ScanCheck:
+    return ScanCheck(scan=scan, findings=(_fault(scan, reason, "look at the file's header, or free memory"),))
 
 
 def has_faults(findings: Iterable[Finding]) -> bool:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from data_cache.errors import DataSetError
+from data_cache.reader import natural_order
 
 SUFFIXES = (".nii.gz", ".nii")
 _CASE_ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
@@ -65,6 +66,17 @@ def read_data_set(root: Path) -> RawDataSet:
         tests=tuple(tests),
         unlisted=_unlisted(root, cases),
     )
+
+
+def take_shard(data_set: RawDataSet, number: int, count: int) -> RawDataSet:
+    """The ``number``-th of ``count`` parts of the cases: every ``count``-th in natural order, so that none is long.
+
+    All parts together are the data set, whoever computes them, as long as dataset.json lists the same.
+    """
+    if not 1 <= number <= count:
+        raise ValueError(f"a shard needs 1 <= number <= count, got {number}/{count}")
+    ordered = sorted(data_set.cases, key=lambda case: natural_order(case.case_id))
+    return replace(data_set, cases=tuple(ordered[number - 1 :: count]))
 
 
 def volume_stem(path: Path) -> str | None:

@@ -76,8 +76,8 @@ def measure(
     return [found[case_id] for case_id in store.case_ids if case_id in found]
 
 
-def _killed(meta: CaseMeta) -> FailedCase:
-    return FailedCase(case=meta.case_id, message="its worker was killed twice (out of memory?)")
+def _killed(meta: CaseMeta, reason: str) -> FailedCase:
+    return FailedCase(case=meta.case_id, message=reason)
 
 
 def measure_case(meta: CaseMeta, *, raw: Path, store: Path, schema: CacheSchema) -> CaseFidelity | FailedCase:

@@ -162,8 +162,8 @@ def _attempt(case_id: str, measured: Callable[[], CasePrint]) -> CasePrint | Fai
         return FailedPrint(case_id=case_id, message=f"{type(failure).__name__}: {failure}")
 
 
-def _killed(files: CaseFiles) -> FailedPrint:
-    return FailedPrint(case_id=files.case_id, message="its worker was killed twice (out of memory?)")
+def _killed(files: CaseFiles, reason: str) -> FailedPrint:
+    return FailedPrint(case_id=files.case_id, message=reason)
 
 
 # ---- one case

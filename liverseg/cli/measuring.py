@@ -62,6 +62,65 @@ def bench_preprocess(
     console.print(table(f"one case, {sizes}, fastest of {repeats}", headers, map(row, results)))
 
 
+@bench.command("workers")
+@click.argument("raw", type=FOLDER)
+@click.option(
+    "--cases", "n_cases", default=16, show_default=True, type=click.IntRange(min=1), help="How many of RAW's."
+)
+def bench_workers(raw: Path, n_cases: int) -> None:
+    """Find the number of preprocess --jobs that is the fastest on this machine, and say what bounds it.
+
+    The same cases of RAW go into temporary stores, with 1, 2, 4, … workers up to the number of cores and half
+    as many again; files are read from the disk each time where the system allows to forget them.
+
+    \b
+    Example: liverseg bench workers data/Task03_Liver
+    """
+    from liverseg.bench.workers import fastest, memory_limit, numbers_to_try, try_workers, what_bounds
+    from liverseg.console import console, progress_bar, say, table, warn
+    from pipeline.build import physical_cores
+    from pipeline.decathlon import read_data_set
+
+    data_set, cores = read_data_set(raw), physical_cores()
+    n_cases = min(n_cases, len(data_set.cases))
+    memory_jobs = memory_limit(data_set, jobs=2 * cores)
+    numbers = numbers_to_try(cores, most=min(memory_jobs, n_cases))
+    if n_cases < 2 * numbers[-1]:
+        warn(f"{n_cases} cases keep {numbers[-1]} workers busy for a moment only: take more")
+    with progress_bar() as bar:
+        task = bar.add_task("trials", total=len(numbers), note="")
+        trials = try_workers(data_set, numbers, n_cases=n_cases, report=lambda _: bar.update(task, advance=1))
+    rows = (
+        (
+            str(t.jobs),
+            f"{t.cases_per_s:.2f}",
+            f"{t.cases_per_s / trials[0].cases_per_s:.2f}×",
+            f"{t.cores_used:.2f}",
+            f"{t.cpu_s_per_case:.3f}",
+            f"{t.computing:.0%}",
+            f"{t.queued:.0%}",
+            f"{max(0.0, 1 - t.computing - t.queued):.0%}",
+            f"{t.read_mib_per_s:.1f}",
+        )
+        for t in trials
+    )
+    headers = (
+        "jobs",
+        "cases/s",
+        "of one",
+        "cores",
+        "CPU s a case",
+        "computing",
+        "no core",
+        "disk",
+        "MiB/s read",
+    )
+    console.print(table(f"{n_cases} cases of {raw} on {cores} cores", headers, rows))
+    say(
+        f"fastest: --jobs {fastest(trials).jobs}, bound by {what_bounds(trials, cores=cores, memory_jobs=memory_jobs)}"
+    )
+
+
 seconds_option = click.option(
     "--seconds", default=5.0, show_default=True, type=click.FloatRange(min=0), help="For each contender."
 )

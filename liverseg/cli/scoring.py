@@ -86,7 +86,8 @@ def _evaluate_run(
 
         scored = score(predictor, store, split, case_ids=case_ids, raw=raw, out=out, report=report)
     _print_evaluation(scored, kind="never trained on" if unseen else "TRAINED ON")
-    say(f"wrote scores.csv, summary.json and {len(scored)} overlays to {out}; look: liverseg report {run}")
+    say(f"wrote scores.csv, summary.json and {len(scored)} overlays to {out}")
+    say(f"look at them: liverseg report {run}" + ("" if out == run / "evaluation" else f" --scores {out}"))
     return scored, len(case_ids)
 
 

@@ -1,0 +1,211 @@
+"""Commands that build a cache and verify it."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from liverseg.cli.common import FOLDER, Shard
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+    from data_cache.schema import CacheSchema
+    from pipeline.build import CaseResult
+    from pipeline.fanout import InFlight
+
+TIMEOUT_S = 600.0  # a case takes about a second
+HEARTBEAT_S = 30.0
+
+
+# ---- preprocess
+
+
+@click.command()
+@click.argument("raw", type=FOLDER)
+@click.argument("cache", type=FOLDER)
+@click.option(
+    "--jobs",
+    default=None,
+    type=click.IntRange(min=1),
+    help="Processes; default: physical cores. Fewer where their memory would not suffice.",
+)
+@click.option(
+    "--timeout",
+    "timeout_s",
+    default=None,
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="SECONDS",
+    help=f"Stop a case that takes longer.  [default: {TIMEOUT_S:.0f}]",
+)
+@click.option("--verify-sources", is_flag=True, help="Compare the sha256 of files, not only size and time.")
+@click.option("--shard", type=Shard(), help="Only the i-th of n parts of the cases, as 1/4: one a machine.")
+@click.option("--backend", default="local", show_default=True, type=click.Choice(["local", "dask"]))
+@click.option("--scheduler", metavar="ADDRESS", help="Of the dask cluster, such as tcp://10.0.0.1:8786.")
+def preprocess(
+    raw: Path,
+    cache: Path,
+    jobs: int | None,
+    timeout_s: float | None,
+    verify_sources: bool,
+    shard: tuple[int, int] | None,
+    backend: str,
+    scheduler: str | None,
+) -> None:
+    """Crop and resample every raw volume of RAW once, into the Zarr store CACHE.
+
+    Cases that CACHE holds already are skipped, so that an interrupted run goes on where it stopped. A case
+    that fails is reported, does not stop the others, and makes the exit code 1; so does one whose worker is
+    killed twice or takes too long. Several machines may fill one CACHE at once, each with its --shard. With
+    --backend dask, RAW and CACHE must have the same path on every machine of the cluster.
+
+    \b
+    Example: liverseg preprocess data/Task03_Liver data/liver.zarr --jobs 8
+             liverseg preprocess data/Task03_Liver data/liver.zarr --shard 2/4
+             liverseg preprocess data/Task03_Liver data/liver.zarr --backend dask --scheduler tcp://10.0.0.1:8786
+    """
+    from data_cache.schema import PreprocessSpec
+    from liverseg.console import progress_bar, say, warn
+    from pipeline.build import build, physical_cores
+    from pipeline.decathlon import read_data_set, take_shard
+    from pipeline.fanout import Supervision
+
+    _check_backend(backend, scheduler, jobs=jobs, timeout_s=timeout_s)
+    data_set = read_data_set(raw)
+    for path in data_set.unlisted:
+        warn(f"{path}: not in dataset.json, left out")
+    if shard is not None:
+        data_set = take_shard(data_set, *shard)
+    with progress_bar() as bar:
+        task = bar.add_task("preprocess", total=len(data_set.cases), note="")
+
+        def report(result: CaseResult) -> None:
+            bar.update(task, advance=1)
+            _report_case(result)
+
+        supervision = Supervision(
+            timeout_s=TIMEOUT_S if timeout_s is None else timeout_s,
+            scheduler=scheduler,
+            watch=_heartbeat(bar, task),
+            warn=warn,
+        )
+        results = build(
+            data_set,
+            cache,
+            PreprocessSpec(),
+            jobs=jobs or physical_cores(),
+            report=report,
+            supervision=supervision,
+            verify_sources=verify_sources,
+        )
+    outcomes = [result.outcome for result in results]
+    done, skipped, failed = (outcomes.count(o) for o in ("done", "skipped", "failed"))
+    say(f"{cache}: {done} cases built, {skipped} were up to date, {failed} failed")
+    if failed:
+        sys.exit(1)
+
+
+def _check_backend(backend: str, scheduler: str | None, *, jobs: int | None, timeout_s: float | None) -> None:
+    if (backend == "dask") != (scheduler is not None):
+        raise click.UsageError("--backend dask and --scheduler ADDRESS go together")
+    if backend == "dask" and (jobs is not None or timeout_s is not None):
+        raise click.UsageError("--jobs and --timeout are of local workers: the cluster has its own")
+
+
+def _report_case(result: CaseResult) -> None:
+    from liverseg.console import complain, errors, warn
+
+    if result.outcome == "failed":
+        complain(f"{result.case_id}: {result.message}")
+        if result.details and click.get_current_context().find_root().params["debug"]:
+            errors.print(result.details, markup=False)
+    for note in result.notes:
+        warn(f"{result.case_id}: {note}")
+
+
+def _heartbeat(bar: Progress, task: TaskID) -> Callable[[Sequence[InFlight]], None]:
+    """The cases in flight beside the bar; where the output is no terminal, in a line now and then."""
+    from liverseg.console import console, say
+
+    spoken = time.monotonic()
+
+    def watch(running: Sequence[InFlight]) -> None:
+        nonlocal spoken
+        note = ", ".join(f"{case.item.case_id} {case.seconds:.0f} s" for case in running)
+        bar.update(task, note=note)
+        if not console.is_terminal and time.monotonic() - spoken >= HEARTBEAT_S:
+            spoken = time.monotonic()
+            progress = bar.tasks[task]
+            say(f"{progress.completed:.0f} of {progress.total:.0f} cases; at work: {note}")
+
+    return watch
+
+
+# ---- verify
+
+
+@click.command()
+@click.argument("cache", type=FOLDER)
+@click.option("--raw", type=FOLDER, help="Compare its files' sha256 too, and expect its cases in CACHE.")
+def verify(cache: Path, raw: Path | None) -> None:
+    """Read every byte of the store CACHE against its checksums and list what is bad.
+
+    Chunks have a CRC, metadata a seal. A bad case is marked, in its folder, and stays readable where it can
+    be read; preprocess then builds the marked cases again, and only these. The exit code is 1 if any is bad.
+
+    \b
+    Example: liverseg verify data/liver.zarr --raw data/Task03_Liver
+    """
+    from data_cache.inspection import set_root_aside, verify_root
+    from data_cache.reader import read_schema
+    from data_cache.schema import CacheSchema, PreprocessSpec
+    from liverseg.console import console, say, table
+    from pipeline.decathlon import read_data_set
+
+    expected = () if raw is None else [case.case_id for case in read_data_set(raw).cases]
+    root_faults = verify_root(cache)
+    if root_faults:
+        set_root_aside(cache)
+    # A new root is of the spec that preprocess builds with.
+    schema = CacheSchema.of(PreprocessSpec()) if root_faults else read_schema(cache)
+    verdicts = _verify_cases(cache, schema, raw=raw, expected=expected)
+    bad = {case_id: faults for case_id, faults in verdicts.items() if faults}
+    rows = [("its zarr.json", what) for what in root_faults]
+    rows += [(case_id, what) for case_id, faults in bad.items() for what in faults]
+    if rows:
+        console.print(table(f"{cache}: what is bad", ("case", "what"), rows))
+    say(
+        f"{cache}: {len(verdicts)} cases verified, {len(bad)} bad{' and the store itself' * bool(root_faults)}"
+    )
+    if rows:
+        say(f"liverseg preprocess {'RAW' if raw is None else raw} {cache} builds what is bad again")
+        sys.exit(1)
+
+
+def _verify_cases(
+    cache: Path, schema: CacheSchema, *, raw: Path | None, expected: Sequence[str]
+) -> dict[str, tuple[str, ...]]:
+    """The faults of each case; those of a case that is there are noted in its folder."""
+    from data_cache.inspection import cases_to_verify, verify_case
+    from data_cache.reader import mark_for_rebuild
+    from liverseg.console import progress_bar
+
+    case_ids, verdicts = cases_to_verify(cache, expected=expected), {}
+    with progress_bar() as bar:
+        task = bar.add_task("verify", total=len(case_ids), note="")
+        for case_id in case_ids:
+            bar.update(task, note=case_id)
+            faults = verify_case(cache, case_id, schema=schema, raw=raw)
+            if faults and (cache / case_id).exists():
+                mark_for_rebuild(cache, case_id, faults)
+            verdicts[case_id] = faults
+            bar.update(task, advance=1)
+    return verdicts
+
+
+COMMANDS = (preprocess, verify)
