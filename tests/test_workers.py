@@ -114,9 +114,10 @@ def test_an_exception_of_a_task_is_raised_with_its_traceback(tmp_path: Path) -> 
 def test_closing_stops_the_workers_at_once(tmp_path: Path) -> None:
     jobs = jobs_of(tmp_path, a="square", b="hang", c="hang")
     pids: set[int] = set()
+    others = children()  # of joblib's own pool, which other tests in this process have left running
 
     def watch(_: object) -> None:
-        pids.update(children())
+        pids.update(children() - others)
 
     start = time.monotonic()
     supervision = Supervision(timeout_s=500, watch=watch)
