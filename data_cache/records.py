@@ -55,5 +55,6 @@ def _fault(details: Any) -> str:
         case "missing" | "missing_argument":
             return f"{key}: missing"
         case "value_error":
-            return f"{key}: {details['ctx']['error']}"
+            # A section's own check names the section, as it must where it is built alone.
+            return f"{key}: " + str(details["ctx"]["error"]).removeprefix(f"{key}: ")
     return f"{key}: {details['msg']}, found {details['input']!r}"

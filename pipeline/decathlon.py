@@ -117,8 +117,10 @@ def _case(root: Path, entry: Any, faults: list[str]) -> list[CaseFiles]:
         return []
     image, label = root / entry["image"], root / entry["label"]
     case_id = volume_stem(image)
-    if case_id is None or not _CASE_ID.fullmatch(case_id):
-        faults.append(f"{entry['image']!r} does not name a case (letters, digits, . _ - and .nii or .nii.gz)")
+    if case_id is None or not _CASE_ID.fullmatch(case_id) or case_id == "zarr.json":
+        faults.append(
+            f"{entry['image']!r} does not name a case (letters, digits, . _ - and .nii or .nii.gz): rename it or take it out"
+        )
         return []
     return [CaseFiles(case_id=case_id, image=image, label=label)]
 

@@ -187,6 +187,23 @@ def test_train_evaluate_predict_in_a_row(run: Run, tiny_world: TinyWorld, tmp_pa
     assert (tmp_path / "out" / "liver_6.nii.gz").exists()  # one bad file does not stop the rest
 
 
+def test_an_evaluation_of_nothing_claims_nothing(
+    run: Run, tiny_world: TinyWorld, tiny_run: Path, tmp_path: Path
+) -> None:
+    arguments = (tiny_run, tiny_world.cache, "--raw", tmp_path / "wrong", "--out", tmp_path / "out")
+    result = run("evaluate", *arguments, "--device", "cpu")
+    assert result.exit_code == 1
+    assert "no case could be scored: nothing was written" in result.output
+    assert "wrote scores.csv" not in result.output
+
+
+def test_a_shape_too_small_is_wrong_usage(run: Run, tmp_path: Path) -> None:
+    result = run("phantom", tmp_path / "raw", "--shape", "1x1x1")
+    assert result.exit_code == 2
+    assert "--shape" in result.output
+    assert not (tmp_path / "raw").exists()
+
+
 def test_a_wrong_configuration_is_one_line(run: Run, tiny_world: TinyWorld, tmp_path: Path) -> None:
     line = error_line(run("train", tiny_world.cache, tmp_path / "run", "--set", "optim.epoch=3"))
     assert "optim.epoch: unknown key" in line

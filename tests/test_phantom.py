@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import nibabel as nib
@@ -13,6 +14,7 @@ import pytest
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from data_cache.errors import DataSetError
 from pipeline.phantom import PhantomSpec, draw_anatomy, render, write_phantoms
 from pipeline.phantom.anatomy import Anatomy
 from pipeline.phantom.dataset import _noise_slice
@@ -297,3 +299,17 @@ def test_random_field_is_standard_smooth_and_fixed_in_space() -> None:
     assert float(np.abs(np.diff(field, axis=0)).mean()) < 0.5
     part = random_field(Points.lattice((axis[10:20], axis[:30], axis[5:6])), (7, 1), spacing_mm=12.0)
     np.testing.assert_array_equal(part, field[5:6, :30, 10:20])
+
+
+def test_nothing_but_the_same_phantoms_is_overwritten(tmp_path: Path) -> None:
+    write = partial(write_phantoms, tmp_path, tests=0, shape_xyz=(16, 16, 16), jobs=1)
+    write(cases=1, seed=0)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    write(cases=1, seed=0)  # the same again: as an interrupted run is finished
+    for cases, seed in ((2, 0), (1, 1)):
+        with pytest.raises(DataSetError, match="holds another data set, or phantoms of other settings"):
+            write(cases=cases, seed=seed)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    (tmp_path / "dataset.json").write_text('{"name": "patients"}')
+    with pytest.raises(DataSetError, match="name another folder"):
+        write(cases=1, seed=0)

@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -144,6 +145,41 @@ def test_another_architecture_says_what_differs(
     config = replace(tiny_config(), model=NetworkConfig(base_channels=4, depth=3, dropout=0.1))
     with pytest.raises(RunError, match="base_channels 2 there, 4 here"):
         train(tiny_world.store, tmp_path, config, resume=True, watcher=SILENT)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"model": NetworkConfig(base_channels=4, depth=3)}, "another network"),
+        ({"seed": 5}, "cannot change seed 0 there, 5 here"),
+        ({"data": DataConfig(folds=2)}, "cannot change data.folds 3 there, 2 here"),
+    ],
+    ids=["network", "seed", "split"],
+)
+def test_a_resume_that_is_refused_leaves_the_run_as_it_was(
+    tiny_run: Path, tiny_world: TinyWorld, tmp_path: Path, change: dict[str, Any], words: str
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(tiny_run, run)
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    config = replace(tiny_config(epochs=7, steps=20), **change)
+    with pytest.raises(RunError, match=words):
+        train(tiny_world.store, run, config, resume=True, watcher=SILENT)
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
+def test_a_history_without_its_checkpoint_is_not_overwritten(tiny_world: TinyWorld, tmp_path: Path) -> None:
+    (tmp_path / HISTORY).write_text("epoch\n1\n")
+    for resume, words in ((True, "but no last.pt to resume from"), (False, "holds a run already")):
+        with pytest.raises(RunError, match=words):
+            train(tiny_world.store, tmp_path, tiny_config(), resume=resume, watcher=SILENT)
+
+
+def test_a_raw_folder_that_is_not_there_is_said_at_once(tiny_world: TinyWorld, tmp_path: Path) -> None:
+    config = replace(tiny_config(), watch=WatchConfig(raw=str(tmp_path / "none")))
+    with pytest.raises(ConfigError, match="none: no such folder"):
+        train(tiny_world.store, tmp_path / "run", config, resume=False, watcher=SILENT)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_case_that_left_the_store_is_named(tiny_run: Path, tiny_world: TinyWorld, tmp_path: Path) -> None:

@@ -31,8 +31,12 @@ def phantom(
     """
     from liverseg.console import progress_bar, say
     from pipeline.build import physical_cores
-    from pipeline.phantom import write_phantoms
+    from pipeline.phantom import PhantomSpec, write_phantoms
 
+    try:
+        PhantomSpec(shape_xyz=shape)
+    except ValueError as failure:
+        raise click.BadParameter(str(failure), param_hint="--shape") from None
     with progress_bar() as bar:
         task = bar.add_task("phantoms", total=cases + tests, note="")
         write_phantoms(

@@ -85,6 +85,9 @@ def _evaluate_run(
                 complain(f"{case_id}: {result}")
 
         scored = score(predictor, store, split, case_ids=case_ids, raw=raw, out=out, report=report)
+    if not scored:
+        warn(f"no case could be scored: nothing was written to {out}, what lies there is older")
+        return scored, len(case_ids)
     _print_evaluation(scored, kind="never trained on" if unseen else "TRAINED ON")
     say(f"wrote scores.csv, summary.json and {len(scored)} overlays to {out}")
     say(f"look at them: liverseg report {run}" + ("" if out == run / "evaluation" else f" --scores {out}"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import reduce
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from liverseg.training.state import TrainState
 
 LAST, BEST = "last.pt", "best.pt"
 VERSION = 1
+FIXED = ("seed", "data.folds", "data.fold", "data.train_cases", "data.val_cases", "data.split")
 
 
 def save_checkpoint(path: Path, state: TrainState, config: TrainConfig, spec: PreprocessSpec) -> None:
@@ -68,6 +70,14 @@ def restore(state: TrainState, content: dict[str, Any], config: TrainConfig, *, 
     differences = list(_differences(to_json(saved.model), to_json(config.model), name="model"))
     if differences:
         raise RunError(f"{path}: a checkpoint of another network ({'; '.join(differences)})")
+    # The split is the run's own and all chance follows from the seed: another one is another run.
+    differences = [
+        d for name in FIXED for d in _differences(_part(saved, name), _part(config, name), name=name)
+    ]
+    if differences:
+        raise RunError(
+            f"{path}: resuming cannot change {'; '.join(differences)}: name another folder for that"
+        )
     state.network.load_state_dict(content["network"])
     state.average.load_state_dict(content["average"])
     state.optimizer.load_state_dict(content["optimizer"])
@@ -98,6 +108,10 @@ def changes(content: dict[str, Any], config: TrainConfig, *, path: Path) -> Iter
 def software() -> str:
     """Versions that decide the numbers of a run."""
     return f"liverseg {version('liverseg')}, torch {torch.__version__}"
+
+
+def _part(config: TrainConfig, name: str) -> Any:
+    return reduce(getattr, name.split("."), config)
 
 
 def _differences(old: Any, new: Any, *, name: str = "") -> Iterator[str]:

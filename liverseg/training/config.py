@@ -153,7 +153,8 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> TrainConfig
     content = {} if path is None else _read_toml(path)
     for override in overrides:
         _override(content, override)
-    return config_from_json(content, source="configuration" if path is None else str(path))
+    sources = [*([] if path is None else [str(path)]), *(f"--set {override}" for override in overrides)]
+    return config_from_json(content, source=" with ".join(sources) or "configuration")
 
 
 def config_from_json(content: object, *, source: str) -> TrainConfig:

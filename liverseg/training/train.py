@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from data_cache.errors import RunError
+from data_cache.errors import ConfigError, RunError
 from data_cache.reader import CacheStore
 from liverseg.model.inputs import class_fractions, network_input
 from liverseg.model.losses import LossConfig
@@ -47,6 +47,7 @@ from liverseg.training.state import (
 from liverseg.training.stream import Batch, Draw, Prefetch, Volumes, epoch_draws
 from liverseg.training.validate import Validation
 from liverseg.training.watching import (
+    HISTORY,
     SILENT,
     Watcher,
     draw_example,
@@ -87,10 +88,18 @@ def train(store: CacheStore, run: Path, config: TrainConfig, *, resume: bool, wa
 def _train(
     store: CacheStore, run: Path, config: TrainConfig, team: Team, *, resume: bool, watcher: Watcher
 ) -> TrainState:
-    split = _open_run(store, run, config, team, resume=resume)
+    split = _choose_split(store, run, config, resume=resume)
     state = new_state(config, team.device, class_shares=class_shares([store.meta(i) for i in split.train]))
     if resume and (run / LAST).exists():
         _continue(state, run / LAST, store, config, watcher)
+    elif resume:
+        watcher.started(f"{run}: no checkpoint yet, starting from the beginning")
+    # Only now: a resume that is refused must leave the run as it was.
+    if team.leads:
+        run.mkdir(parents=True, exist_ok=True)
+        save_config(config, run / CONFIG)
+        save_split(split, run)
+        record_start(run, store, team)
     trainer = Trainer(store, split, config, team, state)
     watcher.started(trainer.description())
     board = tensorboard_writer(run, epoch=state.epoch) if team.leads else None
@@ -117,21 +126,21 @@ def _continue(
         watcher.started(f"{path}: not as it was: {differences}")
 
 
-def _open_run(store: CacheStore, run: Path, config: TrainConfig, team: Team, *, resume: bool) -> Split:
-    if not resume and (run / LAST).exists():
+def _choose_split(store: CacheStore, run: Path, config: TrainConfig, *, resume: bool) -> Split:
+    if not resume and ((run / LAST).exists() or (run / HISTORY).exists()):
         raise RunError(f"{run}: holds a run already: add --resume to continue it, or name another folder")
-    if resume and (run / SPLIT).exists():
-        split = load_split(run)
-        missing = sorted({*split.train, *split.val} - set(store.case_ids))
-        if missing:
-            raise RunError(f"{store.path}: lacks {', '.join(missing)}, which {run} was started with")
-    else:
-        split = make_split(store, config.data, seed=config.seed)
-    if team.leads:
-        run.mkdir(parents=True, exist_ok=True)
-        save_config(config, run / CONFIG)
-        save_split(split, run)
-        record_start(run, store, team)
+    if not (run / LAST).exists() and (run / HISTORY).exists():
+        raise RunError(f"{run}: has a {HISTORY} but no {LAST} to resume from: name another folder")
+    if config.watch.raw is not None and not Path(config.watch.raw).is_dir():
+        raise ConfigError(
+            f"{config.watch.raw}: no such folder: --raw names the data set that the cache is of"
+        )
+    if not (resume and (run / SPLIT).exists()):
+        return make_split(store, config.data, seed=config.seed)
+    split = load_split(run)
+    missing = sorted({*split.train, *split.val} - set(store.case_ids))
+    if missing:
+        raise RunError(f"{store.path}: lacks {', '.join(missing)}, which {run} was started with")
     return split
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from data_cache.errors import DataSetError
 from data_cache.files import write_text
 from data_cache.geometry import Grid
 from pipeline.nifti import write_volume
@@ -132,10 +133,13 @@ def write_phantoms(
 
     Raises:
         ValueError: A negative number of cases, or a shape below 8 voxels.
+        DataSetError: ``raw`` holds another data set, or phantoms of other settings: nothing is overwritten.
     """
     if cases < 0 or tests < 0:
         raise ValueError(f"the numbers of cases and tests cannot be negative, got {cases} and {tests}")
     spec = PhantomSpec(shape_xyz=shape_xyz)
+    dataset = json.dumps(_dataset(cases, tests, spec=spec, seed=seed), indent=4) + "\n"
+    _refuse_other_data(raw, dataset)
     for folder in ("imagesTr", "labelsTr", "imagesTs"):
         (raw / folder).mkdir(parents=True, exist_ok=True)
     tasks = (
@@ -145,7 +149,7 @@ def write_phantoms(
     for name in joblib.Parallel(n_jobs=jobs, return_as="generator_unordered")(tasks):
         progress(name)
     # Last, since its presence says that the files are there.
-    write_text(raw / "dataset.json", json.dumps(_dataset(cases, tests), indent=4) + "\n")
+    write_text(raw / "dataset.json", dataset)
     return [
         raw / ("imagesTr" if n < cases else "imagesTs") / f"liver_{n}.nii.gz" for n in range(cases + tests)
     ]
@@ -162,11 +166,21 @@ def _write_case(raw: Path, spec: PhantomSpec, number: int, seed: int, labelled: 
     return name
 
 
-def _dataset(cases: int, tests: int) -> dict[str, object]:
+def _refuse_other_data(raw: Path, dataset: str) -> None:
+    """Only the same phantoms may be written again: a folder of patients must never lose one to a phantom."""
+    path = raw / "dataset.json"
+    if path.exists() and path.read_text(encoding="utf-8") != dataset:
+        raise DataSetError(
+            f"{raw}: holds another data set, or phantoms of other settings: name another folder"
+        )
+
+
+def _dataset(cases: int, tests: int, *, spec: PhantomSpec, seed: int) -> dict[str, object]:
+    shape = "×".join(map(str, spec.shape_xyz))
     names = [f"liver_{n}.nii.gz" for n in range(cases)]
     return {
         "name": "LIVER",
-        "description": "Liver and cancer segmentation: synthetic phantoms, not patients",
+        "description": f"Liver and cancer segmentation: synthetic phantoms of {shape}, seed {seed}, not patients",
         "reference": "liverseg",
         "licence": "CC0 1.0",
         "release": "1.0",
