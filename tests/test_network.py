@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from typing import get_args
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from data_cache.errors import ConfigError
 from data_cache.records import parse, to_json
-from liverseg.model.network import NORMS, NetworkConfig, Norm, UNet, forward_flops
+from liverseg.model.network import NetworkConfig, Norm, UNet, forward_flops
 
 TINY = NetworkConfig(base_channels=4, depth=2)
 
@@ -48,7 +49,7 @@ def test_weights_load_into_a_network_with_other_dropout() -> None:
     UNet(replace(TINY, dropout=0.3)).load_state_dict(UNet(TINY).state_dict())
 
 
-@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("norm", get_args(Norm))
 def test_logits_have_the_image_s_shape(norm: Norm) -> None:
     network = UNet(replace(TINY, norm=norm, classes=5, dropout=0.1))
     logits_bczyx = network(tiny_image())
@@ -102,7 +103,7 @@ def test_skips_reach_the_logits_without_the_bottom() -> None:
     assert network(tiny_image((4, 4, 4))).std() > 0.1
 
 
-@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("norm", get_args(Norm))
 def test_channels_last_gives_the_same(norm: Norm) -> None:
     network = UNet(replace(TINY, norm=norm)).eval()
     expected = network(tiny_image())

@@ -15,7 +15,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
 import numpy as np
 import pytest
@@ -25,7 +25,7 @@ from tiny import SILENT, TinyWorld, tiny_config
 from data_cache.errors import ConfigError, RunError
 from data_cache.schema import PreprocessSpec
 from liverseg.model.losses import LossConfig, loss
-from liverseg.model.network import NORMS, NetworkConfig, Norm, UNet
+from liverseg.model.network import NetworkConfig, Norm, UNet
 from liverseg.training.checkpoint import BEST, LAST, load_checkpoint, restore, save_checkpoint
 from liverseg.training.config import (
     DataConfig,
@@ -261,7 +261,7 @@ def test_out_of_patience_on_a_hand_example() -> None:
     assert not out_of_patience([], 1)
 
 
-@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("norm", get_args(Norm))
 def test_recomputing_changes_nothing_but_memory(norm: Norm) -> None:
     config = NetworkConfig(base_channels=2, depth=2, norm=norm, dropout=0.3, deep_supervision=True)
     results = []

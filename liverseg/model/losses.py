@@ -61,6 +61,8 @@ class LossConfig:
         sums: Over the ``batch``, in which fewer classes are absent, or over each ``sample``, then averaged. Over
             ``devices`` is over the batches of all devices of a run, the same as ``batch`` where there is one:
             training does so in place of ``batch``.
+        likelihood_samples: Of ``model.stochastic = "ssn"``: how many segmentations its likelihood is estimated from,
+            which is added to this loss of the mean. Alone it is a cross-entropy, and slow to find the tumour.
 
     Raises:
         ConfigError: On construction, listing every fault.
@@ -72,6 +74,7 @@ class LossConfig:
     gamma: float = 0.3
     class_weights: tuple[float, ...] = (0.2, 0.3, 0.5)
     sums: Sums = "batch"
+    likelihood_samples: int = 20
 
     def __post_init__(self) -> None:
         faults = list(_faults(self))
@@ -90,6 +93,8 @@ def _faults(config: LossConfig) -> Iterator[str]:
     weights = config.class_weights
     if len(weights) < 2 or not all(0 <= w < math.inf for w in weights) or not any(weights):
         yield f"class_weights must be two or more finite numbers of at least 0, not all 0, got {weights}"
+    if config.likelihood_samples < 1:
+        yield f"likelihood_samples must be at least 1, got {config.likelihood_samples}"
 
 
 def loss(logits_bczyx: Tensor, fractions_bczyx: Tensor, config: LossConfig) -> Tensor:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
-from typing import ClassVar, Literal, cast
+from typing import ClassVar, Literal, cast, get_args
 
 import torch
 from pydantic import ConfigDict
@@ -17,9 +17,11 @@ from torch.utils.checkpoint import checkpoint
 
 from data_cache.errors import ConfigError
 from data_cache.records import STRICT
+from liverseg.model.logit_normal import LogitNormal, spread
 
 Norm = Literal["batch", "instance", "group"]
-NORMS: tuple[Norm, ...] = ("batch", "instance", "group")
+Stochastic = Literal["none", "dropout", "ssn"]
+SPREAD_STD = 0.02
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +34,10 @@ class NetworkConfig:
         norm: ``batch`` normalises over the batch, ``instance`` and ``group`` (up to 8 groups) over one sample.
         dropout: Probability of dropping a whole channel after each convolution, 0 for none.
         deep_supervision: Add a head to every decoder level but the deepest features; see ``UNet.forward``.
+        stochastic: How ``model.stochastic.sample`` asks the network again: not at all, with ``dropout`` kept on, or with
+            the head of a stochastic segmentation network (``ssn``, see ``model.logit_normal``). Without samples all
+            three give one answer, that of the mean.
+        rank: Of the covariance of ``ssn``.
         in_channels: Channels of the image.
         classes: Channels of the logits, background included.
 
@@ -45,6 +51,8 @@ class NetworkConfig:
     norm: Norm = "batch"
     dropout: float = 0.0
     deep_supervision: bool = False
+    stochastic: Stochastic = "none"
+    rank: int = 10
     in_channels: int = 1
     classes: int = 3
 
@@ -60,14 +68,18 @@ class NetworkConfig:
 
 
 def _faults(config: NetworkConfig) -> Iterator[str]:
-    for name, least in (("base_channels", 1), ("depth", 1), ("in_channels", 1), ("classes", 2)):
+    leasts = {"base_channels": 1, "depth": 1, "rank": 1, "in_channels": 1, "classes": 2}
+    for name, least in leasts.items():
         value = getattr(config, name)
         if value < least:
             yield f"{name} must be at least {least}, got {value}"
-    if config.norm not in NORMS:
-        yield f"norm must be one of {', '.join(NORMS)}, got {config.norm!r}"
+    for name, allowed in (("norm", get_args(Norm)), ("stochastic", get_args(Stochastic))):
+        if getattr(config, name) not in allowed:
+            yield f"{name} must be one of {', '.join(allowed)}, got {getattr(config, name)!r}"
     if not 0 <= config.dropout < 1:
         yield f"dropout must be in [0, 1), got {config.dropout}"
+    if config.stochastic == "dropout" and config.dropout == 0:
+        yield "stochastic = 'dropout' needs dropout above 0, such as 0.1"
 
 
 class UNet(nn.Module):
@@ -98,31 +110,48 @@ class UNet(nn.Module):
         # Finest first: the head that is always there keeps its name with and without deep supervision.
         heads = config.depth if config.deep_supervision else 1
         self.heads = nn.ModuleList(nn.Conv3d(c, config.classes, kernel_size=1) for c in channels[:heads])
+        if config.stochastic == "ssn":
+            self.spread = nn.Conv3d(channels[0], config.classes * (config.rank + 1), kernel_size=1)
         self.apply(_initialise)
+        if config.stochastic == "ssn":
+            # Kaiming's weights would begin with deviations of several logits, and drown the mean.
+            nn.init.normal_(self.spread.weight, std=SPREAD_STD)
 
     def forward(self, image_bczyx: Tensor) -> Tensor | tuple[Tensor, ...]:
-        """Logits of the input's size, or in training with deep supervision those of every level.
+        """Logits of the input's size, or in training all that the loss needs.
 
-        It is ``forward`` that returns the levels because DistributedDataParallel and ``torch.compile``
-        hook only that.
+        It is ``forward`` that returns it all because DistributedDataParallel and ``torch.compile`` hook only that,
+        and tensors because those know tensors best.
 
         Args:
             image_bczyx: (B, in_channels, Z, Y, X), each of Z, Y and X divisible by ``2**depth``.
 
         Returns:
-            (B, classes, Z, Y, X); in train mode with ``deep_supervision`` what ``forward_levels`` returns.
+            (B, classes, Z, Y, X); in train mode with ``deep_supervision`` the logits of every level, finest
+            first, and with ``ssn`` these (or the one) and then the spread that ``LogitNormal.of`` takes.
 
         Raises:
             ValueError: The shape does not fit; says which would.
         """
-        if self.training and self.config.deep_supervision:
-            return self.forward_levels(image_bczyx)
-        logits: Tensor = self.heads[0](self._features(image_bczyx)[0])
-        return logits
+        features = self._features(image_bczyx)
+        if not self.training or (self.config.stochastic != "ssn" and not self.config.deep_supervision):
+            return cast("Tensor", self.heads[0](features[0]))
+        levels = self._levels(features)
+        return levels if self.config.stochastic != "ssn" else (*levels, self._spread(features, image_bczyx))
+
+    def distribution(self, image_bczyx: Tensor) -> LogitNormal:
+        """The distribution over logits that a network with ``ssn`` has learnt."""
+        features = self._features(image_bczyx)
+        return LogitNormal.of(self.heads[0](features[0]), self._spread(features, image_bczyx))
+
+    def _spread(self, features: Sequence[Tensor], image_bczyx: Tensor) -> Tensor:
+        return spread(self.spread(features[0]), image_bczyx, classes=self.config.classes)
 
     def forward_levels(self, image_bczyx: Tensor) -> tuple[Tensor, ...]:
         """Logits of every level that has a head, finest first; level i is 2**i times coarser."""
-        features = self._features(image_bczyx)
+        return self._levels(self._features(image_bczyx))
+
+    def _levels(self, features: Sequence[Tensor]) -> tuple[Tensor, ...]:
         # Without deep supervision there are fewer heads than levels.
         return tuple(head(x) for head, x in zip(self.heads, features, strict=False))
 

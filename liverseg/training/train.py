@@ -18,9 +18,10 @@ from torch import Tensor
 from data_cache.errors import ConfigError, RunError
 from data_cache.reader import CacheStore
 from liverseg.model.inputs import class_fractions, network_input
+from liverseg.model.logit_normal import LogitNormal, negative_log_likelihood
 from liverseg.model.losses import LossConfig
 from liverseg.model.losses import loss as loss_of
-from liverseg.model.network import forward_flops
+from liverseg.model.network import Stochastic, forward_flops
 from liverseg.training.augment import AugmentParams, apply, draw
 from liverseg.training.checkpoint import LAST, changes, check_same_spec, load_checkpoint, restore
 from liverseg.training.config import TrainConfig, save_config
@@ -302,10 +303,26 @@ class Trainer:
             params,
         )
         with torch.autocast(self.team.device.type, torch.bfloat16, enabled=self.autocast):
-            logits = self.network(image.contiguous(memory_format=torch.channels_last_3d))
-        value = levels_loss(logits, fractions, self.loss)
+            outputs = self.network(image.contiguous(memory_format=torch.channels_last_3d))
+        value = outputs_loss(outputs, fractions, self.loss, stochastic=self.config.model.stochastic)
         (value / self.config.optim.accumulate).backward()  # type: ignore[no-untyped-call]
         return value.detach()
+
+
+def outputs_loss(
+    outputs: Tensor | tuple[Tensor, ...],
+    fractions_bczyx: Tensor,
+    config: LossConfig,
+    *,
+    stochastic: Stochastic,
+) -> Tensor:
+    """The loss of what ``UNet.forward`` gives in training; with ``ssn`` of the mean, and the likelihood of the samples."""
+    if stochastic != "ssn":
+        return levels_loss(outputs, fractions_bczyx, config)
+    *levels, spread_bczyx = outputs
+    distribution = LogitNormal.of(levels[0], spread_bczyx)
+    likelihood = negative_log_likelihood(distribution, fractions_bczyx, samples=config.likelihood_samples)
+    return levels_loss(tuple(levels), fractions_bczyx, config) + likelihood
 
 
 def levels_loss(logits: Tensor | tuple[Tensor, ...], fractions_bczyx: Tensor, config: LossConfig) -> Tensor:

@@ -1,0 +1,71 @@
+"""Several segmentations of one scan: what a network would say if it were asked again.
+
+Three ways, chosen by ``model.stochastic``, behind one function: the dropout of training kept on (Gal & Ghahramani 2016,
+arXiv:1506.02142), the normal distribution over logits of a stochastic segmentation network (``logit_normal``), and
+several networks trained apart (Lakshminarayanan et al. 2017, arXiv:1612.01474), each of which may be any of the former.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from liverseg.model.network import UNet
+
+
+@torch.no_grad()
+def sample(network: UNet, image_bczyx: Tensor, n: int, *, generator: torch.Generator) -> Tensor:
+    """Draw n segmentations: logits (n, B, C, Z, Y, X), float32; all the same where the network is not stochastic.
+
+    Args:
+        network: In eval mode; its weights, statistics and mode are left as they are.
+        image_bczyx: As for ``UNet.forward``.
+        n: At least 1.
+        generator: On the device of the image. Equal states give equal samples.
+    """
+    match network.config.stochastic:
+        case "dropout":
+            return _dropout_samples(network, image_bczyx, n, generator)
+        case "ssn":
+            return network.distribution(image_bczyx).sample(n, generator=generator)
+        case "none":
+            logits: Tensor = network(image_bczyx).float()
+            return logits.expand(n, *logits.shape)
+
+
+def shares(networks: Sequence[UNet], n: int) -> tuple[int, ...]:
+    """How many of n samples each network of an ensemble draws: equal shares, at least one.
+
+    A network that is not stochastic draws one: its others would be copies, and count as agreement.
+    """
+    each, left = divmod(n, len(networks))
+    return tuple(
+        1 if network.config.stochastic == "none" else max(1, each + (i < left))
+        for i, network in enumerate(networks)
+    )
+
+
+def _dropout_samples(network: UNet, image_bczyx: Tensor, n: int, generator: torch.Generator) -> Tensor:
+    device = image_bczyx.device
+    seed = int(torch.randint(2**62, (), generator=generator, device=device))
+    # Dropout has no generator of its own: it draws from torch's, which is put back as it was.
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), _dropping(network):
+        torch.manual_seed(seed)
+        return torch.stack([network(image_bczyx).float() for _ in range(n)])
+
+
+@contextmanager
+def _dropping(network: UNet) -> Iterator[None]:
+    """Dropout as in training, everything else as it is."""
+    layers = [module for module in network.modules() if isinstance(module, nn.Dropout3d)]
+    modes = [layer.training for layer in layers]
+    for layer in layers:
+        layer.train()
+    try:
+        yield
+    finally:
+        for layer, mode in zip(layers, modes, strict=True):
+            layer.train(mode)

@@ -1,0 +1,280 @@
+"""Sampling: the distribution over logits, dropout kept on, ensembles."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import SILENT, TinyWorld, tiny_config
+from torch import Tensor
+
+from data_cache.errors import ConfigError
+from liverseg.model.inputs import class_fractions
+from liverseg.model.logit_normal import LOG_DEVIATION, LogitNormal, body, negative_log_likelihood, spread
+from liverseg.model.losses import LossConfig
+from liverseg.model.network import NetworkConfig, Stochastic, UNet
+from liverseg.model.stochastic import sample, shares
+from liverseg.training.train import levels_loss, outputs_loss, train
+
+SSN = NetworkConfig(base_channels=2, depth=2, stochastic="ssn", rank=3)
+DROPOUT = NetworkConfig(base_channels=4, depth=2, stochastic="dropout", dropout=0.4)
+PLAIN = NetworkConfig(base_channels=2, depth=2)
+IMAGE = torch.randn(2, 1, 8, 8, 12, generator=torch.Generator().manual_seed(1))
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def network_of(config: NetworkConfig) -> UNet:
+    torch.manual_seed(0)
+    return UNet(config).eval()
+
+
+def distribution(
+    *, rank: int = 2, scale: float = 1.0, shape: tuple[int, ...] = (2, 3, 2, 2, 2)
+) -> LogitNormal:
+    drawn = generator(5)
+    b, *rest = shape
+    return LogitNormal(
+        mean_bczyx=torch.randn(shape, generator=drawn),
+        factor_brczyx=scale * torch.randn((b, rank, *rest), generator=drawn),
+        deviation_bczyx=scale * torch.rand(shape, generator=drawn),
+    )
+
+
+# ---- the distribution
+
+
+def test_samples_have_the_mean_and_the_covariance_that_the_factors_say() -> None:
+    it = distribution(shape=(1, 3, 1, 2, 2))
+    drawn = it.sample(200_000, generator=generator()).flatten(1)
+    factor, own = it.factor_brczyx.flatten(2)[0], it.deviation_bczyx.flatten()
+    expected = factor.T @ factor + torch.diag(own.square())
+    # 200,000 draws: a standard error of a covariance of size 4 is about 0.015.
+    torch.testing.assert_close(drawn.mean(0), it.mean_bczyx.flatten(), rtol=0, atol=0.03)
+    torch.testing.assert_close(torch.cov(drawn.T), expected, rtol=0, atol=0.1)
+
+
+def test_the_likelihood_on_a_brute_force() -> None:
+    it = distribution()
+    g = torch.softmax(torch.randn(it.mean_bczyx.shape, generator=generator(7)), dim=1)
+    found = negative_log_likelihood(it, g, samples=3, generator=generator(9))
+    log_p = it.sample(3, generator=generator(9)).double().log_softmax(2)
+    expected = 0.0
+    for b in range(2):
+        likelihoods = [math.exp(float((g[b].double() * log_p[s, b]).sum())) for s in range(3)]
+        expected += -math.log(sum(likelihoods) / 3) / 8 / 2
+    assert float(found) == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_likelihood_of_a_distribution_without_spread_is_the_cross_entropy() -> None:
+    it = distribution(scale=0.0)
+    g = torch.softmax(torch.randn(it.mean_bczyx.shape, generator=generator(7)), dim=1)
+    cross_entropy = -(g * it.mean_bczyx.log_softmax(1)).sum(1).mean()
+    torch.testing.assert_close(negative_log_likelihood(it, g, samples=4), cross_entropy)
+
+
+def test_covariances_that_torch_cannot_factorise_are_sampled_and_learnt_from() -> None:
+    it = distribution(scale=1e12)
+    with pytest.raises((ValueError, RuntimeError)):
+        torch.distributions.LowRankMultivariateNormal(
+            it.mean_bczyx.flatten(1), it.factor_brczyx.flatten(2).mT, 1e-30 * it.deviation_bczyx.flatten(1)
+        )
+    factor = it.factor_brczyx.requires_grad_()
+    g = torch.softmax(it.mean_bczyx, dim=1)
+    value = negative_log_likelihood(replace(it, factor_brczyx=factor), g, samples=3, generator=generator())
+    value.backward()  # type: ignore[no-untyped-call]
+    assert factor.grad is not None
+    assert bool(value.isfinite())
+    assert bool(factor.grad.isfinite().all())
+
+
+@pytest.mark.parametrize("raw", [-1e4, 1e4])
+def test_deviations_are_bounded(raw: float) -> None:
+    made = spread(torch.full((1, 8, 8, 8, 8), raw), torch.randn(1, 1, 8, 8, 8), classes=2)
+    deviation = made[:, -2:]
+    inside = deviation[deviation > 0]
+    expected = math.exp(math.copysign(LOG_DEVIATION, raw))
+    torch.testing.assert_close(inside, torch.full_like(inside, expected))
+
+
+def test_the_air_around_the_body_has_no_spread() -> None:
+    image = torch.full((1, 1, 16, 48, 48), -2.0)
+    image[..., 16:32, 16:32] = 0.0
+    mask = body(image)
+    assert bool((mask[..., 16:32, 16:32] == 1).all())
+    assert bool((mask[..., :8, :] == 0).all())
+    made = spread(torch.ones(1, 9, 16, 48, 48), image, classes=3)
+    assert bool((made[..., :8, :] == 0).all())
+    assert bool((made[:, :, 8, 20, 20] != 0).all())
+
+
+@pytest.mark.parametrize("share", [0.5, 1.7])
+def test_the_body_does_not_depend_on_contrast_or_brightness(share: float) -> None:
+    image = torch.randn(2, 1, 16, 32, 32, generator=generator())
+    image[..., :12] -= 4
+    assert torch.equal(body(image), body(image * share - 0.3))
+
+
+def test_the_body_of_a_scan_is_not_its_air() -> None:
+    # Each scan by its own range: a bright neighbour in the batch must not darken it.
+    image = torch.randn(1, 1, 16, 32, 32, generator=generator())
+    both = torch.cat((image, 100 * image.flip(0)))
+    assert torch.equal(body(both)[:1], body(image))
+
+
+# ---- networks
+
+
+@pytest.mark.parametrize("config", [SSN, DROPOUT, PLAIN], ids=lambda config: config.stochastic)
+def test_samples_are_drawn_by_the_generator_alone(config: NetworkConfig) -> None:
+    network = network_of(config)
+    before = torch.random.get_rng_state()
+    first = sample(network, IMAGE, 3, generator=generator(4))
+    again = sample(network, IMAGE, 3, generator=generator(4))
+    assert first.shape == (3, 2, 3, 8, 8, 12)
+    assert torch.equal(first, again)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    other = sample(network, IMAGE, 3, generator=generator(5))
+    assert torch.equal(first, other) == (config.stochastic == "none")
+    assert torch.equal(first[0], first[1]) == (config.stochastic == "none")
+
+
+@pytest.mark.parametrize("config", [SSN, DROPOUT], ids=lambda config: config.stochastic)
+def test_sampling_leaves_the_network_as_it_was(config: NetworkConfig) -> None:
+    network = network_of(config)
+    answer, state = network(IMAGE), {k: v.clone() for k, v in network.state_dict().items()}
+    sample(network, IMAGE, 2, generator=generator())
+    assert torch.equal(network(IMAGE), answer)
+    assert all(torch.equal(value, state[name]) for name, value in network.state_dict().items())
+    assert not any(module.training for module in network.modules())
+
+
+def test_dropout_samples_scatter_around_the_answer_without_dropout() -> None:
+    network = network_of(DROPOUT)
+    drawn = sample(network, IMAGE, 200, generator=generator()).softmax(2)
+    answer = network(IMAGE).detach().softmax(1)
+    assert float((drawn.mean(0) - answer).abs().mean()) < 0.5 * float((drawn - answer).abs().mean())
+
+
+def test_ssn_answers_with_its_mean() -> None:
+    network = network_of(SSN)
+    torch.testing.assert_close(network.distribution(IMAGE).mean_bczyx, network(IMAGE))
+
+
+@pytest.mark.parametrize("deep_supervision", [False, True])
+def test_what_a_network_with_ssn_gives_in_training(deep_supervision: bool) -> None:
+    network = network_of(replace(SSN, deep_supervision=deep_supervision)).train()
+    *levels, spread_bczyx = network(IMAGE)
+    assert len(levels) == (2 if deep_supervision else 1)
+    assert spread_bczyx.shape == (2, 4 * 3, 8, 8, 12)
+    g = torch.softmax(torch.randn(2, 3, 8, 8, 12, generator=generator()), dim=1)
+    torch.manual_seed(3)
+    value = outputs_loss((*levels, spread_bczyx), g, LossConfig(), stochastic="ssn")
+    torch.manual_seed(3)
+    it = LogitNormal.of(levels[0], spread_bczyx)
+    expected = levels_loss(tuple(levels), g, LossConfig()) + negative_log_likelihood(it, g, samples=20)
+    torch.testing.assert_close(value, expected)
+
+
+def test_every_weight_of_an_ssn_learns() -> None:
+    network = network_of(SSN).train()
+    g = torch.softmax(torch.randn(2, 3, 8, 8, 12, generator=generator()), dim=1)
+    outputs_loss(network(IMAGE), g, LossConfig(), stochastic="ssn").backward()  # type: ignore[no-untyped-call]
+    still = [
+        name for name, p in network.named_parameters() if p.grad is None or not bool(p.grad.abs().sum() > 0)
+    ]
+    assert not still
+
+
+def test_an_ssn_learns_how_far_two_readers_differ() -> None:
+    # Scans that look alike, and whose truth is all liver or no liver: no mean can be right, one sample in two can.
+    network = network_of(SSN).train()
+    truth = torch.zeros(2, 3, 8, 8, 12)
+    truth[0, 1], truth[1, 0] = 1.0, 1.0
+    image = IMAGE[:1].expand(2, -1, -1, -1, -1)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=3e-2)
+    torch.manual_seed(0)
+    for _ in range(150):
+        optimizer.zero_grad()
+        outputs_loss(
+            network(image), truth, LossConfig(name="dice_cross_entropy"), stochastic="ssn"
+        ).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    network.eval()
+    liver_share = (
+        sample(network, IMAGE[:1], 40, generator=generator()).argmax(2).eq(1).float().mean((1, 2, 3, 4))
+    )
+    # Whole segmentations, not voxels that each toss their own coin, which would all come to about one half.
+    assert float((liver_share > 0.8).float().mean()) > 0.15
+    assert float((liver_share < 0.2).float().mean()) > 0.15
+
+
+@pytest.mark.parametrize(
+    ("kinds", "n", "expected"),
+    [
+        (("dropout",), 16, (16,)),
+        (("dropout", "dropout", "ssn"), 16, (6, 5, 5)),
+        (("none", "none", "none"), 16, (1, 1, 1)),
+        (("none", "dropout"), 8, (1, 4)),
+        (("ssn", "ssn", "ssn"), 2, (1, 1, 1)),
+    ],
+)
+def test_shares_of_an_ensemble(kinds: tuple[Stochastic, ...], n: int, expected: tuple[int, ...]) -> None:
+    networks = [network_of(replace(SSN, stochastic=kind, dropout=0.1)) for kind in kinds]
+    assert shares(networks, n) == expected
+
+
+# ---- configuration and training
+
+
+def test_faults_of_the_configuration() -> None:
+    with pytest.raises(ConfigError, match="stochastic = 'dropout' needs dropout above 0"):
+        NetworkConfig(stochastic="dropout")
+    with pytest.raises(ConfigError, match="rank must be at least 1, got 0"):
+        NetworkConfig(stochastic="ssn", rank=0)
+    with pytest.raises(ConfigError, match="likelihood_samples must be at least 1"):
+        LossConfig(likelihood_samples=0)
+
+
+def test_training_an_ssn_is_repeatable_and_resumes(tiny_world: TinyWorld, tmp_path: Path) -> None:
+    base = tiny_config(epochs=2, steps=2)
+    config = replace(
+        base, model=replace(base.model, stochastic="ssn", rank=2), loss=LossConfig(likelihood_samples=3)
+    )
+    straight = train(tiny_world.store, tmp_path / "a", config, resume=False, watcher=SILENT)
+    shorter = replace(config, optim=replace(config.optim, epochs=1))
+    train(tiny_world.store, tmp_path / "b", shorter, resume=False, watcher=SILENT)
+    # The schedule is that of one epoch in the first half, as a user has it who asks for more afterwards.
+    longer = train(tiny_world.store, tmp_path / "b", config, resume=True, watcher=SILENT)
+    again = train(tiny_world.store, tmp_path / "c", config, resume=False, watcher=SILENT)
+    assert len(longer.history) == 2
+    assert [row["train_loss"] for row in straight.history] == [row["train_loss"] for row in again.history]
+    weights = zip(straight.network.parameters(), again.network.parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in weights)
+
+
+def test_fractions_of_the_air_do_not_matter_to_the_spread() -> None:
+    fractions = torch.zeros(1, 2, 16, 32, 32, dtype=torch.uint8)
+    image = torch.full((1, 1, 16, 32, 32), -2.0)
+    image[..., 20:] = 0.5
+    raw = torch.randn(1, 9, 16, 32, 32, generator=generator()).requires_grad_()
+    it = LogitNormal.of(torch.zeros(1, 3, 16, 32, 32), spread(raw, image, classes=3))
+    loss: Tensor = negative_log_likelihood(it, class_fractions(fractions), samples=4, generator=generator())
+    loss.backward()  # type: ignore[no-untyped-call]
+    assert raw.grad is not None
+    assert bool((raw.grad[..., :12] == 0).all())
+    assert bool((raw.grad[..., 24:] != 0).any())
+
+
+def test_members_draw_different_samples() -> None:
+    networks = [network_of(DROPOUT), network_of(DROPOUT)]
+    one = generator()
+    drawn = [sample(network, IMAGE, 2, generator=one) for network in networks]
+    flat = [logits for part in drawn for logits in part]
+    assert not any(torch.equal(a, b) for a, b in itertools.combinations(flat, 2))
