@@ -13,8 +13,14 @@ from tiny import SILENT, TinyWorld, tiny_config
 from torch import Tensor
 
 from data_cache.errors import ConfigError
-from liverseg.model.inputs import class_fractions
-from liverseg.model.logit_normal import LOG_DEVIATION, LogitNormal, body, negative_log_likelihood, spread
+from liverseg.model.logit_normal import (
+    FIRST_LOG_DEVIATION,
+    LOG_DEVIATION,
+    LogitNormal,
+    body,
+    deviation,
+    negative_log_likelihood,
+)
 from liverseg.model.losses import LossConfig
 from liverseg.model.network import NetworkConfig, Stochastic, UNet
 from liverseg.model.stochastic import sample, shares
@@ -32,19 +38,23 @@ def generator(seed: int = 0) -> torch.Generator:
 
 def network_of(config: NetworkConfig) -> UNet:
     torch.manual_seed(0)
-    return UNet(config).eval()
+    return UNet(config, samples=5).eval()
 
 
-def distribution(
-    *, rank: int = 2, scale: float = 1.0, shape: tuple[int, ...] = (2, 3, 2, 2, 2)
-) -> LogitNormal:
+def distribution(*, scale: float = 1.0, shape: tuple[int, ...] = (2, 3, 2, 2, 2)) -> LogitNormal:
     drawn = generator(5)
-    b, *rest = shape
+    b, classes, *rest = shape
     return LogitNormal(
         mean_bczyx=torch.randn(shape, generator=drawn),
-        factor_brczyx=scale * torch.randn((b, rank, *rest), generator=drawn),
+        features_bfzyx=torch.randn((b, 4, *rest), generator=drawn),
+        weight_rcf=scale * torch.randn((2, classes, 4), generator=drawn),
         deviation_bczyx=scale * torch.rand(shape, generator=drawn),
     )
+
+
+def factor_brv(it: LogitNormal) -> Tensor:
+    """F, written out: (B, rank, C · voxels)."""
+    return torch.einsum("rcf,bfzyx->brczyx", it.weight_rcf, it.features_bfzyx).flatten(2)
 
 
 # ---- the distribution
@@ -53,17 +63,17 @@ def distribution(
 def test_samples_have_the_mean_and_the_covariance_that_the_factors_say() -> None:
     it = distribution(shape=(1, 3, 1, 2, 2))
     drawn = it.sample(200_000, generator=generator()).flatten(1)
-    factor, own = it.factor_brczyx.flatten(2)[0], it.deviation_bczyx.flatten()
+    factor, own = factor_brv(it)[0], it.deviation_bczyx.flatten()
     expected = factor.T @ factor + torch.diag(own.square())
-    # 200,000 draws: a standard error of a covariance of size 4 is about 0.015.
-    torch.testing.assert_close(drawn.mean(0), it.mean_bczyx.flatten(), rtol=0, atol=0.03)
-    torch.testing.assert_close(torch.cov(drawn.T), expected, rtol=0, atol=0.1)
+    # 200,000 draws: the standard error of a covariance of 10 is about 0.03.
+    torch.testing.assert_close(drawn.mean(0), it.mean_bczyx.flatten(), rtol=0, atol=0.05)
+    torch.testing.assert_close(torch.cov(drawn.T), expected, rtol=0.02, atol=0.1)
 
 
 def test_the_likelihood_on_a_brute_force() -> None:
     it = distribution()
     g = torch.softmax(torch.randn(it.mean_bczyx.shape, generator=generator(7)), dim=1)
-    found = negative_log_likelihood(it, g, samples=3, generator=generator(9))
+    found = negative_log_likelihood(it.sample(3, generator=generator(9)), g)
     log_p = it.sample(3, generator=generator(9)).double().log_softmax(2)
     expected = 0.0
     for b in range(2):
@@ -76,31 +86,28 @@ def test_the_likelihood_of_a_distribution_without_spread_is_the_cross_entropy() 
     it = distribution(scale=0.0)
     g = torch.softmax(torch.randn(it.mean_bczyx.shape, generator=generator(7)), dim=1)
     cross_entropy = -(g * it.mean_bczyx.log_softmax(1)).sum(1).mean()
-    torch.testing.assert_close(negative_log_likelihood(it, g, samples=4), cross_entropy)
+    torch.testing.assert_close(negative_log_likelihood(it.sample(4), g), cross_entropy)
 
 
 def test_covariances_that_torch_cannot_factorise_are_sampled_and_learnt_from() -> None:
     it = distribution(scale=1e12)
     with pytest.raises((ValueError, RuntimeError)):
         torch.distributions.LowRankMultivariateNormal(
-            it.mean_bczyx.flatten(1), it.factor_brczyx.flatten(2).mT, 1e-30 * it.deviation_bczyx.flatten(1)
+            it.mean_bczyx.flatten(1), factor_brv(it).mT, 1e-30 * it.deviation_bczyx.flatten(1)
         )
-    factor = it.factor_brczyx.requires_grad_()
+    weight = it.weight_rcf.requires_grad_()
     g = torch.softmax(it.mean_bczyx, dim=1)
-    value = negative_log_likelihood(replace(it, factor_brczyx=factor), g, samples=3, generator=generator())
+    value = negative_log_likelihood(replace(it, weight_rcf=weight).sample(3, generator=generator()), g)
     value.backward()  # type: ignore[no-untyped-call]
-    assert factor.grad is not None
+    assert weight.grad is not None
     assert bool(value.isfinite())
-    assert bool(factor.grad.isfinite().all())
+    assert bool(weight.grad.isfinite().all())
 
 
-@pytest.mark.parametrize("raw", [-1e4, 1e4])
-def test_deviations_are_bounded(raw: float) -> None:
-    made = spread(torch.full((1, 8, 8, 8, 8), raw), torch.randn(1, 1, 8, 8, 8), classes=2)
-    deviation = made[:, -2:]
-    inside = deviation[deviation > 0]
-    expected = math.exp(math.copysign(LOG_DEVIATION, raw))
-    torch.testing.assert_close(inside, torch.full_like(inside, expected))
+def test_deviations_are_bounded() -> None:
+    made = deviation(torch.tensor([-1e4, 0.0, 1e4]))
+    expected = [math.exp(-LOG_DEVIATION), math.exp(FIRST_LOG_DEVIATION), math.exp(LOG_DEVIATION)]
+    torch.testing.assert_close(made, torch.tensor(expected))
 
 
 def test_the_air_around_the_body_has_no_spread() -> None:
@@ -109,9 +116,9 @@ def test_the_air_around_the_body_has_no_spread() -> None:
     mask = body(image)
     assert bool((mask[..., 16:32, 16:32] == 1).all())
     assert bool((mask[..., :8, :] == 0).all())
-    made = spread(torch.ones(1, 9, 16, 48, 48), image, classes=3)
-    assert bool((made[..., :8, :] == 0).all())
-    assert bool((made[:, :, 8, 20, 20] != 0).all())
+    drawn = sample(network_of(SSN), image, 3, generator=generator())
+    assert bool((drawn.var(0)[..., :8, :] == 0).all())
+    assert bool((drawn.var(0)[..., 16:32, 16:32] > 0).all())
 
 
 @pytest.mark.parametrize("share", [0.5, 1.7])
@@ -170,15 +177,12 @@ def test_ssn_answers_with_its_mean() -> None:
 @pytest.mark.parametrize("deep_supervision", [False, True])
 def test_what_a_network_with_ssn_gives_in_training(deep_supervision: bool) -> None:
     network = network_of(replace(SSN, deep_supervision=deep_supervision)).train()
-    *levels, spread_bczyx = network(IMAGE)
+    *levels, samples = network(IMAGE)
     assert len(levels) == (2 if deep_supervision else 1)
-    assert spread_bczyx.shape == (2, 4 * 3, 8, 8, 12)
+    assert samples.shape == (5, 2, 3, 8, 8, 12)
     g = torch.softmax(torch.randn(2, 3, 8, 8, 12, generator=generator()), dim=1)
-    torch.manual_seed(3)
-    value = outputs_loss((*levels, spread_bczyx), g, LossConfig(), stochastic="ssn")
-    torch.manual_seed(3)
-    it = LogitNormal.of(levels[0], spread_bczyx)
-    expected = levels_loss(tuple(levels), g, LossConfig()) + negative_log_likelihood(it, g, samples=20)
+    value = outputs_loss((*levels, samples), g, LossConfig(), stochastic="ssn")
+    expected = levels_loss(tuple(levels), g, LossConfig()) + negative_log_likelihood(samples, g)
     torch.testing.assert_close(value, expected)
 
 
@@ -257,19 +261,6 @@ def test_training_an_ssn_is_repeatable_and_resumes(tiny_world: TinyWorld, tmp_pa
     assert [row["train_loss"] for row in straight.history] == [row["train_loss"] for row in again.history]
     weights = zip(straight.network.parameters(), again.network.parameters(), strict=True)
     assert all(torch.equal(a, b) for a, b in weights)
-
-
-def test_fractions_of_the_air_do_not_matter_to_the_spread() -> None:
-    fractions = torch.zeros(1, 2, 16, 32, 32, dtype=torch.uint8)
-    image = torch.full((1, 1, 16, 32, 32), -2.0)
-    image[..., 20:] = 0.5
-    raw = torch.randn(1, 9, 16, 32, 32, generator=generator()).requires_grad_()
-    it = LogitNormal.of(torch.zeros(1, 3, 16, 32, 32), spread(raw, image, classes=3))
-    loss: Tensor = negative_log_likelihood(it, class_fractions(fractions), samples=4, generator=generator())
-    loss.backward()  # type: ignore[no-untyped-call]
-    assert raw.grad is not None
-    assert bool((raw.grad[..., :12] == 0).all())
-    assert bool((raw.grad[..., 24:] != 0).any())
 
 
 def test_members_draw_different_samples() -> None:

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Self
 
 import torch
 import torch.nn.functional as F
@@ -34,65 +33,63 @@ BLOCK = 4
 class LogitNormal:
     """The distribution of the logits of each scan of a batch.
 
+    F is linear in the network's last features, a 1×1×1 convolution of them, and is never formed: at a rank of 10 it would
+    be 30 channels of full size. F ε is the convolution whose weights are mixed by ε.
+
     Attributes:
         mean_bczyx: (B, C, Z, Y, X).
-        factor_brczyx: F, (B, rank, C, Z, Y, X).
+        features_bfzyx: What F is made of, zero in the air.
+        weight_rcf: (rank, C, features), from ``features_bfzyx`` to F.
         deviation_bczyx: s, the standard deviation of what voxels do not share.
     """
 
     mean_bczyx: Tensor
-    factor_brczyx: Tensor
+    features_bfzyx: Tensor
+    weight_rcf: Tensor
     deviation_bczyx: Tensor
 
-    @classmethod
-    def of(cls, mean_bczyx: Tensor, spread_bczyx: Tensor) -> Self:
-        """From logits and what ``spread`` makes: (rank + 1) · C channels."""
-        b, classes, *shape_zyx = mean_bczyx.shape
-        parts = spread_bczyx.float().reshape(b, -1, classes, *shape_zyx)
-        return cls(mean_bczyx=mean_bczyx.float(), factor_brczyx=parts[:, :-1], deviation_bczyx=parts[:, -1])
+    def sample(self, n: int, *, generator: torch.Generator | None = None) -> Tensor:
+        """Draw n segmentations of each scan: float32 logits (n, B, C, Z, Y, X), with gradients.
 
-    def sample(self, n: int, *, generator: torch.Generator | None) -> Tensor:
-        """Draw n segmentations of each scan: logits (n, B, C, Z, Y, X), with gradients (``None``: torch's own)."""
-        mean, device = self.mean_bczyx, self.mean_bczyx.device
-        b, rank = self.factor_brczyx.shape[:2]
-        shared_nbr = torch.randn(n, b, rank, generator=generator, device=device)
-        own_nbczyx = torch.randn(n, *mean.shape, generator=generator, device=device)
-        # One product of (n, rank) and (rank, voxels) a scan.
-        together = torch.einsum("nbr,brv->nbv", shared_nbr, self.factor_brczyx.flatten(2))
-        return mean + together.view(n, *mean.shape) + self.deviation_bczyx * own_nbczyx
+        Args:
+            n: At least 1.
+            generator: On the device of the logits; torch's own if not given.
+        """
+        mean = self.mean_bczyx.float()
+        shared_nbr = self._noise(n, mean.shape[0], self.weight_rcf.shape[0], generator=generator)
+        own_nbczyx = self._noise(n, *mean.shape, generator=generator)
+        mixed_bncf = torch.einsum("nbr,rcf->bncf", shared_nbr, self.weight_rcf)
+        # One product of (n · C, features) and (features, voxels) a scan.
+        together = torch.matmul(
+            mixed_bncf.flatten(1, 2).to(self.features_bfzyx.dtype), self.features_bfzyx.flatten(2)
+        )
+        shared_nbczyx = together.float().view(mean.shape[0], n, *mean.shape[1:]).transpose(0, 1)
+        return mean + shared_nbczyx + self.deviation_bczyx.float() * own_nbczyx
+
+    def _noise(self, *shape: int, generator: torch.Generator | None) -> Tensor:
+        return torch.randn(shape, generator=generator, device=self.mean_bczyx.device)
 
 
-def negative_log_likelihood(
-    distribution: LogitNormal,
-    fractions_bczyx: Tensor,
-    *,
-    samples: int,
-    generator: torch.Generator | None = None,
-) -> Tensor:
+def negative_log_likelihood(samples_nbczyx: Tensor, fractions_bczyx: Tensor) -> Tensor:
     """-log of the mean over samples of Π_voxels Π_c p_c^g_c, a voxel, the mean over scans; equation 9 of the paper.
 
     The product over a scan makes the best sample outweigh all others: the distribution learns to put one near the truth.
 
     Args:
-        distribution: Of the logits.
+        samples_nbczyx: Logits that were drawn, with gradients to the distribution.
         fractions_bczyx: Class fractions, summing to 1 over C.
-        samples: How many are drawn.
-        generator: On the device of the logits; None for torch's own.
     """
-    logits_nbczyx = distribution.sample(samples, generator=generator)
-    g = fractions_bczyx.to(logits_nbczyx.dtype)
+    g = fractions_bczyx.to(samples_nbczyx.dtype)
     # Σ_c g_c log p_c, with Σ_c g_c = 1: a third of the memory of all log p.
-    log_p_nbzyx = (g * logits_nbczyx).sum(2) - logits_nbczyx.logsumexp(2)
+    log_p_nbzyx = (g * samples_nbczyx).sum(2) - samples_nbczyx.logsumexp(2)
     log_likelihood_nb = log_p_nbzyx.flatten(2).sum(2)
-    log_mean_b = log_likelihood_nb.logsumexp(0) - math.log(samples)
+    log_mean_b = log_likelihood_nb.logsumexp(0) - math.log(len(samples_nbczyx))
     return -log_mean_b.mean() / math.prod(g.shape[2:])
 
 
-def spread(raw_bczyx: Tensor, image_bczyx: Tensor, *, classes: int) -> Tensor:
-    """A head's output as F and s: (rank + 1) · ``classes`` channels, the last ``classes`` log s; zero in the air."""
-    factor, log_deviation = raw_bczyx.float().tensor_split([raw_bczyx.shape[1] - classes], dim=1)
-    deviation = (log_deviation + FIRST_LOG_DEVIATION).clamp(-LOG_DEVIATION, LOG_DEVIATION).exp()
-    return torch.cat((factor, deviation), dim=1) * body(image_bczyx)
+def deviation(raw_bczyx: Tensor) -> Tensor:
+    """s from a head's output, any finite number: between e⁻⁵ and e⁵, e⁻² at 0."""
+    return (raw_bczyx.float() + FIRST_LOG_DEVIATION).clamp(-LOG_DEVIATION, LOG_DEVIATION).exp()
 
 
 @torch.no_grad()

@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from data_cache.errors import ConfigError
 from data_cache.records import STRICT
-from liverseg.model.logit_normal import LogitNormal, spread
+from liverseg.model.logit_normal import LogitNormal, body, deviation
 
 Norm = Literal["batch", "instance", "group"]
 Stochastic = Literal["none", "dropout", "ssn"]
@@ -91,12 +91,14 @@ class UNet(nn.Module):
         recompute: In training, keep only what goes in and out of each pair of convolutions, and compute the rest
             again for the gradient (Chen et al. 2016, arXiv:1604.06174): less memory for a third more time. Weights,
             gradients and running statistics are the same.
+        samples: In training with ``ssn``, how many samples of the logits come with them, for the likelihood.
     """
 
-    def __init__(self, config: NetworkConfig, *, recompute: bool = False) -> None:
+    def __init__(self, config: NetworkConfig, *, recompute: bool = False, samples: int = 1) -> None:
         super().__init__()
         self.config = config
         self.recompute = recompute
+        self.samples = samples
         channels = config.channels
         inputs = (config.in_channels, *channels[:-1])
         self.encoder = nn.ModuleList(
@@ -111,11 +113,13 @@ class UNet(nn.Module):
         heads = config.depth if config.deep_supervision else 1
         self.heads = nn.ModuleList(nn.Conv3d(c, config.classes, kernel_size=1) for c in channels[:heads])
         if config.stochastic == "ssn":
-            self.spread = nn.Conv3d(channels[0], config.classes * (config.rank + 1), kernel_size=1)
+            self.factor_rcf = nn.Parameter(torch.empty(config.rank, config.classes, channels[0]))
+            self.deviation = nn.Conv3d(channels[0], config.classes, kernel_size=1)
         self.apply(_initialise)
         if config.stochastic == "ssn":
             # Kaiming's weights would begin with deviations of several logits, and drown the mean.
-            nn.init.normal_(self.spread.weight, std=SPREAD_STD)
+            for weight in (self.factor_rcf, self.deviation.weight):
+                nn.init.normal_(weight, std=SPREAD_STD)
 
     def forward(self, image_bczyx: Tensor) -> Tensor | tuple[Tensor, ...]:
         """Logits of the input's size, or in training all that the loss needs.
@@ -128,7 +132,7 @@ class UNet(nn.Module):
 
         Returns:
             (B, classes, Z, Y, X); in train mode with ``deep_supervision`` the logits of every level, finest
-            first, and with ``ssn`` these (or the one) and then the spread that ``LogitNormal.of`` takes.
+            first, and with ``ssn`` these (or the one) and then the samples (n, B, classes, Z, Y, X).
 
         Raises:
             ValueError: The shape does not fit; says which would.
@@ -137,15 +141,23 @@ class UNet(nn.Module):
         if not self.training or (self.config.stochastic != "ssn" and not self.config.deep_supervision):
             return cast("Tensor", self.heads[0](features[0]))
         levels = self._levels(features)
-        return levels if self.config.stochastic != "ssn" else (*levels, self._spread(features, image_bczyx))
+        if self.config.stochastic != "ssn":
+            return levels
+        return (*levels, self._distribution(levels[0], features[0], image_bczyx).sample(self.samples))
 
     def distribution(self, image_bczyx: Tensor) -> LogitNormal:
         """The distribution over logits that a network with ``ssn`` has learnt."""
         features = self._features(image_bczyx)
-        return LogitNormal.of(self.heads[0](features[0]), self._spread(features, image_bczyx))
+        return self._distribution(self.heads[0](features[0]), features[0], image_bczyx)
 
-    def _spread(self, features: Sequence[Tensor], image_bczyx: Tensor) -> Tensor:
-        return spread(self.spread(features[0]), image_bczyx, classes=self.config.classes)
+    def _distribution(self, mean_bczyx: Tensor, features_bfzyx: Tensor, image_bczyx: Tensor) -> LogitNormal:
+        inside = body(image_bczyx).to(features_bfzyx.dtype)
+        return LogitNormal(
+            mean_bczyx=mean_bczyx,
+            features_bfzyx=features_bfzyx * inside,
+            weight_rcf=self.factor_rcf,
+            deviation_bczyx=deviation(self.deviation(features_bfzyx)) * inside,
+        )
 
     def forward_levels(self, image_bczyx: Tensor) -> tuple[Tensor, ...]:
         """Logits of every level that has a head, finest first; level i is 2**i times coarser."""

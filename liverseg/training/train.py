@@ -18,7 +18,7 @@ from torch import Tensor
 from data_cache.errors import ConfigError, RunError
 from data_cache.reader import CacheStore
 from liverseg.model.inputs import class_fractions, network_input
-from liverseg.model.logit_normal import LogitNormal, negative_log_likelihood
+from liverseg.model.logit_normal import negative_log_likelihood
 from liverseg.model.losses import LossConfig
 from liverseg.model.losses import loss as loss_of
 from liverseg.model.network import Stochastic, forward_flops
@@ -319,9 +319,8 @@ def outputs_loss(
     """The loss of what ``UNet.forward`` gives in training; with ``ssn`` of the mean, and the likelihood of the samples."""
     if stochastic != "ssn":
         return levels_loss(outputs, fractions_bczyx, config)
-    *levels, spread_bczyx = outputs
-    distribution = LogitNormal.of(levels[0], spread_bczyx)
-    likelihood = negative_log_likelihood(distribution, fractions_bczyx, samples=config.likelihood_samples)
+    *levels, samples_nbczyx = outputs
+    likelihood = negative_log_likelihood(samples_nbczyx, fractions_bczyx)
     return levels_loss(tuple(levels), fractions_bczyx, config) + likelihood
 
 
