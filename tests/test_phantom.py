@@ -7,6 +7,7 @@ import json
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import get_args
 
 import nibabel as nib
 import numpy as np
@@ -16,7 +17,7 @@ from scipy import ndimage
 
 from data_cache.errors import DataSetError
 from pipeline.phantom import PhantomSpec, draw_anatomy, render, write_phantoms
-from pipeline.phantom.anatomy import Anatomy
+from pipeline.phantom.anatomy import Anatomy, Unlike
 from pipeline.phantom.dataset import _noise_slice
 from pipeline.phantom.implicit import Points, ellipsoid, random_field, tube
 
@@ -313,3 +314,36 @@ def test_nothing_but_the_same_phantoms_is_overwritten(tmp_path: Path) -> None:
     (tmp_path / "dataset.json").write_text('{"name": "patients"}')
     with pytest.raises(DataSetError, match="name another folder"):
         write(cases=1, seed=0)
+
+
+@pytest.mark.parametrize("kind", get_args(Unlike))
+def test_a_phantom_that_is_unlike_others_is_the_same_patient(kind: Unlike) -> None:
+    seed = max(range(9), key=lambda seed: max((t.radii_mm[0] for t in drawn(seed).tumours), default=0.0))
+    usual, unusual = drawn(seed), drawn(seed, replace(SMALL, unlike=kind))
+    (image, label, grid), (other, same, other_grid) = render(usual), render(unusual)
+    assert np.array_equal(label, same)
+    assert grid == other_grid
+    tumour, liver = label == 2, label == 1
+    assert np.count_nonzero(tumour) > 50
+    if kind == "noise":
+        # Noise of the same voxels, twice: what is added once more is as large as what was there.
+        added = (other.astype(np.float64) - image)[liver].std()
+        assert added == pytest.approx(usual.noise_hu * 0.8, rel=0.35)
+    elif kind == "contrast":
+        assert abs(other[tumour].mean() - other[liver].mean()) == pytest.approx(
+            abs(image[tumour].mean() - image[liver].mean()), abs=15
+        )
+        assert abs(unusual.hu.aorta - 55) == pytest.approx(abs(usual.hu.aorta - 55) / 4)
+    else:
+        assert other[tumour].mean() - image[liver].mean() > 60
+        assert np.array_equal(
+            other[~ndimage.binary_dilation(tumour, iterations=3)],
+            image[~ndimage.binary_dilation(tumour, iterations=3)],
+        )
+
+
+def test_phantoms_that_are_unlike_others_say_so(tmp_path: Path) -> None:
+    write_phantoms(tmp_path, cases=1, tests=0, shape_xyz=(16, 16, 16), unlike="noise", jobs=1)
+    assert (
+        "unlike ordinary ones in noise" in json.loads((tmp_path / "dataset.json").read_text())["description"]
+    )

@@ -12,6 +12,7 @@ from liverseg.cli.common import FILE, FOLDER, Shape
 if TYPE_CHECKING:
     from data_cache.reader import CacheStore
     from data_cache.schema import CaseMeta
+    from pipeline.phantom.anatomy import Unlike
 
 
 @click.command()
@@ -20,14 +21,27 @@ if TYPE_CHECKING:
 @click.option("--tests", default=2, show_default=True, type=click.IntRange(min=0), help="Unlabelled ones.")
 @click.option("--shape", default="192x192x96", show_default=True, type=Shape(), help="Voxels along x, y, z.")
 @click.option("--seed", default=0, show_default=True, help="The same seed writes the same files.")
+@click.option(
+    "--unlike",
+    type=click.Choice(["noise", "contrast", "tumour"]),
+    help="The same patients, scanned as no ordinary phantom is: double noise, hardly any contrast, dense tumours.",
+)
 @click.option("--jobs", default=None, type=click.IntRange(min=1), help="Processes; default: physical cores.")
 def phantom(
-    raw: Path, cases: int, tests: int, shape: tuple[int, int, int], seed: int, jobs: int | None
+    raw: Path,
+    *,
+    cases: int,
+    tests: int,
+    shape: tuple[int, int, int],
+    seed: int,
+    unlike: Unlike | None,
+    jobs: int | None,
 ) -> None:
     """Write a synthetic Decathlon data set to RAW.
 
     \b
     Example: liverseg phantom data/phantoms --cases 16
+             liverseg phantom data/noisy --cases 16 --unlike noise
     """
     from liverseg.console import progress_bar, say
     from pipeline.build import physical_cores
@@ -45,6 +59,7 @@ def phantom(
             tests=tests,
             shape_xyz=shape,
             seed=seed,
+            unlike=unlike,
             jobs=jobs or physical_cores(),
             progress=lambda name: bar.update(task, advance=1, note=name),
         )

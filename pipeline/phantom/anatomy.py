@@ -8,6 +8,7 @@ own millimetres are the reference times ``scale_xyz``. The proportions were read
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -27,11 +28,20 @@ LIVER_LOW_MM: PointMm = (-130.0, -105.0, -235.0)
 LIVER_HIGH_MM: PointMm = (150.0, 115.0, 15.0)
 
 
+Unlike = Literal["noise", "contrast", "tumour"]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PhantomSpec:
-    """What is asked of a phantom: its number of voxels along x, y and z, as a NIfTI header counts them."""
+    """What is asked of a phantom.
+
+    Attributes:
+        shape_xyz: Its number of voxels along x, y and z, as a NIfTI header counts them.
+        unlike: What sets its scan apart from ordinary ones; see ``phantom.unlike``.
+    """
 
     shape_xyz: tuple[int, int, int] = (192, 192, 96)
+    unlike: Unlike | None = None
 
     def __post_init__(self) -> None:
         if min(self.shape_xyz) < 8:

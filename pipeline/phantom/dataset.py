@@ -15,7 +15,7 @@ from data_cache.errors import DataSetError
 from data_cache.files import write_text
 from data_cache.geometry import Grid
 from pipeline.nifti import write_volume
-from pipeline.phantom.anatomy import Anatomy, PhantomSpec
+from pipeline.phantom.anatomy import Anatomy, PhantomSpec, Unlike
 from pipeline.phantom.implicit import Volume
 from pipeline.phantom.painting import paint_slab
 from pipeline.phantom.patient import draw_anatomy
@@ -112,6 +112,7 @@ def write_phantoms(
     tests: int,
     shape_xyz: tuple[int, int, int] = PhantomSpec().shape_xyz,
     seed: int = 0,
+    unlike: Unlike | None = None,
     jobs: int = -1,
     progress: Callable[[str], None] = lambda _: None,
 ) -> list[Path]:
@@ -125,6 +126,7 @@ def write_phantoms(
         cases: Number of labelled cases; tests: of unlabelled ones, numbered after them.
         shape_xyz: Voxels of every case.
         seed: Chooses the patients.
+        unlike: Make the scans unlike ordinary ones in this; the patients stay the same.
         jobs: Processes; -1 for one a core.
         progress: Called with the name of each case when its files are complete.
 
@@ -137,7 +139,7 @@ def write_phantoms(
     """
     if cases < 0 or tests < 0:
         raise ValueError(f"the numbers of cases and tests cannot be negative, got {cases} and {tests}")
-    spec = PhantomSpec(shape_xyz=shape_xyz)
+    spec = PhantomSpec(shape_xyz=shape_xyz, unlike=unlike)
     dataset = json.dumps(_dataset(cases, tests, spec=spec, seed=seed), indent=4) + "\n"
     _refuse_other_data(raw, dataset)
     for folder in ("imagesTr", "labelsTr", "imagesTs"):
@@ -177,10 +179,11 @@ def _refuse_other_data(raw: Path, dataset: str) -> None:
 
 def _dataset(cases: int, tests: int, *, spec: PhantomSpec, seed: int) -> dict[str, object]:
     shape = "×".join(map(str, spec.shape_xyz))
+    unlike = "" if spec.unlike is None else f", unlike ordinary ones in {spec.unlike}"
     names = [f"liver_{n}.nii.gz" for n in range(cases)]
     return {
         "name": "LIVER",
-        "description": f"Liver and cancer segmentation: synthetic phantoms of {shape}, seed {seed}, not patients",
+        "description": f"Liver and cancer segmentation: synthetic phantoms of {shape}, seed {seed}{unlike}, not patients",
         "reference": "liverseg",
         "licence": "CC0 1.0",
         "release": "1.0",

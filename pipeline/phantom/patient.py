@@ -25,6 +25,7 @@ from pipeline.phantom.anatomy import (
     patient_points,
 )
 from pipeline.phantom.implicit import PointMm, Points, Volume
+from pipeline.phantom.unlike import made_unlike
 
 PHASES = ("native", "arterial", "portal", "delayed")
 _PHASE_SHARES = (0.12, 0.15, 0.58, 0.15)
@@ -43,7 +44,9 @@ def draw_anatomy(spec: PhantomSpec, *, rng: np.random.Generator) -> Anatomy:
     anatomy = _with_volume(anatomy, points, _draw_volume_ml(anatomy.scale_xyz, rng=rng))
     liver_mm = liver_distance(anatomy, points)
     tumours = _draw_tumours(points, liver_mm, rng=rng)
-    return _with_scan(replace(anatomy, tumours=tumours), points, liver_mm, rng=rng)
+    whole = _with_scan(replace(anatomy, tumours=tumours), points, liver_mm, rng=rng)
+    # Last, so that it draws nothing: the same patient as the ordinary phantom of this generator.
+    return whole if spec.unlike is None else made_unlike(whole, spec.unlike)
 
 
 def _draw_patient(spec: PhantomSpec, *, rng: np.random.Generator) -> Anatomy:
