@@ -23,7 +23,8 @@ from liverseg.model.logit_normal import (
 )
 from liverseg.model.losses import LossConfig
 from liverseg.model.network import NetworkConfig, Stochastic, UNet
-from liverseg.model.stochastic import sample, shares
+from liverseg.model.stochastic import sample as each_sample
+from liverseg.model.stochastic import shares
 from liverseg.training.train import levels_loss, outputs_loss, train
 
 SSN = NetworkConfig(base_channels=2, depth=2, stochastic="ssn", rank=3)
@@ -34,6 +35,10 @@ IMAGE = torch.randn(2, 1, 8, 8, 12, generator=torch.Generator().manual_seed(1))
 
 def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
+
+
+def sample(network: UNet, image: Tensor, n: int, *, generator: torch.Generator) -> Tensor:
+    return torch.stack(list(each_sample(network, image, n, generator=generator)))
 
 
 def network_of(config: NetworkConfig) -> UNet:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from data_cache.schema import PreprocessSpec
 from liverseg.inference.model_file import load_trained
 from liverseg.model.inputs import InputConfig, network_input
 from liverseg.model.network import UNet
+from liverseg.model.stochastic import sample, shares
 from liverseg.training.devices import choose_device, computes_in_bf16
 from pipeline.prepare import ThinScan
 from pipeline.resample import box_weights, linear_weights
@@ -23,6 +26,7 @@ from pipeline.resample import box_weights, linear_weights
 MOST_PASSES = 4  # of the close look, each with a window widened where the liver touched its end
 SOFT_EDGE_VOXELS = 2  # around the liver's component: what interpolation needs of the probabilities' slope
 WIDER_LOOKS = (0.0, 0.04, 0.08)  # of the window, at each end: what --tta averages
+SAMPLING_SEED = 0
 NO_LIVER_ML = 10.0  # a component smaller than this is no liver
 
 
@@ -41,6 +45,7 @@ class Predictor:
     Attributes:
         fast: Segment in the coarse pass over the whole scan alone.
         tta: Average the close look with looks through two wider windows.
+        samples: How many segmentations to draw in the last look, whose mean is then the answer; 0 for none.
     """
 
     members: tuple[Member, ...]
@@ -49,6 +54,7 @@ class Predictor:
     autocast: bool
     fast: bool = False
     tta: bool = False
+    samples: int = 0
 
     @torch.inference_mode()
     def foreground(self, image_zyx: NDArray[np.int16]) -> NDArray[np.float32]:
@@ -59,11 +65,39 @@ class Predictor:
         foreground: NDArray[np.float32] = (total / len(self.members)).cpu().numpy()
         return foreground
 
+    @torch.inference_mode()
+    def draw(self, image_zyx: NDArray[np.int16]) -> NDArray[np.float32]:
+        """The same of each of the ``samples``, dealt to the members: (n, 2, Z, Y, X); equal for equal images."""
+        image = torch.from_numpy(image_zyx)[None, None].to(self.device)
+        generator = torch.Generator(self.device).manual_seed(SAMPLING_SEED)
+        counts = shares([member.network for member in self.members], self.samples)
+        drawn = np.empty((sum(counts), 2, *image_zyx.shape), dtype=np.float32)
+        every = (self._samples(m, image, n, generator) for m, n in zip(self.members, counts, strict=True))
+        for sample_czyx, foreground in zip(drawn, itertools.chain.from_iterable(every), strict=True):
+            sample_czyx[:] = foreground.cpu().numpy()
+        return drawn
+
     def _probabilities(self, member: Member, image: torch.Tensor) -> torch.Tensor:
-        x = network_input(image, member.input).contiguous(memory_format=torch.channels_last_3d)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
-            logits = member.network(x)
-        return torch.softmax(logits.float(), dim=1)[0, 1:]
+        with self._autocast():
+            logits = member.network(self._input(member, image))
+        return _foreground(logits)
+
+    def _samples(
+        self, member: Member, image: torch.Tensor, n: int, generator: torch.Generator
+    ) -> Iterator[torch.Tensor]:
+        with self._autocast():
+            for logits in sample(member.network, self._input(member, image), n, generator=generator):
+                yield _foreground(logits)
+
+    def _input(self, member: Member, image: torch.Tensor) -> torch.Tensor:
+        return network_input(image, member.input).contiguous(memory_format=torch.channels_last_3d)
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast)
+
+
+def _foreground(logits_bczyx: torch.Tensor) -> torch.Tensor:
+    return torch.softmax(logits_bczyx.float(), dim=1)[0, 1:]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -74,13 +108,18 @@ class Finding:
         foreground_czyx: Probabilities of liver and tumour on the view of ``window``; zero outside of the
             liver's component.
         window: Native slices that were looked at closely; None where no liver was found.
+        samples_nczyx: Of each sample, all of what the network said, on the view of ``window`` or else of the whole
+            scan; None where none were drawn.
     """
 
     foreground_czyx: NDArray[np.float32]
     window: DepthWindow | None
+    samples_nczyx: NDArray[np.float32] | None = None
 
 
-def load_predictor(*paths: Path, device: str = "auto", fast: bool = False, tta: bool = False) -> Predictor:
+def load_predictor(
+    *paths: Path, device: str = "auto", fast: bool = False, tta: bool = False, samples: int = 0
+) -> Predictor:
     """The best networks of one or more runs, or of files that ``liverseg export`` wrote.
 
     Raises:
@@ -100,6 +139,7 @@ def load_predictor(*paths: Path, device: str = "auto", fast: bool = False, tta: 
         autocast=all(computes_in_bf16(model.config.precision, chosen) for model in models),
         fast=fast,
         tta=tta,
+        samples=samples,
     )
 
 
@@ -109,25 +149,48 @@ def segment(scan: ThinScan, predictor: Predictor) -> Finding:
     A close pass whose liver touches the end of its window is repeated with a wider one.
     """
     spec, depth = predictor.spec, scan.header.grid.shape_zyx[0]
-    nothing = np.zeros((2, *spec.shape_zyx), dtype=np.float32)
-    coarse_czyx = _look(scan, scan.scan_window, predictor)
-    window = liver_window(coarse_czyx, depth=depth, spec=spec)
+    foreground_czyx = _look(scan, scan.scan_window, predictor)
+    window = liver_window(foreground_czyx, depth=depth, spec=spec)
     if window is None:
-        return Finding(foreground_czyx=nothing, window=None)
+        return _no_liver(scan, predictor)
     if predictor.fast:
-        return Finding(foreground_czyx=coarse_czyx, window=scan.scan_window)
+        window = scan.scan_window
+    else:
+        window, foreground_czyx = _look_closely(scan, window, predictor)
+    if predictor.tta:
+        foreground_czyx = _look_again(scan, window, predictor)
+    samples = _draw(scan, window, predictor)
+    if samples is not None:
+        foreground_czyx = _kept(samples.mean(axis=0), scan, window, predictor)
+    if not (foreground_czyx.sum(axis=0) >= 0.5).any():
+        return _no_liver(scan, predictor)
+    return Finding(foreground_czyx=foreground_czyx, window=window, samples_nczyx=samples)
+
+
+def _no_liver(scan: ThinScan, predictor: Predictor) -> Finding:
+    nothing = np.zeros((2, *predictor.spec.shape_zyx), dtype=np.float32)
+    samples = _draw(scan, scan.scan_window, predictor)
+    return Finding(foreground_czyx=nothing, window=None, samples_nczyx=samples)
+
+
+def _look_closely(
+    scan: ThinScan, window: DepthWindow, predictor: Predictor
+) -> tuple[DepthWindow, NDArray[np.float32]]:
+    """What is in the window; where the liver touches an end of it, in a wider one."""
+    depth = scan.header.grid.shape_zyx[0]
     for _ in range(MOST_PASSES):
         foreground_czyx = _look(scan, window, predictor)
         wider = widened(window, foreground_czyx, depth=depth)
         if wider == window:
-            break
+            return window, foreground_czyx
         window = wider
-    else:
-        foreground_czyx = _look(scan, window, predictor)
-    if predictor.tta:
-        foreground_czyx = _look_again(scan, window, predictor)
-    found = bool((foreground_czyx.sum(axis=0) >= 0.5).any())
-    return Finding(foreground_czyx=foreground_czyx, window=window if found else None)
+    return window, _look(scan, window, predictor)
+
+
+def _draw(scan: ThinScan, window: DepthWindow, predictor: Predictor) -> NDArray[np.float32] | None:
+    if not predictor.samples:
+        return None
+    return predictor.draw(scan.view(window, predictor.spec).image_zyx)
 
 
 def _look_again(scan: ThinScan, window: DepthWindow, predictor: Predictor) -> NDArray[np.float32]:
@@ -142,9 +205,14 @@ def _look_again(scan: ThinScan, window: DepthWindow, predictor: Predictor) -> ND
         wider = DepthWindow(start=max(0, window.start - step), stop=min(depth, window.stop + step))
         seen_czyx = predictor.foreground(scan.view(wider, predictor.spec).image_zyx)
         total_czyx += moved(seen_czyx, wider, window)
-    view = scan.view(window, predictor.spec)
-    mean_czyx = total_czyx / np.float32(len(WIDER_LOOKS))
-    return keep_liver(mean_czyx, voxel_volume_ml=view.grid.voxel_volume_ml)
+    return _kept(total_czyx / np.float32(len(WIDER_LOOKS)), scan, window, predictor)
+
+
+def _kept(
+    foreground_czyx: NDArray[np.float32], scan: ThinScan, window: DepthWindow, predictor: Predictor
+) -> NDArray[np.float32]:
+    grid = scan.view(window, predictor.spec).grid
+    return keep_liver(foreground_czyx, voxel_volume_ml=grid.voxel_volume_ml)
 
 
 def moved(

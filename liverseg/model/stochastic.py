@@ -17,8 +17,10 @@ from liverseg.model.network import UNet
 
 
 @torch.no_grad()
-def sample(network: UNet, image_bczyx: Tensor, n: int, *, generator: torch.Generator) -> Tensor:
-    """Draw n segmentations: logits (n, B, C, Z, Y, X), float32; all the same where the network is not stochastic.
+def sample(network: UNet, image_bczyx: Tensor, n: int, *, generator: torch.Generator) -> Iterator[Tensor]:
+    """Draw n segmentations one by one, so that memory does not grow with n: logits (B, C, Z, Y, X), float32.
+
+    All are the same where the network is not stochastic.
 
     Args:
         network: In eval mode; its weights, statistics and mode are left as they are.
@@ -28,12 +30,16 @@ def sample(network: UNet, image_bczyx: Tensor, n: int, *, generator: torch.Gener
     """
     match network.config.stochastic:
         case "dropout":
-            return _dropout_samples(network, image_bczyx, n, generator)
+            for _ in range(n):
+                yield _with_dropout(network, image_bczyx, generator)
         case "ssn":
-            return network.distribution(image_bczyx).sample(n, generator=generator)
+            distribution = network.distribution(image_bczyx)
+            for _ in range(n):
+                yield distribution.sample(1, generator=generator)[0]
         case "none":
-            logits: Tensor = network(image_bczyx).float()
-            return logits.expand(n, *logits.shape)
+            logits = network(image_bczyx).float()
+            for _ in range(n):
+                yield logits
 
 
 def shares(networks: Sequence[UNet], n: int) -> tuple[int, ...]:
@@ -48,13 +54,14 @@ def shares(networks: Sequence[UNet], n: int) -> tuple[int, ...]:
     )
 
 
-def _dropout_samples(network: UNet, image_bczyx: Tensor, n: int, generator: torch.Generator) -> Tensor:
+def _with_dropout(network: UNet, image_bczyx: Tensor, generator: torch.Generator) -> Tensor:
     device = image_bczyx.device
     seed = int(torch.randint(2**62, (), generator=generator, device=device))
     # Dropout has no generator of its own: it draws from torch's, which is put back as it was.
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), _dropping(network):
         torch.manual_seed(seed)
-        return torch.stack([network(image_bczyx).float() for _ in range(n)])
+        logits: Tensor = network(image_bczyx).float()
+    return logits
 
 
 @contextmanager
