@@ -1,4 +1,4 @@
-"""From a view back to the native grid: class probabilities interpolated, decided there, slice block by block."""
+"""From a view back to the native grid: values interpolated, labels decided there, slice block by block."""
 
 from __future__ import annotations
 
@@ -34,12 +34,35 @@ def native_labels(
     """
     whole = _Part.of(foreground_czyx.sum(axis=0), window, header)
     tumour = _Part.of(foreground_czyx[1], window, header)
+    for first, stop in _blocks(header):
+        label_kji = np.zeros((stop - first, *header.shape_kji[1:]), dtype=np.uint8)
+        _decide(label_kji, first, whole, tumour)
+        yield label_kji
+
+
+def native_values(
+    values_zyx: NDArray[np.float32], window: DepthWindow, header: VolumeHeader
+) -> Iterator[NDArray[np.float32]]:
+    """A view's values at the voxels of consecutive slices (n, j, i) of the file, in the blocks of ``native_labels``.
+
+    Interpolated linearly, as probabilities are before a label is decided; 0 outside of ``window``.
+    """
+    part = _Part.of(values_zyx, window, header)
+    _, box_j, box_i = part.box_kji
+    for first, stop in _blocks(header):
+        values_kji = np.zeros((stop - first, *header.shape_kji[1:]), dtype=np.float32)
+        inside_k, inside_kji = part.slices(first, stop)
+        if len(inside_kji):
+            values_kji[inside_k.start - first : inside_k.stop - first, box_j, box_i] = inside_kji
+        yield values_kji
+
+
+def _blocks(header: VolumeHeader) -> Iterator[tuple[int, int]]:
+    """First and past-the-last slice of each block."""
     n_k, n_j, n_i = header.shape_kji
     per_block = max(1, BLOCK_VOXELS // (n_j * n_i))
     for first in range(0, n_k, per_block):
-        label_kji = np.zeros((min(n_k, first + per_block) - first, n_j, n_i), dtype=np.uint8)
-        _decide(label_kji, first, whole, tumour)
-        yield label_kji
+        yield first, min(n_k, first + per_block)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

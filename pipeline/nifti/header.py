@@ -258,3 +258,9 @@ def to_canonical(values: NDArray[Any], axes_kji: tuple[FileAxis, FileAxis, FileA
     flipped = np.flip(values, tuple(first + i for i, axis in enumerate(axes_kji) if axis.flipped))
     order = [first + [axis.canonical for axis in axes_kji].index(canonical) for canonical in range(3)]
     return np.ascontiguousarray(flipped.transpose(*range(first), *order))
+
+
+def from_canonical(values_zyx: NDArray[Any], axes_kji: tuple[FileAxis, FileAxis, FileAxis]) -> NDArray[Any]:
+    """The way back of ``to_canonical``, of the same voxels: a view of z, y, x in a file's order."""
+    flipped = tuple(i for i, axis in enumerate(axes_kji) if axis.flipped)
+    return np.flip(values_zyx.transpose([axis.canonical for axis in axes_kji]), flipped)

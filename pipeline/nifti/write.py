@@ -22,6 +22,8 @@ try:
 except ImportError:  # no wheel for this platform: the standard library inflates at half the speed
     igzip = None  # type: ignore[assignment]
 
+LARGEST_BYTE = 255
+
 
 def write_labels(path: Path, header: VolumeHeader, blocks: Iterable[NDArray[np.uint8]]) -> None:
     """Write a label file on the grid of ``header``: same shape, same affines and codes, uint8, NIfTI-1 or -2.
@@ -34,24 +36,56 @@ def write_labels(path: Path, header: VolumeHeader, blocks: Iterable[NDArray[np.u
     Raises:
         ValueError: The blocks do not add up to the volume.
     """
+    _write_bytes(path, header, blocks, _byte_header(header, b"liverseg: 1 liver, 2 tumour"))
+
+
+def write_map(
+    path: Path,
+    header: VolumeHeader,
+    blocks: Iterable[NDArray[np.float32]],
+    *,
+    maximum: float,
+    description: str,
+) -> None:
+    """Write values from 0 to ``maximum`` on the grid of ``header``, as bytes with a slope: 255 steps, 0 exactly.
+
+    Args:
+        path: ``.nii`` or ``.nii.gz``; appears when it is whole.
+        header: Of the image that the values are of.
+        blocks: Consecutive slices (n, j, i) along the file's slowest axis, all of them; what is out of range is cut.
+        maximum: Shown as white.
+        description: Up to 79 ASCII characters, such as the unit.
+
+    Raises:
+        ValueError: The blocks do not add up to the volume.
+    """
+    scale = np.float32(LARGEST_BYTE / maximum)
+    steps = (np.rint((block * scale).clip(0, LARGEST_BYTE)).astype(np.uint8) for block in blocks)
+    about = _byte_header(header, description.encode("ascii"), slope=maximum / LARGEST_BYTE, shown_to=maximum)
+    _write_bytes(path, header, steps, about)
+
+
+def _write_bytes(path: Path, header: VolumeHeader, blocks: Iterable[NDArray[np.uint8]], nifti: bytes) -> None:
     with replacing(path) as file, _deflating(file, compress=path.name.endswith(".gz")) as stream:
-        stream.write(_label_header(header))
+        stream.write(nifti)
         written = sum(stream.write(np.ascontiguousarray(block).data.cast("B")) for block in blocks)
         if written != math.prod(header.shape_kji):
-            raise ValueError(f"{path}: {written} labels for a volume of {header.shape_kji[::-1]}")
+            raise ValueError(f"{path}: {written} voxels for a volume of {header.shape_kji[::-1]}")
 
 
-def _label_header(header: VolumeHeader) -> bytes:
+def _byte_header(
+    header: VolumeHeader, description: bytes, *, slope: float = 1.0, shown_to: float = 0.0
+) -> bytes:
+    """Of uint8 voxels on the grid of ``header``; ``shown_to`` 0 leaves the display range to the viewer."""
     nifti = header.nifti.copy()
     nifti.set_data_dtype(np.uint8)
-    nifti.set_slope_inter(1.0, 0.0)
+    nifti.set_slope_inter(slope, 0.0)
     nifti["vox_offset"] = nifti.single_vox_offset
-    nifti["cal_min"], nifti["cal_max"] = 0, 0
-    nifti["descrip"] = b"liverseg: 1 liver, 2 tumour"
+    nifti["cal_min"], nifti["cal_max"] = 0, shown_to
+    nifti["descrip"] = description
     block: bytes = nifti.binaryblock
-    return block.ljust(
-        nifti.single_vox_offset, b"\0"
-    )  # the four bytes between say that there are no extensions
+    # The four bytes between say that there are no extensions.
+    return block.ljust(nifti.single_vox_offset, b"\0")
 
 
 def _deflating(file: BinaryIO, *, compress: bool) -> Any:
