@@ -86,7 +86,9 @@ def build(
             pending.append(files)
     if supervision.scheduler is None:
         jobs = _bounded_jobs(pending, spec, jobs=min(jobs, len(pending)), warn=supervision.warn)
-    task = partial(build_case, store=store, spec=spec, root=data_set.root)
+    # Workers that fill the cores have none to spare for a second thread each.
+    ahead = supervision.scheduler is None and jobs < physical_cores()
+    task = partial(build_case, store=store, spec=spec, root=data_set.root, ahead=ahead)
     fresh = fan_out(task, pending, jobs=jobs, killed=_killed, supervision=supervision)
     try:
         with contextlib.closing(fresh):  # stops the workers first, so that what they leave is seen as left
@@ -143,12 +145,17 @@ def _is_same(path: Path, source: SourceFile, *, by_content: bool) -> bool:
         return False
 
 
-def build_case(files: CaseFiles, *, store: Path, spec: PreprocessSpec, root: Path) -> CaseResult:
-    """Build one case; a failure comes back as a result, so that the others go on."""
+def build_case(
+    files: CaseFiles, *, store: Path, spec: PreprocessSpec, root: Path, ahead: bool = False
+) -> CaseResult:
+    """Build one case; a failure comes back as a result, so that the others go on.
+
+    Where ``ahead`` is set, a second thread inflates: for where a core would be idle.
+    """
     start = time.perf_counter()
     result = partial(CaseResult, case_id=files.case_id)
     try:
-        case = prepare_case(files.case_id, files.image, files.label, spec, root=root)
+        case = prepare_case(files.case_id, files.image, files.label, spec, root=root, ahead=ahead)
         write_case(store, case, spec)
     except LiversegError as failure:
         return result(outcome="failed", message=str(failure), seconds=time.perf_counter() - start)

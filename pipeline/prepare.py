@@ -32,9 +32,10 @@ from data_cache.schema import (
 )
 from pipeline.nifti import CorruptStreamError, VolumeHeader, VolumeStream
 from pipeline.resample import Slab, resample_depth
-from pipeline.thin import thin_slabs
+from pipeline.thin import Channels, thin_slabs
 
 T = TypeVar("T")
+OpenStream = Callable[[Path], VolumeStream]
 
 GRID_TOLERANCE_VOXELS = 0.1  # how far corresponding corners of an image and its label may be apart
 HU_RANGE = (MISSING_HU + 1, 32767)
@@ -75,7 +76,9 @@ def read_scan(image: Path, spec: PreprocessSpec) -> ThinScan:
     return with_second_opinion(lambda trusted: _read_scan(image, spec, trusted=trusted))
 
 
-def prepare_case(case_id: str, image: Path, label: Path, spec: PreprocessSpec, *, root: Path) -> Case:
+def prepare_case(
+    case_id: str, image: Path, label: Path, spec: PreprocessSpec, *, root: Path, ahead: bool = False
+) -> Case:
     """Read a scan and its label once each, into the views of a case.
 
     Args:
@@ -84,6 +87,7 @@ def prepare_case(case_id: str, image: Path, label: Path, spec: PreprocessSpec, *
         label: NIfTI file on the same grid: 0 background, 1 liver, 2 tumour.
         spec: Shape and margins of the views.
         root: Folder that the paths in the metadata are relative to.
+        ahead: Inflate in a thread of its own, for where a core would be idle.
 
     Returns:
         A case with the view "scan", and "liver" where the label has any liver or tumour.
@@ -93,7 +97,14 @@ def prepare_case(case_id: str, image: Path, label: Path, spec: PreprocessSpec, *
         LabelError: The label has other values, or lies on another grid than the image.
     """
     return with_second_opinion(
-        lambda trusted: _prepare_case(case_id, image, label, spec, root=root, trusted=trusted)
+        lambda trusted: _prepare_case(
+            case_id,
+            image,
+            label,
+            spec,
+            root=root,
+            open_stream=partial(VolumeStream.open, trusted=trusted, ahead=ahead),
+        )
     )
 
 
@@ -107,18 +118,18 @@ def with_second_opinion(read: Callable[[bool], T]) -> T:
 
 
 def _read_scan(image: Path, spec: PreprocessSpec, *, trusted: bool) -> ThinScan:
-    with VolumeStream.open(image, trusted=trusted) as stream:
+    with VolumeStream.open(image, trusted=trusted, ahead=True) as stream:  # one file: other cores are idle
         tally = _ImageTally()
         slabs = tuple(_image_slabs(stream, spec, tally))
         return ThinScan(header=stream.header, slabs=slabs, notes=(*stream.header.notes, *tally.notes(spec)))
 
 
 def _prepare_case(
-    case_id: str, image: Path, label: Path, spec: PreprocessSpec, *, root: Path, trusted: bool
+    case_id: str, image: Path, label: Path, spec: PreprocessSpec, *, root: Path, open_stream: OpenStream
 ) -> Case:
-    with VolumeStream.open(image, trusted=trusted) as stream:
+    with open_stream(image) as stream:
         header, grid = stream.header, stream.header.grid
-        thin_label = _read_label(label, header, spec, root=root, trusted=trusted)
+        thin_label = _read_label(label, header, spec, root=root, open_stream=open_stream)
         windows = _windows(thin_label, depth=grid.shape_zyx[0], spec=spec)
         tally = _ImageTally()
         resample = partial(
@@ -168,13 +179,14 @@ def _image_slabs(stream: VolumeStream, spec: PreprocessSpec, tally: _ImageTally)
     stored = _averages_as_stored(header)
     slope, intercept = (header.slope, header.intercept) if stored else (1.0, 0.0)
 
-    def channels(block_kji: NDArray[Any]) -> tuple[NDArray[Any], ...]:
+    def split(block_kji: NDArray[Any]) -> Channels:
         values = block_kji if stored else _finite_hu(block_kji, header, spec, tally)
-        ends = (float(values.min()) * slope + intercept, float(values.max()) * slope + intercept)
+        low, high = float(values.min()), float(values.max())
+        ends = (low * slope + intercept, high * slope + intercept)
         tally.minimum, tally.maximum = min(tally.minimum, *ends), max(tally.maximum, *ends)
-        return (values,)
+        return Channels(values=(values,), largest=int(max(-low, high)))
 
-    for slab in thin_slabs(stream, spec.shape_zyx[1:], channels=channels):
+    for slab in thin_slabs(stream, spec.shape_zyx[1:], split=split):
         if (slope, intercept) == (1.0, 0.0):
             yield slab
         else:
@@ -234,20 +246,21 @@ class _ThinLabel:
 
 
 def _read_label(
-    label: Path, image: VolumeHeader, spec: PreprocessSpec, *, root: Path, trusted: bool
+    label: Path, image: VolumeHeader, spec: PreprocessSpec, *, root: Path, open_stream: OpenStream
 ) -> _ThinLabel:
-    with VolumeStream.open(label, trusted=trusted) as stream:
+    with open_stream(label) as stream:
         check_same_grid(stream.header, image)
         counts = [0, 0]
 
-        def channels(block_kji: NDArray[Any]) -> tuple[NDArray[Any], ...] | None:
-            parts = foreground_and_tumour(block_kji, stream.header)
-            if parts is not None:
-                for i, part in enumerate(parts):
-                    counts[i] += int(np.count_nonzero(part))
-            return parts
+        def split(block_kji: NDArray[Any]) -> Channels | None:
+            masks = foreground_and_tumour(block_kji, stream.header)
+            if masks is None:
+                return None
+            for i, mask in enumerate(masks):
+                counts[i] += int(np.count_nonzero(mask))
+            return Channels(values=masks, largest=1)
 
-        slabs = tuple(map(_cropped, thin_slabs(stream, spec.shape_zyx[1:], channels=channels)))
+        slabs = tuple(map(_cropped, thin_slabs(stream, spec.shape_zyx[1:], split=split)))
         foreground, tumour = counts
         background = int(np.prod(stream.header.shape_kji)) - foreground
         return _ThinLabel(
@@ -282,12 +295,12 @@ def foreground_and_tumour(
         LabelError: The block holds other values than 0, 1 and 2.
     """
     scaled = (header.slope, header.intercept) != (1.0, 0.0)
-    if (
-        block_kji.dtype == np.uint8 and not scaled
-    ):  # the usual label: two passes over its bytes instead of six
+    if block_kji.dtype == np.uint8 and not scaled:  # the usual label: three passes over its bytes, not six
         largest = int(block_kji.max())
-        if largest <= 1:
-            return (block_kji.view(np.int8), np.zeros_like(block_kji, dtype=np.int8)) if largest else None
+        if largest == 0:
+            return None
+        if largest <= 2:
+            return (block_kji != 0).view(np.int8), (block_kji == 2).view(np.int8)
     values = block_kji
     if scaled:
         # A slope such as 1/255 is not exact: 255 of them are 1 but for the last digits.

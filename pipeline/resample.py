@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial, reduce
 from typing import Any
 
 import numpy as np
@@ -61,19 +61,29 @@ class Slab:
     values_czyx: NDArray[np.float32]
 
 
-def average_plane(block_nji: NDArray[Any], *, n_j: int | None, n_i: int | None) -> NDArray[np.float32]:
+def average_plane(
+    block_nji: NDArray[Any], *, n_j: int | None, n_i: int | None, largest: int | None = None
+) -> NDArray[np.float32]:
     """Box-average the last two axes to ``n_j`` and ``n_i`` voxels; None keeps an axis as it is.
 
     Integers of up to 16 bits are summed as integers wherever a target covers whole voxels (512 → 128 in
     20 ms for 400 slices, where one float32 matrix product per axis takes 200-300), so their means are exact.
+
+    Args:
+        block_nji: Integers or floats.
+        n_j: Voxels along the second axis.
+        n_i: Voxels along the third axis.
+        largest: No integer of the block is greater in magnitude. None: what its type can hold.
     """
     values, divisor = block_nji, 1
+    if largest is None:
+        largest = 1 if values.dtype.kind == "f" else 1 << 8 * values.dtype.itemsize
     for axis, n_target in ((1, n_j), (2, n_i)):
         if n_target is None:
             continue
         factor, rest = divmod(values.shape[axis], n_target)
         if rest == 0:
-            values = _sum_groups(values, factor, axis=axis)
+            values = _sum_groups(values, factor, axis=axis, largest=largest * divisor)
             divisor *= factor
         else:
             values = _weighted(values, n_target, axis=axis)
@@ -81,25 +91,21 @@ def average_plane(block_nji: NDArray[Any], *, n_j: int | None, n_i: int | None) 
     return means
 
 
-def _sum_groups(values: NDArray[Any], factor: int, *, axis: int) -> NDArray[Any]:
+def _sum_groups(values: NDArray[Any], factor: int, *, axis: int, largest: int) -> NDArray[Any]:
     """Sums of ``factor`` neighbours along an axis, in the narrowest type that cannot overflow."""
-    dtype = np.dtype(np.float32) if values.dtype.kind == "f" else _sum_dtype(values, factor)
-    groups = [values[(slice(None),) * axis + (slice(offset, None, factor),)] for offset in range(factor)]
-    total: NDArray[Any] = (
-        groups[0].astype(dtype) if factor == 1 else np.add(groups[0], groups[1], dtype=dtype)
-    )
-    for group in groups[2:]:
-        total += group
-    return total
+    dtype = _sum_dtype(values.dtype, largest * factor)
+    if axis == 1:  # whole rows: NumPy reduces them a third faster than they are added one by one
+        rows_njri = values.reshape(len(values), -1, factor, values.shape[2])
+        total: NDArray[Any] = np.add.reduce(rows_njri, axis=2, dtype=dtype)
+        return total
+    return reduce(partial(np.add, dtype=dtype), [values[..., offset::factor] for offset in range(factor)])
 
 
-def _sum_dtype(values: NDArray[Any], factor: int) -> np.dtype[Any]:
-    # HU stay within ±8191 and masks within 1: their sums fit 16 bits, which are summed twice as fast as 32.
-    if np.can_cast(values.dtype, np.int16):
-        largest = factor * max(abs(int(values.min(initial=0))), abs(int(values.max(initial=0))))
-        if largest <= np.iinfo(np.int16).max:
-            return np.dtype(np.int16)
-    return np.dtype(np.int32)
+def _sum_dtype(dtype: np.dtype[Any], largest: int) -> np.dtype[Any]:
+    if dtype.kind == "f":
+        return np.dtype(np.float32)
+    # HU stay within ±8191 and masks within 1: four of them fit 16 and 8 bits, and half the bits take half the time.
+    return np.promote_types(dtype, np.min_scalar_type(~largest))
 
 
 def _weighted(values: NDArray[Any], n_target: int, *, axis: int) -> NDArray[np.float32]:

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from click.testing import CliRunner
 from tiny import SPEC, TinyWorld
 
+from liverseg.bench.contenders import CONTENDERS, available
+from liverseg.bench.preprocess import measure
 from liverseg.bench.timing import fastest
 from liverseg.bench.train import measure_steps, measure_whole
 from liverseg.cli import main
 from liverseg.model.network import NetworkConfig, forward_flops
 from liverseg.training.devices import matmul_peak
+from pipeline.build import CaseResult, build_case
+from pipeline.decathlon import CaseFiles
 
 CPU = torch.device("cpu")
 
@@ -31,6 +37,38 @@ def test_the_fastest_repeat_counts_and_the_first_does_not(monkeypatch: pytest.Mo
     readings = itertools.accumulate([0.0, 0.1, 1.0, 3.0, 1.0, 2.0, 1.0, 4.0])
     monkeypatch.setattr("liverseg.bench.timing.time.perf_counter", lambda: next(readings))
     assert fastest(lambda: None, CPU, seconds=6) == pytest.approx(2)
+
+
+def test_preprocessing_is_timed_with_and_without_its_second_thread(
+    phantoms: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ("inflate", "liverseg", "liverseg, one thread")
+    assert set(names) <= set(available())
+    monkeypatch.setattr("liverseg.bench.preprocess.available", lambda: names)
+    image, label = (phantoms / folder / "liver_0.nii.gz" for folder in ("imagesTr", "labelsTr"))
+    found = measure(image, label, repeats=2)
+    assert tuple(m.name for m in found) == names
+    assert all(m.cpu_seconds > 0 and m.seconds > 0 and m.peak_mib > 10 for m in found)
+    assert found[0].cpu_seconds < min(found[1].cpu_seconds, found[2].cpu_seconds)
+
+
+@pytest.mark.parametrize(
+    ("name", "cores", "ahead"),
+    [("liverseg", 1, False), ("liverseg", 2, True), ("liverseg, one thread", 2, False)],
+)
+def test_the_second_thread_is_where_the_name_says(
+    phantoms: Path, monkeypatch: pytest.MonkeyPatch, name: str, cores: int, ahead: bool
+) -> None:
+    asked = []
+
+    def noted(files: CaseFiles, **options: Any) -> CaseResult:
+        asked.append(options["ahead"])
+        return build_case(files, **options)
+
+    monkeypatch.setattr("pipeline.build.physical_cores", lambda: cores)
+    monkeypatch.setattr("pipeline.build.build_case", noted)
+    CONTENDERS[name](phantoms / "imagesTr/liver_0.nii.gz", phantoms / "labelsTr/liver_0.nii.gz")
+    assert asked == [ahead]
 
 
 def test_share_of_the_peak_is_counted_from_the_network() -> None:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
 
-from liverseg.bench.workers import CaseTiming, Trial, fastest, numbers_to_try, what_bounds
+from liverseg.bench.workers import CaseTiming, Trial, fastest, numbers_to_try, try_workers, what_bounds
 from liverseg.cli import main
+from pipeline.build import CaseResult, build_case
+from pipeline.decathlon import CaseFiles, read_data_set
 
 
 def trial(jobs: int, *, wall_s: float = 1.0, cpu_s: float = 1.0, queued_s: float = 0.0, n: int = 4) -> Trial:
@@ -56,7 +60,7 @@ def test_the_fastest_is_the_smallest_of_equals() -> None:
             4,
             "the disk: workers wait for it 67% of their time, 1 MiB/s",
         ),
-        ([trial(1)], 1, "memory: it allows 1 workers on 2 cores"),
+        ([trial(1)], 1, "memory: it allows 1 worker on 2 cores"),
         ([trial(1), trial(2, wall_s=1.6, queued_s=0.6)], 4, "others use this machine too"),
         (
             [trial(1), trial(2, wall_s=1.5, cpu_s=1.5)],
@@ -66,7 +70,28 @@ def test_the_fastest_is_the_smallest_of_equals() -> None:
     ],
 )
 def test_what_bounds_is_told_from_the_times(trials: list[Trial], memory_jobs: int, expected: str) -> None:
-    assert expected in what_bounds(trials, cores=2, memory_jobs=memory_jobs)
+    line = what_bounds(trials, cores=2, memory_jobs=memory_jobs)
+    assert expected in line
+    assert line.endswith("; all workers of one thread each")
+
+
+def test_workers_are_compared_with_their_like(phantoms: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads = set()
+
+    def noted(files: CaseFiles, **options: Any) -> CaseResult:
+        threads.add(options.get("ahead", False))
+        return build_case(files, **options)
+
+    def here(
+        task: Callable[[CaseFiles], CaseTiming], cases: Sequence[CaseFiles], **_: object
+    ) -> Iterator[CaseTiming]:
+        return map(task, cases)
+
+    monkeypatch.setattr("liverseg.bench.workers.build_case", noted)
+    monkeypatch.setattr("liverseg.bench.workers.fan_out", here)
+    found = try_workers(read_data_set(phantoms), [1, 2], n_cases=2, report=lambda _: None)
+    assert [(t.jobs, len(t.cases)) for t in found] == [(1, 2), (2, 2)]
+    assert threads == {False}
 
 
 def test_the_command_prints_a_table_and_a_number(phantoms: Path) -> None:

@@ -8,6 +8,7 @@ import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -183,14 +184,16 @@ def test_notes_are_passed_on(raw: Path, store: Path) -> None:
 # --- killed workers
 
 
-def killed_by_its_image(files: CaseFiles, *, store: Path, spec: PreprocessSpec, root: Path) -> CaseResult:
+def killed_by_its_image(
+    files: CaseFiles, *, store: Path, spec: PreprocessSpec, root: Path, ahead: bool
+) -> CaseResult:
     """In place of ``build_case``: a worker that is killed as the kernel does when memory runs out."""
     image = files.image.read_bytes()
     if image.startswith(b"KILL ONCE"):
         files.image.write_bytes(image.removeprefix(b"KILL ONCE"))
     if image.startswith(b"KILL"):
         os.kill(os.getpid(), signal.SIGKILL)
-    return build_case(files, store=store, spec=spec, root=root)
+    return build_case(files, store=store, spec=spec, root=root, ahead=ahead)
 
 
 def test_a_killed_worker_is_named_and_the_others_survive(
@@ -214,6 +217,22 @@ def test_a_worker_that_is_killed_once_loses_nothing(
     image.write_bytes(b"KILL ONCE" + image.read_bytes())
     assert outcomes(run(raw, store, jobs=2)) == ["done"] * 4
     assert list_cases(store) == CASES
+
+
+@pytest.mark.parametrize(("cores", "ahead"), [(1, False), (2, True)])
+def test_a_second_thread_reads_ahead_only_where_a_core_is_idle(
+    raw: Path, store: Path, monkeypatch: pytest.MonkeyPatch, cores: int, ahead: bool
+) -> None:
+    asked = []
+
+    def noted(files: CaseFiles, **options: Any) -> CaseResult:
+        asked.append(options["ahead"])
+        return build_case(files, **options)
+
+    monkeypatch.setattr(pipeline.build, "physical_cores", lambda: cores)
+    monkeypatch.setattr(pipeline.build, "build_case", noted)
+    assert outcomes(run(raw, store, jobs=1)) == ["done"] * 4
+    assert asked == [ahead] * 4
 
 
 def test_there_is_a_core() -> None:

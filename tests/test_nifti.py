@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
+import threading
+import time
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -167,13 +170,95 @@ def test_a_vox_offset_of_zero_means_right_after_the_header(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("gunzip", ["isal", "standard library"])
 def test_both_ways_to_inflate_agree_and_hash_the_file(tmp_path: Path, gunzip: str) -> None:
-    import hashlib
-
     path = write_nifti(tmp_path / "a.nii.gz", stored())
     with VolumeStream.open(path, trusted=gunzip != "isal") as stream:
         for _ in stream.blocks():
             pass
         assert stream.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+# --- reading ahead
+
+
+@pytest.fixture
+def long_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A file of 40 blocks, none of which compresses well, so that inflating needs several reads."""
+    monkeypatch.setattr("pipeline.nifti.stream.BLOCK_BYTES", 1 << 15)
+    values = np.random.default_rng(0).integers(-1000, 1000, (128, 128, 40), dtype=np.int16)
+    return write_nifti(tmp_path / "long.nii.gz", values)
+
+
+def inflating_threads() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("inflate")]
+
+
+@pytest.mark.parametrize("trusted", [False, True])
+def test_reading_ahead_gives_the_same_blocks_and_hash(long_path: Path, trusted: bool) -> None:
+    # Zeros may follow a gzip stream: bytes that are read, and hashed, after the last block.
+    long_path.write_bytes(long_path.read_bytes() + bytes(1 << 20))
+    found = []
+    for ahead in (False, True):
+        with VolumeStream.open(long_path, trusted=trusted, ahead=ahead) as stream:
+            blocks = [(first, block.tobytes()) for first, block in stream.blocks()]
+            assert len(inflating_threads()) == ahead
+        found.append((blocks, stream.sha256))
+    assert found[0] == found[1]
+    assert len(found[0][0]) == 40
+    assert found[0][1] == hashlib.sha256(long_path.read_bytes()).hexdigest()
+    assert inflating_threads() == []
+
+
+def test_reading_ahead_stays_one_block_ahead(long_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    block_of = VolumeStream._block
+
+    def counted(self: VolumeStream, first: int, n_slices: int) -> NDArray[Any]:
+        asked.append(first)
+        return block_of(self, first, n_slices)
+
+    monkeypatch.setattr(VolumeStream, "_block", counted)
+    with VolumeStream.open(long_path, ahead=True) as stream:
+        for first, _ in stream.blocks():
+            time.sleep(0.01)  # time enough for the thread to run away
+            assert len(asked) <= first + 2
+            if first == 5:
+                break
+
+
+@pytest.mark.parametrize("kept", [0.5, 0.99])
+def test_what_fails_in_the_thread_fails_as_it_does_without(long_path: Path, kept: float) -> None:
+    content = long_path.read_bytes()
+    damaged = bytearray(content[: int(len(content) * kept)] if kept < 0.9 else content)
+    if kept > 0.9:
+        damaged[-6] ^= 1  # the checksum
+    long_path.write_bytes(damaged)
+    failures = []
+    for ahead in (False, True):
+        with (
+            pytest.raises(CorruptStreamError, match="long.nii.gz: ") as failure,
+            VolumeStream.open(long_path, ahead=ahead) as stream,
+        ):
+            for _ in stream.blocks():
+                pass
+        failures.append(str(failure.value))
+        assert inflating_threads() == []
+    assert failures[0] == failures[1]
+
+
+def test_the_thread_ends_where_reading_is_given_up(long_path: Path) -> None:
+    with VolumeStream.open(long_path, ahead=True) as stream:
+        blocks = stream.blocks()
+        next(blocks)
+        assert len(inflating_threads()) == 1
+    assert inflating_threads() == []
+
+    def use(stream: VolumeStream) -> None:
+        for _ in stream.blocks():
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError), VolumeStream.open(long_path, ahead=True) as stream:
+        use(stream)
+    assert inflating_threads() == []
 
 
 def test_a_gzip_of_several_members_is_one_stream(tmp_path: Path) -> None:
@@ -552,7 +637,7 @@ def test_labels_that_do_not_add_up_are_refused_and_leave_nothing(
     path = tmp_path / f"label{suffix}"
     path.write_bytes(b"an older file")
     before = tree_bytes(tmp_path)
-    with pytest.raises(ValueError, match=rf"{n_slices * 20} labels for a volume of \(5, 4, 6\)"):
+    with pytest.raises(ValueError, match=rf"{n_slices * 20} voxels for a volume of \(5, 4, 6\)"):
         write_labels(path, header, [random_label((1, 4, 5))] * n_slices)
     assert tree_bytes(tmp_path) == before
 

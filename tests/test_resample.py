@@ -107,6 +107,17 @@ def test_extreme_integers_do_not_overflow(dtype: str, end: str) -> None:
     assert (average_plane(block, n_j=4, n_i=4) == value).all()  # 128 · 128 · 65535 = 1.07e9, below 2^31
 
 
+@pytest.mark.parametrize(
+    ("dtype", "largest"),
+    [("int8", 1), ("int8", 7), ("int8", 8), ("int16", 2047), ("int16", 2048), ("uint16", 2047), ("uint8", 8)],
+)
+def test_sums_are_exact_on_both_sides_of_what_a_narrower_type_can_hold(dtype: str, largest: int) -> None:
+    # 4 · 4 of 7 are 112 and fit 8 bits, of 8 are 128 and do not; of 2047 fit 16 bits, of 2048 do not.
+    for value in (largest, -largest) if dtype.startswith("i") else (largest,):
+        block = np.full((2, 8, 12), value, dtype=dtype)
+        assert (average_plane(block, n_j=2, n_i=3, largest=largest) == value).all()
+
+
 def test_a_plane_by_hand() -> None:
     # Rows in pairs, columns kept: (1 + 3) / 2 and (2 + 5) / 2; then all four: 11 / 4.
     block = np.array([[[1, 2], [3, 5]]], dtype=np.int16)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from data_cache.errors import DataSetError
 from data_cache.schema import PreprocessSpec
+from data_cache.words import counted
 from data_cache.writer import open_or_create
 from pipeline.build import build_case
 from pipeline.decathlon import CaseFiles, RawDataSet
@@ -89,6 +90,9 @@ def try_workers(
     data_set: RawDataSet, numbers: Sequence[int], *, n_cases: int, report: Callable[[Trial], None]
 ) -> list[Trial]:
     """Preprocess the same cases with each number of workers, into temporary stores.
+
+    Like workers, of one thread each: the second one that ``preprocess`` lets inflate where a core is idle would
+    have the trials with few workers borrow the cores that more workers are to be compared with.
 
     Raises:
         DataSetError: A case failed.
@@ -174,12 +178,16 @@ def fastest(trials: Sequence[Trial]) -> Trial:
 
 def what_bounds(trials: Sequence[Trial], *, cores: int, memory_jobs: int) -> str:
     """One line: what more workers would run into."""
+    return f"{_bound(trials, cores=cores, memory_jobs=memory_jobs)}; all workers of one thread each"
+
+
+def _bound(trials: Sequence[Trial], *, cores: int, memory_jobs: int) -> str:
     best, alone = fastest(trials), min(trials, key=lambda t: t.jobs)
     waiting = 1 - best.computing - best.queued
     if waiting > 1 - BUSY:
         return f"the disk: workers wait for it {waiting:.0%} of their time, {best.read_mib_per_s:.0f} MiB/s are read"
     if best.jobs == memory_jobs < cores:
-        return f"memory: it allows {memory_jobs} workers on {cores} cores"
+        return f"memory: it allows {counted(memory_jobs, 'worker')} on {counted(cores, 'core')}"
     slower = best.cpu_s_per_case / alone.cpu_s_per_case
     line = f"the CPU: {best.cores_used:.1f} of {cores} cores compute"
     if best.queued > 1 - BUSY:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from data_cache.words import counted
 from liverseg.cli.common import FILE, FOLDER, Shape
 
 if TYPE_CHECKING:
@@ -54,11 +55,12 @@ def bench_preprocess(
     own = next(r for r in results if r.name == "liverseg")
 
     def row(r: Measurement) -> tuple[str, ...]:
-        times, memory = r.seconds / limit.seconds, r.peak_mib / own.peak_mib
-        slower = f"{r.seconds / own.seconds:.1f}×"
-        return r.name, f"{r.seconds:.3f}", f"{times:.2f}×", slower, f"{r.peak_mib:.0f}", f"{memory:.1f}×"
+        wall, cpu = r.seconds / limit.seconds, r.cpu_seconds / limit.cpu_seconds
+        slower, memory = r.seconds / own.seconds, r.peak_mib / own.peak_mib
+        speed = (f"{r.seconds:.3f}", f"{wall:.2f}×", f"{slower:.1f}×", f"{r.cpu_seconds:.3f}", f"{cpu:.2f}×")
+        return r.name, *speed, f"{r.peak_mib:.0f}", f"{memory:.1f}×"
 
-    headers = ("", "s", "of inflating", "of liverseg", "peak MiB", "of liverseg")
+    headers = ("", "s", "of inflating", "of liverseg", "CPU s", "of inflating", "peak MiB", "of liverseg")
     console.print(table(f"one case, {sizes}, fastest of {repeats}", headers, map(row, results)))
 
 
@@ -86,7 +88,9 @@ def bench_workers(raw: Path, n_cases: int) -> None:
     memory_jobs = memory_limit(data_set, jobs=2 * cores)
     numbers = numbers_to_try(cores, most=min(memory_jobs, n_cases))
     if n_cases < 2 * numbers[-1]:
-        warn(f"{n_cases} cases keep {numbers[-1]} workers busy for a moment only: take more")
+        warn(
+            f"{counted(n_cases, 'case')} for {counted(numbers[-1], 'worker')} are work for a moment only: take more"
+        )
     with progress_bar() as bar:
         task = bar.add_task("trials", total=len(numbers), note="")
         trials = try_workers(data_set, numbers, n_cases=n_cases, report=lambda _: bar.update(task, advance=1))
@@ -115,7 +119,7 @@ def bench_workers(raw: Path, n_cases: int) -> None:
         "disk",
         "MiB/s read",
     )
-    console.print(table(f"{n_cases} cases of {raw} on {cores} cores", headers, rows))
+    console.print(table(f"{counted(n_cases, 'case')} of {raw} on {counted(cores, 'core')}", headers, rows))
     say(
         f"fastest: --jobs {fastest(trials).jobs}, bound by {what_bounds(trials, cores=cores, memory_jobs=memory_jobs)}"
     )

@@ -7,7 +7,9 @@ import hashlib
 import io
 import os
 import zlib
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Self, cast
 
@@ -31,20 +33,35 @@ BLOCK_BYTES = 4 << 20  # stays in the L2/L3 cache while it is averaged
 
 
 class _HashingFile(io.RawIOBase):
-    """Reads a file and hashes every byte that passes, so that it is read once."""
+    """Reads a file and hashes every byte that passes, so that it is read once.
 
-    def __init__(self, path: Path) -> None:
+    Where ``later`` is set, ``hash_passed`` does so: another thread than the one that inflates.
+    """
+
+    def __init__(self, path: Path, *, later: bool) -> None:
         self._file = open(path, "rb", buffering=0)  # noqa: SIM115 (closed with the stream)
         self.status = os.fstat(self._file.fileno())
+        self.is_gzip = self._file.read(2) == b"\x1f\x8b"
+        self._file.seek(0)
         self.sha256 = hashlib.sha256()
+        self._later = later
+        self._passed = deque[bytes]()
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:
         n = self._file.readinto(buffer)
-        self.sha256.update(memoryview(buffer)[:n])
+        part = memoryview(buffer)[:n]
+        if self._later:
+            self._passed.append(part.tobytes())
+        else:
+            self.sha256.update(part)
         return n
+
+    def hash_passed(self) -> None:
+        while self._passed:
+            self.sha256.update(self._passed.popleft())
 
     def close(self) -> None:
         self._file.close()
@@ -64,29 +81,34 @@ class VolumeStream:
     Args of ``open``:
         path: ``.nii`` or ``.nii.gz``.
         trusted: Inflate with the standard library instead of ISA-L.
+        ahead: Inflate the next block in a thread of its own while one is used, for where a core is idle. Takes 10
+            to 35 MiB more: glibc keeps a heap for each thread. The thread ends with the context.
 
     Raises:
         VolumeError: The file cannot be read or is no NIfTI volume of real numbers.
         CorruptStreamError: Its compressed bytes are damaged or end early.
     """
 
-    def __init__(self, header: VolumeHeader, raw: _HashingFile, stream: io.BufferedIOBase) -> None:
+    def __init__(
+        self, header: VolumeHeader, raw: _HashingFile, stream: io.BufferedIOBase, *, ahead: bool
+    ) -> None:
         self.header = header
         self._raw = raw
         self._stream = stream
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="inflate") if ahead else None
 
     @classmethod
-    def open(cls, path: Path, *, trusted: bool = False) -> Self:
+    def open(cls, path: Path, *, trusted: bool = False, ahead: bool = False) -> Self:
         """Open a file and parse its header."""
         try:
-            raw = _HashingFile(path)
+            raw = _HashingFile(path, later=ahead)
         except OSError as failure:
             raise VolumeError(f"{path}: cannot be opened: {failure.strerror}") from None
         try:
             stream = _inflating(raw, trusted=trusted)
             with _corruption_named(path):
                 header = read_header(path, stream)
-            return cls(header, raw, stream)
+            return cls(header, raw, stream, ahead=ahead)
         except BaseException:
             raw.close()
             raise
@@ -95,6 +117,8 @@ class VolumeStream:
         return self
 
     def __exit__(self, *_: object) -> None:
+        if self._thread is not None:
+            self._thread.shutdown()  # waits for the block that it is at
         self._raw.close()
 
     @property
@@ -108,19 +132,28 @@ class VolumeStream:
         return self._raw.sha256.hexdigest()
 
     def blocks(self) -> Iterator[tuple[int, NDArray[Any]]]:
-        """Runs of slices as stored values: index of the first, and an array (n, j, i).
+        """Runs of slices as stored values: index of the first, and an array (n, j, i), read-only.
 
-        The array is valid until the next one is asked for. After the last one the file is read to its
-        end: that is what checks the CRC, and that there are no more voxels than the header says.
+        After the last one the file is read to its end: that is what checks the CRC, and that there are
+        no more voxels than the header says.
         """
+        return self._blocks() if self._thread is None else self._ahead(self._thread)
+
+    def _ahead(self, thread: Executor) -> Iterator[tuple[int, NDArray[Any]]]:
+        blocks = self._blocks()
+        coming = thread.submit(next, blocks, None)
+        while (block := coming.result()) is not None:
+            coming = thread.submit(next, blocks, None)
+            self._raw.hash_passed()
+            yield block
+        self._raw.hash_passed()
+
+    def _blocks(self) -> Iterator[tuple[int, NDArray[Any]]]:
         header = self.header
         n_slices = header.shape_kji[0]
-        per_block = max(1, min(n_slices, BLOCK_BYTES // header.slice_bytes))
-        buffer = np.empty((per_block, *header.shape_kji[1:]), dtype=header.dtype)
+        per_block = max(1, BLOCK_BYTES // header.slice_bytes)
         for first in range(0, n_slices, per_block):
-            block = buffer[: min(per_block, n_slices - first)]
-            self._fill(block, first)
-            yield first, block
+            yield first, self._block(first, min(per_block, n_slices - first))
         with _corruption_named(header.path):
             surplus = sum(map(len, iter(lambda: self._stream.read(1 << 20), b"")))
         if surplus:
@@ -129,18 +162,17 @@ class VolumeStream:
                 f"{header.shape_kji[::-1]}, {header.dtype}) does not describe it"
             )
 
-    def _fill(self, block: NDArray[Any], first: int) -> None:
-        target = block.reshape(-1).view(np.uint8).data
-        with _corruption_named(self.header.path):
-            filled = 0
-            while filled < len(target):
-                n = self._stream.readinto(target[filled:])
-                if not n:
-                    raise CorruptStreamError(
-                        f"{self.header.path}: ends in slice {first + filled // self.header.slice_bytes} of "
-                        f"{self.header.shape_kji[0]}: truncated; copy or download it again"
-                    )
-                filled += n
+    def _block(self, first: int, n_slices: int) -> NDArray[Any]:
+        header = self.header
+        with _corruption_named(header.path):
+            # Not readinto: GzipFile has none of its own, and the inherited one copies what read returns.
+            data = self._stream.read(n_slices * header.slice_bytes)
+        if len(data) < n_slices * header.slice_bytes:
+            raise CorruptStreamError(
+                f"{header.path}: ends in slice {first + len(data) // header.slice_bytes} of "
+                f"{header.shape_kji[0]}: truncated; copy or download it again"
+            )
+        return np.frombuffer(data, dtype=header.dtype).reshape(n_slices, *header.shape_kji[1:])
 
 
 class _corruption_named:
@@ -160,11 +192,11 @@ class _corruption_named:
 
 
 def _inflating(raw: _HashingFile, *, trusted: bool) -> io.BufferedIOBase:
-    buffered = io.BufferedReader(raw, 1 << 20)
-    if buffered.peek(2)[:2] != b"\x1f\x8b":
-        return buffered
-    gunzip = gzip if igzip is None or trusted else igzip
-    stream: io.BufferedIOBase = gunzip.GzipFile(fileobj=buffered, mode="rb")
+    if not raw.is_gzip:
+        return io.BufferedReader(raw)
+    if igzip is None or trusted:
+        return gzip.GzipFile(fileobj=io.BufferedReader(raw, 1 << 20), mode="rb")
+    stream: io.BufferedIOBase = igzip.GzipFile(fileobj=raw, mode="rb")  # buffers 512 KiB by itself
     return stream
 
 
