@@ -9,7 +9,9 @@ if TYPE_CHECKING:
     from liverseg.inference.model import Model
 
 
-def load(*paths: str | Path, device: str = "auto", fast: bool = False, tta: bool = False) -> Model:
+def load(
+    *paths: str | Path, device: str = "auto", fast: bool = False, tta: bool = False, samples: int = 0
+) -> Model:
     """A model ready to be applied::
 
         model = liverseg.load("runs/liver")
@@ -22,6 +24,7 @@ def load(*paths: str | Path, device: str = "auto", fast: bool = False, tta: bool
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, …
         fast: Segment in the coarse pass alone.
         tta: Average looks through several windows.
+        samples: Segmentations to draw, whose mean is the answer and whose differences are ``found.doubts``.
 
     Raises:
         RunError: A path holds no model, or the models were trained with different specs.
@@ -29,5 +32,5 @@ def load(*paths: str | Path, device: str = "auto", fast: bool = False, tta: bool
     from liverseg.inference.model import Model
     from liverseg.inference.segment import load_predictor
 
-    predictor = load_predictor(*map(Path, paths), device=device, fast=fast, tta=tta)
+    predictor = load_predictor(*map(Path, paths), device=device, fast=fast, tta=tta, samples=samples)
     return Model(predictor=predictor)

@@ -168,7 +168,8 @@ def intensity_findings(case: str, image: ImageFacts) -> list[Finding]:
     """Whether the values can be Hounsfield units of a body in air.
 
     Air is -1000 HU, fat -100, tissue 0 to 200. So values that are all at least 0, or all within
-    ``NARROW_HU``, are no HU: faults. Without air, or with much that is brighter than bone, they may be.
+    ``NARROW_HU``, are no HU, and where none is above ``AIR_BELOW_HU`` there is no body: faults. Without air, or
+    with much that is brighter than bone, they may be.
     """
     found = []
     if image.n_not_finite:
@@ -181,6 +182,8 @@ def intensity_findings(case: str, image: ImageFacts) -> list[Finding]:
     bright = float(np.percentile(image.sample_hu, 99.5))
     if low == high:
         found.append(_finding("fault", case, f"all voxels of the image are {low:g}", CONVERT))
+    elif high < AIR_BELOW_HU:
+        found.append(_finding("fault", case, f"{span}: nothing but air", CONVERT))
     elif low >= 0 or high - low < NARROW_HU:
         found.append(_finding("fault", case, f"{span}, no HU: {_guess(low, high)}", RESCALE))
     elif low > AIR_BELOW_HU:

@@ -12,6 +12,8 @@ from data_cache.errors import DataSetError
 from data_cache.reader import natural_order
 
 SUFFIXES = (".nii.gz", ".nii")
+NO_CASE_ID = "does not name a case (letters, digits, . _ - and .nii or .nii.gz)"
+RENAME = "rename it, in dataset.json too, or take it out"
 _CASE_ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
 
 
@@ -33,6 +35,7 @@ class RawDataSet:
         cases: What dataset.json lists under "training".
         tests: Images without labels, listed under "test".
         unlisted: Images in imagesTr that dataset.json does not name.
+        misnamed: What it lists under "training" by an image whose name is no case id; ``case_id`` is that name.
     """
 
     root: Path
@@ -40,21 +43,27 @@ class RawDataSet:
     cases: tuple[CaseFiles, ...]
     tests: tuple[Path, ...]
     unlisted: tuple[Path, ...]
+    misnamed: tuple[CaseFiles, ...] = ()
 
 
 def read_data_set(root: Path) -> RawDataSet:
     """Parse ``root/dataset.json``.
 
     Raises:
-        DataSetError: There is none, or it does not list pairs of images and labels; lists every fault.
-            Files that it lists need not exist: a missing one is its case's fault, not the data set's.
+        DataSetError: There is none, it does not list pairs of images and labels, or none of them names a case;
+            lists every fault. Files that it lists need not exist: a missing one is its case's fault, not the
+            data set's.
     """
     path = root / "dataset.json"
     content = _load(root, path)
     faults: list[str] = []
-    cases = [case for entry in _entries(content, "training", faults) for case in _case(root, entry, faults)]
+    listed = [case for entry in _entries(content, "training", faults) for case in _case(root, entry, faults)]
+    cases = [case for case in listed if _names_a_case(case.image)]
+    misnamed = [case for case in listed if not _names_a_case(case.image)]
     tests = [root / str(entry) for entry in _entries(content, "test", faults, required=False)]
     faults += _repeated_ids(cases)
+    if not cases:
+        faults += [f"{case.image} {NO_CASE_ID}: {RENAME}" for case in misnamed]
     if not cases and not faults:
         faults.append("lists no training case")
     if faults:
@@ -64,7 +73,8 @@ def read_data_set(root: Path) -> RawDataSet:
         name=str(content.get("name", root.name)),
         cases=tuple(cases),
         tests=tuple(tests),
-        unlisted=_unlisted(root, cases),
+        unlisted=_unlisted(root, listed),
+        misnamed=tuple(misnamed),
     )
 
 
@@ -116,13 +126,12 @@ def _case(root: Path, entry: Any, faults: list[str]) -> list[CaseFiles]:
         faults.append(f"{entry!r} has no image and label")
         return []
     image, label = root / entry["image"], root / entry["label"]
-    case_id = volume_stem(image)
-    if case_id is None or not _CASE_ID.fullmatch(case_id) or case_id == "zarr.json":
-        faults.append(
-            f"{entry['image']!r} does not name a case (letters, digits, . _ - and .nii or .nii.gz): rename it or take it out"
-        )
-        return []
-    return [CaseFiles(case_id=case_id, image=image, label=label)]
+    return [CaseFiles(case_id=volume_stem(image) or image.name, image=image, label=label)]
+
+
+def _names_a_case(image: Path) -> bool:
+    stem = volume_stem(image)
+    return stem is not None and _CASE_ID.fullmatch(stem) is not None and stem != "zarr.json"
 
 
 def _repeated_ids(cases: list[CaseFiles]) -> list[str]:

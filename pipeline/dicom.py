@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_cache.errors import VolumeError
+from data_cache.words import counted
 from pipeline.nifti import write_slices
 
 SAME_MM = 0.01  # closer slices are one and the same position
@@ -79,6 +80,17 @@ def convert_series(source: Path, target: Path) -> None:
         VolumeError: There is no series or more than one; slices are missing, double, of different sizes or
             orientations; or pixels are compressed in a way that cannot be read here. The message names the files.
     """
+    slices = read_series(source)
+    shape_kji = (len(slices), *slices[0].shape_ji)
+    write_slices(target, _hu_slices(source, slices), shape_kji, series_affine(slices))
+
+
+def read_series(source: Path) -> list[Slice]:
+    """The slices of the one CT series of a folder or zip, along their normal: the order of the NIfTI file's.
+
+    Raises:
+        VolumeError: As ``convert_series``, but for the pixels, which are not read.
+    """
     slices = sorted(_read_headers(source), key=lambda s: s.height_mm)
     if not slices:
         raise VolumeError(
@@ -86,8 +98,7 @@ def convert_series(source: Path, target: Path) -> None:
         )
     _check_one_series(source, slices)
     _check_geometry(source, slices)
-    shape_kji = (len(slices), *slices[0].shape_ji)
-    write_slices(target, _hu_slices(source, slices), shape_kji, series_affine(slices))
+    return slices
 
 
 def is_dicom_source(path: Path) -> bool:
@@ -171,7 +182,10 @@ def _slice(file: DicomFile, header: Any) -> Slice:
 def _check_one_series(source: Path, slices: Sequence[Slice]) -> None:
     found = {s.series: s.description for s in slices}
     if len(found) > 1:
-        counts = [f"{name!r} ({sum(s.series == uid for s in slices)} images)" for uid, name in found.items()]
+        counts = [
+            f"{name!r} ({counted(sum(s.series == uid for s in slices), 'image')})"
+            for uid, name in found.items()
+        ]
         raise VolumeError(
             f"{source}: holds {len(found)} series: {', '.join(counts)}: name a folder of one of them"
         )
@@ -201,7 +215,8 @@ def _spacing_faults(slices: Sequence[Slice], steps_mm: NDArray[np.float64]) -> I
             yield f"{names} are at the same position: delete one of them"
         elif abs(step_mm - usual_mm) > UNEVEN * usual_mm:
             missing = round(float(step_mm) / usual_mm) - 1
-            what = f"{missing} slices are missing" if missing > 0 else "the slices are not evenly spaced"
+            missed = f"{counted(missing, 'slice')} {'is' if missing == 1 else 'are'} missing"
+            what = missed if missing > 0 else "the slices are not evenly spaced"
             yield f"{what} between {names}: {step_mm:.2f} mm apart, the others {usual_mm:.2f} mm"
 
 

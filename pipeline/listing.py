@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from data_cache.errors import DataSetError
-from pipeline.decathlon import SUFFIXES, RawDataSet, read_data_set, volume_stem
+from pipeline.decathlon import NO_CASE_ID, RENAME, SUFFIXES, RawDataSet, read_data_set, volume_stem
 
 FILE = "dataset.json"
 FOLDERS = ("imagesTr", "labelsTr", "imagesTs")
@@ -83,7 +83,7 @@ def _test(root: Path, image: Path) -> Scan:
 
 
 def _counts(content: dict[str, Any], data_set: RawDataSet) -> list[Finding]:
-    listed = {"numTraining": len(data_set.cases), "numTest": len(data_set.tests)}
+    listed = {"numTraining": len(data_set.cases) + len(data_set.misnamed), "numTest": len(data_set.tests)}
     return [
         _fault(f"{key} is {content[key]!r}, but {n} are listed", "complete the list, or correct the number")
         for key, n in listed.items()
@@ -114,16 +114,23 @@ def _meaning(name: str) -> str:
 
 
 def _names(data_set: RawDataSet) -> list[Finding]:
-    return [
-        Finding(
-            case=case.case_id,
-            severity="warning",
-            what=f"its label is called {case.label.name}",
-            remedy="see that it is the label of this image",
-        )
-        for case in data_set.cases
-        if volume_stem(case.label) != case.case_id
-    ] + _shared_labels(data_set)
+    return (
+        [
+            Finding(case=_below(data_set.root, case.image), severity="fault", what=NO_CASE_ID, remedy=RENAME)
+            for case in data_set.misnamed
+        ]
+        + [
+            Finding(
+                case=case.case_id,
+                severity="warning",
+                what=f"its label is called {case.label.name}",
+                remedy="see that it is the label of this image",
+            )
+            for case in data_set.cases
+            if volume_stem(case.label) != case.case_id
+        ]
+        + _shared_labels(data_set)
+    )
 
 
 def _shared_labels(data_set: RawDataSet) -> list[Finding]:
@@ -143,7 +150,8 @@ def _shared_labels(data_set: RawDataSet) -> list[Finding]:
 
 def _extra_files(data_set: RawDataSet) -> list[Finding]:
     root = data_set.root
-    listed = {path.resolve() for case in data_set.cases for path in (case.image, case.label)}
+    cases = (*data_set.cases, *data_set.misnamed)
+    listed = {path.resolve() for case in cases for path in (case.image, case.label)}
     listed |= {path.resolve() for path in data_set.tests}
     # Hidden files, the AppleDouble litter of macOS among them, are nobody's.
     found = [

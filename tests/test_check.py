@@ -197,6 +197,7 @@ def scaled(seed: int, low: float, high: float) -> NDArray[np.float32]:
         (scaled(1, -2, 3), "fault", "normalised?"),
         (np.clip(scan(1) + 1024, 0, None).astype(np.int16), "fault", "HU + 1024"),
         (np.full(SHAPE, -1000, np.int16), "fault", "all voxels of the image are -1000"),
+        ((scan(1) // 50 - 1000).astype(np.int16), "fault", "nothing but air"),
         (np.full(SHAPE, np.nan, np.float32), "warning", "1080 NaN or infinite"),
         (np.clip(scan(1), -200, 300), "warning", "no air"),
         (scan(1) * 4, "warning", "too bright"),
@@ -328,7 +329,7 @@ def test_command(raw: Path, tmp_path: Path) -> None:
     assert faulty.exit_code == 1
     for text in ("holds the values 5", "labelsTr/liver_2.nii.gz is missing", "numTraining", "notes.txt"):
         assert text in faulty.output
-    assert "5 faults, 1 warnings" in faulty.output
+    assert "5 faults, 1 warning" in faulty.output
     nothing = CliRunner().invoke(main, ["check", str(tmp_path / "nowhere")])
     assert nothing.exit_code == 1
 

@@ -15,10 +15,12 @@ import nibabel as nib
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
-from tiny import TinyWorld, tiny_config
+from tiny import SPEC, TinyWorld, tiny_config
 
 from liverseg.cli import main
 from liverseg.training.config import save_config
+from pipeline.build import build
+from pipeline.decathlon import read_data_set
 
 ROOT = Path(__file__).parents[1]
 Run = Callable[..., Result]
@@ -127,8 +129,29 @@ def test_a_bad_case_is_named_and_does_not_stop_the_others(
     line = error_line(result)
     assert line.startswith("error: liver_0: ")
     assert expected in line
-    assert "1 cases built, 0 were up to date, 1 failed" in result.output
+    assert "1 case built, 0 were up to date, 1 failed" in result.output
     assert sorted(p.name for p in (tmp_path / "cache.zarr").iterdir()) == ["liver_1", "zarr.json"]
+
+
+@pytest.mark.parametrize("name", ["liver 0.nii.gz", "liver_0 (1).nii.gz"])
+def test_a_name_that_is_no_case_id_does_not_stop_the_others(
+    run: Run, tiny_world: TinyWorld, tmp_path: Path, name: str
+) -> None:
+    raw = broken_raw(tiny_world, tmp_path / "raw")
+    for kind in ("imagesTr", "labelsTr"):
+        (raw / kind / "liver_0.nii.gz").rename(raw / kind / name)
+    listing = (raw / "dataset.json").read_text()
+    (raw / "dataset.json").write_text(listing.replace("liver_0.nii.gz", name))
+    result = run("preprocess", raw, tmp_path / "cache.zarr", "--jobs", "1")
+    line = error_line(result)
+    assert line.startswith(f"error: {raw / 'imagesTr' / name}: does not name a case")
+    assert line.endswith("rename it, in dataset.json too, or take it out")
+    assert "1 case built, 0 were up to date, 1 failed" in result.output
+    assert sorted(p.name for p in (tmp_path / "cache.zarr").iterdir()) == ["liver_1", "zarr.json"]
+    checked = run("check", raw, "--jobs", "1")
+    assert checked.exit_code == 1
+    assert "1 scan read, 1 fault, 0 warnings" in checked.output
+    assert name in checked.output
 
 
 def test_preprocess_skips_what_is_done_and_refuses_another_spec(
@@ -185,6 +208,42 @@ def test_train_evaluate_predict_in_a_row(run: Run, tiny_world: TinyWorld, tmp_pa
     predicted = run("predict", folder, missing, image, "--out", tmp_path / "out")
     assert "missing.nii.gz: cannot be opened" in error_line(predicted)
     assert (tmp_path / "out" / "liver_6.nii.gz").exists()  # one bad file does not stop the rest
+
+
+def test_evaluate_names_the_path_that_is_missing(
+    run: Run, tiny_world: TinyWorld, tiny_run: Path, tmp_path: Path
+) -> None:
+    for path, words in (
+        (tiny_run, "Missing argument 'CACHE': after"),
+        (tmp_path / "no run", "Missing argument 'CACHE': after"),
+        (tiny_world.cache, "Missing argument 'RUNS...'"),
+    ):
+        result = run("evaluate", path, "--raw", tiny_world.raw)
+        assert result.exit_code == 2
+        assert words in result.output
+    assert "evaluate [OPTIONS] RUNS... CACHE" in run("evaluate", "--help").output
+
+
+def test_too_few_cases_to_train_says_how_many_and_how_to_name_them(
+    run: Run, tiny_world: TinyWorld, tmp_path: Path
+) -> None:
+    line = error_line(
+        run("train", tiny_world.cache, tmp_path / "run", "--set", "data.folds=9", "--set", "data.fold=8")
+    )
+    assert (
+        "has 6 labelled cases, and fold 8 of 9 needs at least 9: add cases, take a lower data.fold, or"
+        in line
+    )
+    raw = broken_raw(tiny_world, tmp_path / "raw", cases=1)
+    build(read_data_set(raw), tmp_path / "one.zarr", SPEC, jobs=1, report=lambda _: None)
+    save_config(tiny_config(epochs=1, steps=1), tmp_path / "tiny.toml")
+    arguments = ("train", tmp_path / "one.zarr", tmp_path / "run", "--config", tmp_path / "tiny.toml")
+    line = error_line(run(*arguments))
+    assert "has 1 labelled case, and fold 0 of 3 needs at least 2: " in line
+    # What is advised is a command line that works.
+    advised = shlex.split(line.partition("by hand, as ")[2].partition(" (one may be both)")[0])
+    assert advised == ["--set", 'data.train_cases=["liver_0"]', "--set", 'data.val_cases=["liver_0"]']
+    assert run(*arguments, *advised).exit_code == 0
 
 
 def test_an_evaluation_of_nothing_claims_nothing(

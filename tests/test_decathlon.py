@@ -49,9 +49,6 @@ def test_every_fault_is_listed(tmp_path: Path) -> None:
         {"image": "./imagesTr/liver_1.nii.gz"},
         "./imagesTr/liver_2.nii.gz",
         {"image": 3, "label": 4},
-        entry("scan.mha"),
-        entry("._liver_3.nii.gz"),
-        entry("liver 4.nii.gz"),
         entry("liver_0.nii.gz"),
     ]
     with pytest.raises(DataSetError) as caught:
@@ -62,14 +59,27 @@ def test_every_fault_is_listed(tmp_path: Path) -> None:
         "{'image': './imagesTr/liver_1.nii.gz'} has no image and label",
         "'./imagesTr/liver_2.nii.gz' has no image and label",
         "{'image': 3, 'label': 4} has no image and label",
-        "'./imagesTr/scan.mha' does not name a case",
-        "'./imagesTr/._liver_3.nii.gz' does not name a case",
-        "'./imagesTr/liver 4.nii.gz' does not name a case",
         "'test' is no list of cases",
         "lists the case 'liver_0' 2 times",
     ):
         assert fault in message
     assert "\n" not in message
+
+
+def test_a_name_that_is_no_case_id_costs_its_own_case_alone(tmp_path: Path) -> None:
+    (tmp_path / "imagesTr").mkdir()
+    (tmp_path / "imagesTr" / "liver 4.nii.gz").touch()
+    odd = ("scan.mha", "._liver_3.nii.gz", "liver 4.nii.gz", "zarr.json.nii")
+    data_set = read_data_set(
+        listing(tmp_path, {"training": [entry(name) for name in ("liver_0.nii.gz", *odd)]})
+    )
+    assert [case.case_id for case in data_set.cases] == ["liver_0"]
+    assert [case.image.name for case in data_set.misnamed] == list(odd)
+    assert data_set.unlisted == ()
+    with pytest.raises(
+        DataSetError, match=r"liver 4.nii.gz does not name a case .*: rename it, in dataset.json"
+    ):
+        read_data_set(listing(tmp_path, {"training": [entry(name) for name in odd]}))
 
 
 @pytest.mark.parametrize("names", [("a.nii", "a.nii.gz"), ("a.nii.gz", "a.nii.gz")])

@@ -36,7 +36,7 @@ def write_series(
     lps = LPS_TO_RAS @ affine_ras
     spacing = np.linalg.norm(lps[:3, :3], axis=0)
     directions = lps[:3, :3] / spacing
-    uid = pydicom.uid.generate_uid()
+    uid, study, frame = (pydicom.uid.generate_uid() for _ in range(3))
     paths = []
     for k, slice_ji in enumerate(volume_kji):
         dataset = pydicom.Dataset()
@@ -47,6 +47,7 @@ def write_series(
         dataset.SOPClassUID = pydicom.uid.CTImageStorage
         dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID
         dataset.Modality, dataset.SeriesInstanceUID, dataset.SeriesDescription = "CT", uid, "abdomen"
+        dataset.StudyInstanceUID, dataset.FrameOfReferenceUID = study, frame
         dataset.ImageType = ["ORIGINAL", "PRIMARY", "AXIAL"]
         dataset.ImagePositionPatient = [f"{v:.6f}" for v in (lps @ [0, 0, k, 1])[:3]]
         dataset.ImageOrientationPatient = [f"{v:.8f}" for v in directions[:, :2].T.ravel()]
@@ -134,7 +135,7 @@ def test_a_tilted_gantry_keeps_its_shear(scan: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
-        ("missing", r"1 slices are missing between s010.dcm and s012.dcm: \d+\.\d\d mm apart, the others"),
+        ("missing", r"1 slice is missing between s010.dcm and s012.dcm: \d+\.\d\d mm apart, the others"),
         ("double", "s010.dcm and twin.dcm are at the same position|twin.dcm and s010.dcm are at"),
         ("two series", "holds 2 series: 'abdomen' .40 images., 'abdomen' .40 images."),
         ("one slice", "s000.dcm is the only slice"),

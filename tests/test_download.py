@@ -442,6 +442,6 @@ def test_command(server: Server, raw: Path) -> None:
     assert run().exit_code == 1  # the md5 of the real archive
     assert not raw.exists()
     result = run("--md5", md5(TAR), "--keep-archive")
-    assert (result.exit_code, "1 labelled and 1 unlabelled cases\n" in result.output) == (0, True)
+    assert (result.exit_code, "1 labelled case and 1 unlabelled case\n" in result.output) == (0, True)
     assert (raw.parent / "Task03_Liver.tar").exists()
     assert "complete already" in run().output

@@ -123,6 +123,37 @@ def test_a_long_scan_takes_little_memory(tiny_run: Path, tmp_path: Path) -> None
     assert peak_kib < 1.2e9 / 1024
 
 
+# ---- scans that are none
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda hu: hu + 1024, "HU + 1024, the rescale intercept lost?: undo the normalisation or apply"),
+        (lambda hu: np.full_like(hu, 7), "all voxels of the image are 7: convert it again from DICOM"),
+        (lambda hu: hu // 100 - 950, "nothing but air: convert it again from DICOM"),
+        (lambda hu: np.clip(hu, 0, 255), "grey values of a picture?: undo"),
+    ],
+    ids=["intercept", "constant", "air", "grey"],
+)
+def test_values_that_cannot_be_hu_are_said(
+    run: Run, tiny_run: Path, image: Path, tmp_path: Path, change: Any, words: str
+) -> None:
+    original = nib.Nifti1Image.from_filename(image)
+    hu = np.maximum(np.asarray(original.dataobj), -1024).astype(np.int16)
+    nib.save(nib.Nifti1Image(change(hu).astype(np.int16), original.affine), tmp_path / "odd.nii.gz")
+    result = run("predict", tiny_run, tmp_path / "odd.nii.gz", "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    (line,) = [line for line in result.output.splitlines() if line.startswith("warning:")]
+    assert words in line
+    assert line.startswith(f"warning: {tmp_path / 'odd.nii.gz'}: ")
+    assert any(words in note for note in liverseg.load(tiny_run).segment(tmp_path / "odd.nii.gz").notes)
+
+
+def test_a_scan_in_hu_has_no_warning(run: Run, tiny_run: Path, image: Path, tmp_path: Path) -> None:
+    assert "warning:" not in run("predict", tiny_run, image, "--out", tmp_path / "out").output
+
+
 # ---- options
 
 

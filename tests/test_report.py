@@ -39,7 +39,6 @@ from liverseg.inference.slices import (
     Layer,
     cached_volume,
     encoded,
-    entropy,
     evaluation_volume,
 )
 from liverseg.training.split import load_split
@@ -170,13 +169,6 @@ def test_cached_fractions_come_in_fifteenths() -> None:
     assert (
         cached_volume("x", replace(view, fractions_czyx=None), case.meta.windows["liver"])["overlay"] is None
     )
-
-
-def test_entropy_is_0_where_sure_and_1_without_an_idea() -> None:
-    third = np.float32(1 / 3)
-    p = np.array([[0, 1, third, 0.5], [0, 0, third, 0]], dtype=np.float32)[:, None, None]
-    expected = [0, 0, 1, np.log(2) / np.log(3)]
-    np.testing.assert_allclose(entropy(p)[0, 0], expected, atol=1e-4)
 
 
 def test_a_histogram_counts_each_class_by_its_fraction() -> None:

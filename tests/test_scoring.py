@@ -215,7 +215,7 @@ def test_evaluate_takes_several_runs(
     case = json.loads((tiny_run / "split.json").read_text())["val"][0]
     result = run("evaluate", *common, "--case", case, "--out", tmp_path / "both")
     assert result.exit_code == 0, result.output
-    assert "1 shared cases" in result.output
+    assert "1 shared case" in result.output
     content = json.loads((tmp_path / "both" / "comparison.json").read_text())
     assert {d["mean"] for d in content["differences"]} <= {0.0, None}
     for folder in runs:

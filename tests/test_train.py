@@ -347,6 +347,39 @@ def test_a_pickle_that_wants_to_run_code_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "owned").exists()
 
 
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (lambda whole: whole[: len(whole) // 2], "truncated, or another kind of file ("),
+        (lambda _: b"", "truncated, or another kind of file (0 bytes): copy it again"),
+        (lambda _: b"\x00garbage" * 99, "truncated, or another kind of file (792 bytes): copy it again"),
+        (lambda whole: whole.replace(b"data.pkl", b"dota.pkl"), "damaged, or it holds more than plain data"),
+    ],
+    ids=["truncated", "empty", "garbage", "damaged"],
+)
+def test_a_spoilt_checkpoint_says_what_to_do(
+    tiny_run: Path, tmp_path: Path, content: Any, words: str
+) -> None:
+    (tmp_path / LAST).write_bytes(content((tiny_run / LAST).read_bytes()))
+    with pytest.raises(RunError) as caught:
+        load_checkpoint(tmp_path / LAST)
+    message = str(caught.value)
+    assert message.startswith(f"{tmp_path / LAST}: is no readable checkpoint: ")
+    assert words in message
+    assert message.endswith("copy it again, or train again")
+    # None of torch's words, which are about its own parts and options.
+    assert not any(word in message for word in ("Error", "torch", "weights_only", "pickle", "PytorchStream"))
+    (tmp_path / BEST).touch()
+    with pytest.raises(RunError, match=r"or put a copy of best.pt in its place$"):
+        load_checkpoint(tmp_path / LAST)
+
+
+def test_a_folder_in_the_place_of_a_checkpoint(tmp_path: Path) -> None:
+    (tmp_path / LAST).mkdir()
+    with pytest.raises(RunError, match="last.pt: cannot be opened: Is a directory"):
+        load_checkpoint(tmp_path / LAST)
+
+
 def test_a_checkpoint_of_another_cache_says_what_differs(
     tiny_run: Path, tiny_world: TinyWorld, tmp_path: Path
 ) -> None:
@@ -497,7 +530,7 @@ def test_a_split_is_taken_from_a_file(tiny_world: TinyWorld, tmp_path: Path) -> 
         ("nonsense", "unreadable"),
         ('{"train": ["liver_1"]}', "val: missing"),
         ('{"train": ["liver_1"], "val": ["liver_88"]}', "no labelled case liver_88"),
-        ('[{"train": ["liver_1"], "val": ["liver_2"]}]', "has 1 folds, none is number 2"),
+        ('[{"train": ["liver_1"], "val": ["liver_2"]}]', "has 1 fold, none is number 2"),
     ],
 )
 def test_a_split_file_that_cannot_be_used(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from data_cache.words import counted
 from liverseg.cli.common import FOLDER, Shard
 
 if TYPE_CHECKING:
@@ -70,15 +71,17 @@ def preprocess(
              liverseg preprocess data/Task03_Liver data/liver.zarr --backend dask --scheduler tcp://10.0.0.1:8786
     """
     from data_cache.schema import PreprocessSpec
-    from liverseg.console import progress_bar, say, warn
+    from liverseg.console import complain, progress_bar, say, warn
     from pipeline.build import build, physical_cores
-    from pipeline.decathlon import read_data_set, take_shard
+    from pipeline.decathlon import NO_CASE_ID, RENAME, read_data_set, take_shard
     from pipeline.fanout import Supervision
 
     _check_backend(backend, scheduler, jobs=jobs, timeout_s=timeout_s)
     data_set = read_data_set(raw)
     for path in data_set.unlisted:
         warn(f"{path}: not in dataset.json, left out")
+    for case in data_set.misnamed:
+        complain(f"{case.image}: {NO_CASE_ID}: {RENAME}")
     if shard is not None:
         data_set = take_shard(data_set, *shard)
     with progress_bar() as bar:
@@ -105,7 +108,9 @@ def preprocess(
         )
     outcomes = [result.outcome for result in results]
     done, skipped, failed = (outcomes.count(o) for o in ("done", "skipped", "failed"))
-    say(f"{cache}: {done} cases built, {skipped} were up to date, {failed} failed")
+    failed += len(data_set.misnamed)
+    were = "was" if skipped == 1 else "were"
+    say(f"{cache}: {counted(done, 'case')} built, {skipped} {were} up to date, {failed} failed")
     if failed:
         sys.exit(1)
 
@@ -141,7 +146,7 @@ def _heartbeat(bar: Progress, task: TaskID) -> Callable[[Sequence[InFlight]], No
         if not console.is_terminal and time.monotonic() - spoken >= HEARTBEAT_S:
             spoken = time.monotonic()
             progress = bar.tasks[task]
-            say(f"{progress.completed:.0f} of {progress.total:.0f} cases; at work: {note}")
+            say(f"{progress.completed:.0f} of {counted(int(progress.total or 0), 'case')}; at work: {note}")
 
     return watch
 
@@ -180,7 +185,7 @@ def verify(cache: Path, raw: Path | None) -> None:
     if rows:
         console.print(table(f"{cache}: what is bad", ("case", "what"), rows))
     say(
-        f"{cache}: {len(verdicts)} cases verified, {len(bad)} bad{' and the store itself' * bool(root_faults)}"
+        f"{cache}: {counted(len(verdicts), 'case')} verified, {len(bad)} bad{' and the store itself' * bool(root_faults)}"
     )
     if rows:
         say(f"liverseg preprocess {'RAW' if raw is None else raw} {cache} builds what is bad again")

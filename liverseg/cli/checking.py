@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from data_cache.errors import DataSetError
+from data_cache.words import counted
 from liverseg.cli.common import FILE, FOLDER
 
 if TYPE_CHECKING:
@@ -62,8 +63,12 @@ def download(raw: Path, url: str | None, md5: str | None, keep_archive: bool) ->
             progress=progress,
             notify=warn,
         )
+    labelled, unlabelled = (
+        counted(len(cases), f"{kind} case")
+        for kind, cases in (("labelled", data_set.cases), ("unlabelled", data_set.tests))
+    )
     was_there = "" if tasks else ", complete already"
-    say(f"{raw}: {len(data_set.cases)} labelled and {len(data_set.tests)} unlabelled cases{was_there}")
+    say(f"{raw}: {labelled} and {unlabelled}{was_there}")
 
 
 def _transfer_bar() -> RichProgress:
@@ -122,7 +127,9 @@ def check(raw: Path, jobs: int | None) -> None:
     if findings:
         console.print(_findings_table(raw, findings))
     faults = sum(finding.severity == "fault" for finding in findings)
-    say(f"{raw}: {len(checked)} scans read, {faults} faults, {len(findings) - faults} warnings")
+    say(
+        f"{raw}: {counted(len(checked), 'scan')} read, {counted(faults, 'fault')}, {counted(len(findings) - faults, 'warning')}"
+    )
     if has_faults(findings):
         sys.exit(1)
 
@@ -246,9 +253,9 @@ def _measured(data: Path, jobs: int | None) -> tuple[list[CasePrint], int]:
     """The cases of a store or a raw data set, and how many failed."""
     from data_cache.reader import METADATA, CacheStore
     from data_cache.schema import PreprocessSpec
-    from liverseg.console import progress_bar
+    from liverseg.console import complain, progress_bar
     from pipeline.build import physical_cores
-    from pipeline.decathlon import read_data_set
+    from pipeline.decathlon import NO_CASE_ID, RENAME, read_data_set
     from pipeline.fingerprint import print_cache, print_raw
 
     with progress_bar() as bar:
@@ -262,6 +269,9 @@ def _measured(data: Path, jobs: int | None) -> tuple[list[CasePrint], int]:
             data_set = read_data_set(data)
             bar.update(task, total=len(data_set.cases))
             report, failed = _fingerprint_report(bar, task)
+            for misnamed in data_set.misnamed:
+                failed.append(misnamed.case_id)
+                complain(f"{misnamed.image}: {NO_CASE_ID}: {RENAME}")
             cases = print_raw(data_set, PreprocessSpec(), jobs=jobs or physical_cores(), report=report)
     return cases, len(failed)
 
@@ -296,7 +306,7 @@ def _intensity_table(data: Path, content: dict[str, Any]) -> Any:
         at = hu["percentiles"] or {}
         values = (number(at.get(p), 0) for p in percentiles)
         rows.append((name, number(hu["mean"], 1), number(hu["sd"], 1), *values))
-    title = f"{data}: {content['n_cases']} cases; HU of cached voxels, weighted by class fractions"
+    title = f"{data}: {counted(content['n_cases'], 'case')}; HU of cached voxels, weighted by class fractions"
     return table(title, ("class", "mean", "SD", *(f"{p} %" for p in percentiles)), rows)
 
 
@@ -329,8 +339,8 @@ def _levels_table(content: dict[str, Any]) -> Any:
     rows = [
         ("background : liver : tumour, native voxels", written["native"]),
         ("background : liver : tumour, cached voxels", written["view"]),
-        (f"brightness level, {n} images, in 200 HU", number(levels["brightness"])),
-        (f"contrast level, {n} images", number(levels["contrast"])),
+        (f"brightness level, {counted(n, 'image')}, in 200 HU", number(levels["brightness"])),
+        (f"contrast level, {counted(n, 'image')}", number(levels["contrast"])),
         (
             "  with padding below -1024 HU as air",
             f"{number(plain['brightness'])}, {number(plain['contrast'])}",

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from data_cache.words import counted
 from liverseg.cli.common import FILE, FOLDER
 
 
@@ -45,7 +46,7 @@ def train(
     with live_watcher(settings) as watcher:
         state = run_training(CacheStore.open(cache), run, settings, resume=resume, watcher=watcher)
     if leads():
-        say(f"{run}: {state.epoch} epochs, best mean validation Dice {state.best_score:.3f}")
+        say(f"{run}: {counted(state.epoch, 'epoch')}, best mean validation Dice {state.best_score:.3f}")
 
 
 COMMANDS = (train,)

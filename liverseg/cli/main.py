@@ -11,7 +11,8 @@ from typing import Any
 import click
 
 from data_cache.errors import LiversegError
-from liverseg.cli import applying, caching, checking, data, learning, measuring, scoring
+from liverseg.cli import applying, caching, checking, data, laboratory, learning, measuring, scoring
+from liverseg.cli.failures import memory_message, os_message
 
 INTERRUPTED = 130
 
@@ -33,15 +34,22 @@ class _Commands(click.Group):
                 "interrupted; what was finished is kept, run the same command to go on",
                 INTERRUPTED,
             )
-        except OSError as failure:
-            message, code = str(failure), 1
-        except Exception as failure:  # a fault of ours: say so, without a page of traceback
-            message = f"internal: {type(failure).__name__}: {failure} (liverseg --debug … shows where)"
-            code = 1
+        except Exception as failure:
+            message, code = _in_words(failure, ctx.invoked_subcommand), 1
         from liverseg.console import complain
 
         complain(message)
         sys.exit(code)
+
+
+def _in_words(failure: Exception, command: str | None) -> str:
+    memory = memory_message(failure, command)
+    if memory is not None:
+        return memory
+    if isinstance(failure, OSError):
+        return os_message(failure)
+    # A fault of ours: say so, without a page of traceback.
+    return f"internal: {type(failure).__name__}: {failure} (liverseg --debug … shows where)"
 
 
 @click.group(
@@ -66,6 +74,7 @@ for command in (
     *data.COMMANDS,
     *caching.COMMANDS,
     *learning.COMMANDS,
+    *laboratory.COMMANDS,
     *applying.COMMANDS,
     *scoring.COMMANDS,
     *measuring.COMMANDS,

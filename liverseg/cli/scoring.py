@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
 from data_cache.errors import LiversegError
+from data_cache.words import counted
 from liverseg.cli.common import FILE, FOLDER
 
 if TYPE_CHECKING:
@@ -21,7 +23,7 @@ CROPS = {"dice_with_label_crop": "label's crop", "dice_grid_ceiling": "grid's ce
 
 
 @click.command()
-@click.argument("runs", type=FOLDER, nargs=-1, required=True)
+@click.argument("runs", type=FOLDER, nargs=-1, metavar="RUNS...")
 @click.argument("cache", type=FOLDER)
 @click.option("--raw", required=True, type=FOLDER, help="The data set that CACHE was built from.")
 @click.option(
@@ -33,8 +35,31 @@ CROPS = {"dice_with_label_crop": "label's crop", "dice_grid_ceiling": "grid's ce
     "--case", "cases", multiple=True, help="Score this case; repeatable. Default: all never trained on."
 )
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, …")
+@click.option("--with", "others", multiple=True, type=FOLDER, help="Average RUN with this run; repeatable.")
+@click.option(
+    "--samples",
+    default=0,
+    type=click.IntRange(min=0),
+    metavar="N",
+    help="Draw N segmentations a case, and measure what their uncertainty is worth.",
+)
+@click.option(
+    "--calibrate",
+    type=FOLDER,
+    metavar="CACHE",
+    help="Fit a temperature and interval widths on the cases of this store that are neither trained on nor scored.",
+)
 def evaluate(
-    runs: tuple[Path, ...], cache: Path, raw: Path, out: Path | None, cases: tuple[str, ...], device: str
+    runs: tuple[Path, ...],
+    cache: Path,
+    *,
+    raw: Path,
+    out: Path | None,
+    cases: tuple[str, ...],
+    device: str,
+    others: tuple[Path, ...],
+    samples: int,
+    calibrate: Path | None,
 ) -> None:
     """Score RUNS in native space on the cases of CACHE that they were never trained on.
 
@@ -44,15 +69,27 @@ def evaluate(
     Several runs are scored one after another, each into its own folder. If they share no case they are folds,
     and are pooled into one table; two runs that do share cases are compared, case by case.
 
+    With --samples: calibration error and reliability diagram, how well entropy finds wrong voxels and doubtful cases bad ones,
+    whether volume intervals hold the truth, how the samples differ; in uncertainty.json, .csv and pictures.
+
     \b
     Example: liverseg evaluate runs/liver data/liver.zarr --raw data/Task03_Liver
+             liverseg evaluate runs/ssn data/test.zarr --raw data/test --samples 16 --calibrate data/liver.zarr
+             liverseg evaluate runs/a data/test.zarr --raw data/test --with runs/b --with runs/c --samples 3
              liverseg evaluate runs/fold0 runs/fold1 data/liver.zarr --raw data/Task03_Liver --out runs/folds
     """
+    if not runs:
+        _complain_of_one_path(cache)
+    if len(runs) > 1 and others:
+        raise click.UsageError("--with makes an ensemble of one RUN and others: name one RUN")
+    if calibrate is not None and not samples:
+        raise click.UsageError("--calibrate is of what --samples measures: add --samples 16")
     complete = True
     scored: dict[str, dict[str, LabelScores]] = {}
     for run in runs:
         target = out if out is not None and len(runs) == 1 else run / "evaluation"
-        results, asked = _evaluate_run(run, cache, raw=raw, out=target, cases=cases, device=device)
+        settings = _Settings(others=others, cases=cases, device=device, samples=samples, calibrate=calibrate)
+        results, asked = _evaluate_run(run, cache, raw=raw, out=target, settings=settings)
         complete &= len(results) == asked
         scored[str(run)] = {e.case_id: e.predicted for e in results}
     if len(runs) > 1:
@@ -61,8 +98,30 @@ def evaluate(
         sys.exit(1)
 
 
+def _complain_of_one_path(path: Path) -> NoReturn:
+    """A single path goes to CACHE, the last one, and click would miss RUNS: but it may well be the run."""
+    from data_cache.reader import METADATA
+
+    if (path / METADATA).exists():
+        raise click.UsageError(
+            f"Missing argument 'RUNS...': {path} is a cache: name the run to score before it"
+        )
+    raise click.UsageError(f"Missing argument 'CACHE': after {path}, name the store that it was trained on")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Settings:
+    """What ``evaluate`` does the same with each run."""
+
+    others: tuple[Path, ...]
+    cases: tuple[str, ...]
+    device: str
+    samples: int
+    calibrate: Path | None
+
+
 def _evaluate_run(
-    run: Path, cache: Path, *, raw: Path, out: Path, cases: tuple[str, ...], device: str
+    run: Path, cache: Path, *, raw: Path, out: Path, settings: _Settings
 ) -> tuple[list[CaseEvaluation], int]:
     """What was scored, and how many cases should have been."""
     from data_cache.reader import CacheStore
@@ -70,12 +129,26 @@ def _evaluate_run(
     from liverseg.inference.evaluate import choose_cases
     from liverseg.inference.evaluate import evaluate as score
     from liverseg.inference.segment import load_predictor
-    from liverseg.training.split import load_split
+    from liverseg.inference.trust_calibration import calibrate_apart
+    from liverseg.inference.trust_summary import summarise_trust
+    from liverseg.training.split import load_split, together
 
-    predictor, split, store = load_predictor(run, device=device), load_split(run), CacheStore.open(cache)
-    case_ids, unseen = choose_cases(store, split, cases)
+    runs, store = (run, *settings.others), CacheStore.open(cache)
+    predictor = load_predictor(*runs, device=settings.device, samples=settings.samples)
+    split = together([load_split(each) for each in runs])
+    case_ids, unseen = choose_cases(store, split, settings.cases)
     if not unseen:
         warn("some of these cases were trained on: their scores say how well they were learnt, no more")
+    if predictor.n_drawn < settings.samples:
+        warn(f"{predictor.n_drawn} of {settings.samples} samples: a network that is not stochastic gives one")
+    calibration = None
+    if settings.calibrate is not None:
+        calibration = calibrate_apart(
+            predictor,
+            CacheStore.open(settings.calibrate),
+            split,
+            scored={store.meta(case_id).image.sha256 for case_id in case_ids},
+        )
     with progress_bar() as bar:
         task = bar.add_task("evaluate", total=len(case_ids), note="")
 
@@ -84,12 +157,27 @@ def _evaluate_run(
             if isinstance(result, LiversegError):
                 complain(f"{case_id}: {result}")
 
-        scored = score(predictor, store, split, case_ids=case_ids, raw=raw, out=out, report=report)
+        scored = score(
+            predictor,
+            store,
+            split,
+            case_ids=case_ids,
+            raw=raw,
+            out=out,
+            report=report,
+            calibration=calibration,
+        )
     if not scored:
         warn(f"no case could be scored: nothing was written to {out}, what lies there is older")
         return scored, len(case_ids)
     _print_evaluation(scored, kind="never trained on" if unseen else "TRAINED ON")
-    say(f"wrote scores.csv, summary.json and {len(scored)} overlays to {out}")
+    trusts = [e.trust for e in scored if e.trust is not None]
+    if trusts:
+        _print_trust(summarise_trust(trusts, calibration))
+        say(
+            f"wrote uncertainty.json, uncertainty.csv, reliability.png, risk_coverage.png and pictures to {out}"
+        )
+    say(f"wrote scores.csv, summary.json and {counted(len(scored), 'overlay')} to {out}")
     say(f"look at them: liverseg report {run}" + ("" if out == run / "evaluation" else f" --scores {out}"))
     return scored, len(case_ids)
 
@@ -115,16 +203,18 @@ def _print_together(scored: Mapping[str, Mapping[str, LabelScores]], out: Path |
     shared = shared_cases(list(scored.values()))
     if not shared:
         everything = [scores for cases in scored.values() for scores in cases.values()]
-        say(f"\n{len(scored)} folds, {len(everything)} cases, each scored by a run that never saw it")
+        say(
+            f"\n{counted(len(scored), 'fold')}, {counted(len(everything), 'case')}, each scored by a run that never saw it"
+        )
         _print_summary(summarise_scores(everything) if out is None else write_folds(out, scored))
     elif len(scored) == 2:
         first, second = scored
         differences = paired_differences(scored[first], scored[second])
-        _print_differences(f"{second} minus {first}, {len(shared)} shared cases", differences)
+        _print_differences(f"{second} minus {first}, {counted(len(shared), 'shared case')}", differences)
         if out is not None:
             write_comparison(out, (first, second), differences)
     else:
-        warn(f"{len(shared)} cases were scored by several runs: no folds; compare the runs two by two")
+        warn(f"{counted(len(shared), 'case')} scored by several runs: no folds; compare the runs two by two")
         return
     if out is not None:
         say(f"wrote to {out}")
@@ -239,7 +329,11 @@ def _print_summary(summary: Mapping[str, Any]) -> None:
     ]
     rows.append(("global Dice", *(number(summary[of]["global_dice"]) for of in ("liver", "tumour"))))
     cases = {of: summary[of]["n_cases_with_it"] for of in ("liver", "tumour")}
-    headers = ("mean [95 %]", f"liver, {cases['liver']} cases", f"tumour, {cases['tumour']} cases")
+    headers = (
+        "mean [95 %]",
+        f"liver, {counted(cases['liver'], 'case')}",
+        f"tumour, {counted(cases['tumour'], 'case')}",
+    )
     console.print(table("summary (cases that have it)", headers, rows))
     _print_lesions(summary["lesions"])
     burden = summary["burden"]
@@ -270,6 +364,42 @@ def _print_lesions(thresholds: Sequence[Mapping[str, Any]]) -> None:
             rows.append((f"IoU > {at['iou_threshold']:g}, {size}", *map(str, counts), *ratios))
     headers = ("lesions of all cases", "true", "found", "invented", "precision", "recall", "F1")
     console.print(table("detection", headers, rows))
+
+
+def _print_trust(summary: Mapping[str, Any]) -> None:
+    from liverseg.console import console, number, say, table
+
+    after, fitted = summary["calibration_tempered"], summary["fitted"]
+    rows = []
+    for name in ("liver", "tumour"):
+        counts, covered = summary["calibration"][name], summary["volume_intervals"][name]
+        tempered = "–" if after is None else number(after[name]["ece"], 4)
+        rows.append((name, number(counts["ece"], 4), tempered, *map(_covered, covered.values())))
+    headers = ("class", "ECE", "tempered", "volume in interval", "widened")
+    title = f"uncertainty, {summary['n_cases']} cases, within {summary['near_mm']:g} mm of the liver"
+    console.print(table(title, headers, rows))
+    errors, rank = summary["errors"], summary["spearman"]
+    say(
+        f"entropy finds wrong voxels: AUROC {number(errors['auroc'])}, average precision {number(errors['auprc'])} "
+        f"of {number(errors['rate'], 4)} by chance"
+    )
+    say(
+        f"doubtful cases are the bad ones: AURC {number(summary['aurc'], 4)} (excess {number(summary['excess_aurc'], 4)}), "
+        f"Spearman with Dice {number(rank['rho'], 2)} (p {number(rank['p_value'])})"
+    )
+    say(
+        f"samples: energy distance² {number(summary['ged_iou']['mean'])}, diversity {number(summary['diversity']['mean'])}"
+    )
+    if fitted is not None and fitted["temperature"] is not None:
+        say(
+            f"temperature {fitted['temperature']['temperature']:.2f}, fitted on {len(fitted['case_ids'])} other cases"
+        )
+
+
+def _covered(coverage: Mapping[str, Any] | None) -> str:
+    if coverage is None or not coverage["n_cases"]:
+        return "–"
+    return f"{coverage['n_covered']} of {coverage['n_cases']}"
 
 
 def _print_differences(title: str, differences: Sequence[Any]) -> None:

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits
 
 from data_cache.errors import CacheError, ConfigError, LiversegError
 from data_cache.files import write_text
@@ -33,10 +32,13 @@ from liverseg.inference.scoring import (
 )
 from liverseg.inference.segment import Predictor, keep_liver, segment
 from liverseg.inference.slices import evaluation_volume
+from liverseg.inference.trust import CaseTrust, NativeCase, judge_case
+from liverseg.inference.trust_calibration import Calibration
+from liverseg.inference.trust_summary import UNCERTAINTY, uncertainty_picture, write_trust
 from liverseg.training.split import Split
 from pipeline.nifti import VolumeHeader, read_canonical, to_canonical
 from pipeline.prepare import read_scan
-from pipeline.restore import native_labels
+from pipeline.restore import native_labels, one_thread
 
 OVERLAYS = "overlays"
 
@@ -58,6 +60,7 @@ class CaseEvaluation:
         predicted: With the predicted crop: what a user gets.
         label_crop: With the crop that the label gives: what the original project reported; None without liver.
         ceiling: Of the cached fractions themselves: the most that the grid allows; None without liver.
+        trust: What the samples are worth; None where none were drawn.
     """
 
     case_id: str
@@ -66,6 +69,7 @@ class CaseEvaluation:
     predicted: LabelScores
     label_crop: CropDice | None
     ceiling: CropDice | None
+    trust: CaseTrust | None
 
 
 def choose_cases(store: CacheStore, split: Split, named: Sequence[str]) -> tuple[tuple[str, ...], bool]:
@@ -99,9 +103,11 @@ def evaluate(
     raw: Path,
     out: Path,
     report: Callable[[str, CaseEvaluation | LiversegError], None],
+    calibration: Calibration | None = None,
 ) -> list[CaseEvaluation]:
     """Score cases one by one; write ``scores.csv``, ``summary.json``, and of each case an overlay picture and
-    the small volume that ``liverseg report`` shows, into ``out``.
+    the small volume that ``liverseg report`` shows, into ``out``; with samples also what ``write_trust`` does, and a
+    picture of each case's uncertainty.
 
     Args:
         predictor: The network.
@@ -111,30 +117,51 @@ def evaluate(
         raw: Folder of the data set that the cache was built from.
         out: Created where there is none.
         report: Told each case's scores, or why it has none; a case that fails does not stop the others.
+        calibration: Fitted on other cases, for the samples.
 
     Raises:
         CacheError: The store has another spec than the network.
     """
     if store.schema.spec != predictor.spec:
         raise CacheError(f"{store.path}: built with another spec than the network was trained with")
-    for folder in (OVERLAYS, VOLUMES):
+    for folder in (OVERLAYS, VOLUMES, *((UNCERTAINTY,) if predictor.samples else ())):
         (out / folder).mkdir(parents=True, exist_ok=True)
     done = []
     for case_id in case_ids:
         try:
             trained_on = _is_trained_on(store, split, case_id)
-            done.append(_evaluate_case(case_id, predictor, store, raw=raw, out=out, trained_on=trained_on))
+            done.append(
+                _evaluate_case(
+                    case_id,
+                    predictor,
+                    store,
+                    raw=raw,
+                    out=out,
+                    trained_on=trained_on,
+                    calibration=calibration,
+                )
+            )
             report(case_id, done[-1])
         except LiversegError as failure:
             report(case_id, failure)
     if done:
         write_table(out / SCORES, [_row(e) for e in done])
         write_text(out / SUMMARY, json.dumps(summarise(done), indent=1, allow_nan=False) + "\n")
+    trusts = [e.trust for e in done if e.trust is not None]
+    if trusts:
+        write_trust(out, trusts, calibration)
     return done
 
 
 def _evaluate_case(
-    case_id: str, predictor: Predictor, store: CacheStore, *, raw: Path, out: Path, trained_on: bool
+    case_id: str,
+    predictor: Predictor,
+    store: CacheStore,
+    *,
+    raw: Path,
+    out: Path,
+    trained_on: bool,
+    calibration: Calibration | None,
 ) -> CaseEvaluation:
     meta = store.meta(case_id)
     if meta.label is None:
@@ -143,16 +170,31 @@ def _evaluate_case(
     if header.grid.shape_zyx != meta.grid.shape_zyx:
         raise CacheError(f"{raw / meta.label.path}: is not the file that {store.path} was built from")
     truth = truth_zyx.astype(np.uint8)
-    found = segment(read_scan(raw / meta.image.path, predictor.spec), predictor)
-    window = found.window or DepthWindow(start=0, stop=meta.grid.shape_zyx[0])
+    thin = read_scan(raw / meta.image.path, predictor.spec)
+    found = segment(thin, predictor)
+    window = found.window or thin.scan_window
     predicted = _native(found.foreground_czyx, window, header)
+    scores = score_labels(predicted, truth, meta.grid.spacing_zyx_mm)
+    trust = None
+    if found.samples_nczyx is not None:
+        native = NativeCase(
+            samples_nczyx=found.samples_nczyx,
+            window=window,
+            header=header,
+            predicted_zyx=predicted,
+            truth_zyx=truth,
+        )
+        trust = judge_case(case_id, native, scores, calibration=calibration)
+        view = thin.view(window, predictor.spec)
+        save(uncertainty_picture(trust, native, view), out / UNCERTAINTY / f"{case_id}.png")
     evaluation = CaseEvaluation(
         case_id=case_id,
         trained_on=trained_on,
         found=found.window is not None,
-        predicted=score_labels(predicted, truth, meta.grid.spacing_zyx_mm),
+        predicted=scores,
         label_crop=_label_crop(case_id, predictor, store, truth, header),
         ceiling=_ceiling(case_id, store, truth, header),
+        trust=trust,
     )
     image_zyx, _ = read_canonical(raw / meta.image.path)
     figure = overlay_figure(image_zyx, truth, predicted, meta.grid.spacing_zyx_mm, title=_title(evaluation))
@@ -167,7 +209,7 @@ def _evaluate_case(
 def _native(
     foreground_czyx: NDArray[np.float32], window: DepthWindow, header: VolumeHeader
 ) -> NDArray[np.uint8]:
-    with threadpool_limits(limits=1, user_api="blas"):  # see inference/predict.py
+    with one_thread():
         labels_kji = np.concatenate(list(native_labels(foreground_czyx, window, header)))
     return to_canonical(labels_kji, header.axes_kji)
 

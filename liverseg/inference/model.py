@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 
 from data_cache.errors import VolumeError
 from data_cache.geometry import DepthWindow, Grid
-from liverseg.inference.inputs import find_scans
+from liverseg.inference.inputs import find_scans, scan_notes
 from liverseg.inference.segment import Predictor, segment
+from liverseg.inference.uncertainty_files import Doubts, find_doubts
 from pipeline.nifti import VolumeHeader, to_canonical, write_labels
 from pipeline.prepare import read_scan
 from pipeline.restore import native_labels
@@ -29,6 +30,9 @@ class Segmentation:
         liver_ml, tumour_ml: The liver's includes its tumours.
         notes: What was assumed or replaced while reading.
         header: Of the scan's file, for ``save``.
+        samples_nczyx: Of each sample, all that the network said, on the grid of ``foreground_czyx``, or of the whole
+            scan where no liver was found; None where none were drawn.
+        doubts: What the samples disagree on: volumes with intervals, possible lesions, one number for the scan.
     """
 
     label_zyx: NDArray[np.uint8]
@@ -37,6 +41,8 @@ class Segmentation:
     window: DepthWindow | None
     notes: tuple[str, ...]
     header: VolumeHeader
+    samples_nczyx: NDArray[np.float32] | None
+    doubts: Doubts | None
 
     @property
     def liver_ml(self) -> float:
@@ -77,13 +83,17 @@ class Model:
         with scan.as_nifti() as path:
             thin = read_scan(path, self.predictor.spec)
         found = segment(thin, self.predictor)
-        blocks = native_labels(found.foreground_czyx, found.window or thin.scan_window, thin.header)
+        window = found.window or thin.scan_window
+        blocks = native_labels(found.foreground_czyx, window, thin.header)
+        samples = found.samples_nczyx
         label_kji = np.concatenate(list(blocks))
         return Segmentation(
             label_zyx=to_canonical(label_kji, thin.header.axes_kji),
             grid=thin.header.grid,
             foreground_czyx=found.foreground_czyx,
             window=found.window,
-            notes=thin.notes,
+            notes=scan_notes(thin),
             header=thin.header,
+            samples_nczyx=samples,
+            doubts=None if samples is None else find_doubts(samples, window, thin.header),
         )

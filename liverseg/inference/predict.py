@@ -10,15 +10,16 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits
 
 from data_cache.errors import VolumeError
 from data_cache.files import write_text
-from liverseg.inference.inputs import ScanInput
+from liverseg.inference.dicom_seg import SUFFIX, write_dicom_seg
+from liverseg.inference.inputs import ScanInput, scan_notes
 from liverseg.inference.segment import Finding, Predictor, segment
+from liverseg.inference.uncertainty_files import Doubts, map_values, write_uncertainty
 from pipeline.nifti import write_labels
 from pipeline.prepare import ThinScan, read_scan
-from pipeline.restore import native_labels
+from pipeline.restore import native_labels, one_thread
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +32,7 @@ class Prediction:
         liver_slices: First and past-the-last native slice that was looked at closely, from the feet up.
         read_s, network_s, write_s: Where the time went.
         notes: What was assumed or replaced while reading.
+        doubts: Of the samples; None where none were drawn.
     """
 
     image: Path
@@ -43,22 +45,33 @@ class Prediction:
     network_s: float
     write_s: float
     notes: tuple[str, ...]
+    doubts: Doubts | None
 
     def line(self) -> str:
-        """What was found, where it was written and how long each part took."""
+        """What was found, how sure that is, where it was written and how long each part took."""
         volumes = (
             f"liver {self.liver_ml:.0f} mL, tumour {self.tumour_ml:.1f} mL"
             if self.found
             else "no liver found"
         )
         times = f"read {self.read_s:.2f} s, network {self.network_s:.2f} s, write {self.write_s:.2f} s"
-        return f"{self.label}: {volumes} ({times})"
+        doubts = "" if self.doubts is None else f"; {self.doubts.line()}"
+        return f"{self.label}: {volumes}{doubts} ({times})"
 
 
 def predict_scan(
-    scan: ScanInput, out: Path, predictor: Predictor, *, preview: bool = False, statistics: bool = False
+    scan: ScanInput,
+    out: Path,
+    predictor: Predictor,
+    *,
+    preview: bool = False,
+    statistics: bool = False,
+    dicom_seg: bool = False,
 ) -> Prediction:
     """Segment a scan and write ``out/<its name>.nii.gz``; with the options, a ``.png`` and a ``.json`` beside it.
+
+    With samples also ``<its name>_uncertainty.json`` and the maps of ``write_uncertainty``.
+    With ``dicom_seg`` also ``<its name>_seg.dcm``: the scan must then be a DICOM series.
 
     Raises:
         VolumeError: The scan cannot be read, or its label would overwrite it.
@@ -67,7 +80,7 @@ def predict_scan(
     if label.resolve() == scan.path.resolve():
         raise VolumeError(f"{scan.path}: its label would overwrite it: name another --out")
     times = [time.perf_counter()]
-    with scan.as_nifti() as image, _one_thread():
+    with scan.as_nifti() as image, one_thread():
         thin = read_scan(image, predictor.spec)
     times.append(time.perf_counter())
     found = segment(thin, predictor)
@@ -75,8 +88,9 @@ def predict_scan(
     counts = np.zeros(3, dtype=np.int64)
     out.mkdir(parents=True, exist_ok=True)
     blocks = native_labels(found.foreground_czyx, found.window or thin.scan_window, thin.header)
-    with _one_thread():
+    with one_thread():
         write_labels(label, thin.header, _counted(blocks, counts))
+    doubts = write_uncertainty(out / scan.name, found, thin) if predictor.samples else None
     times.append(time.perf_counter())
     voxel_ml = thin.header.grid.voxel_volume_ml
     read_s, network_s, write_s = np.diff(times).tolist()
@@ -90,19 +104,16 @@ def predict_scan(
         read_s=read_s,
         network_s=network_s,
         write_s=write_s,
-        notes=thin.notes,
+        notes=scan_notes(thin),
+        doubts=doubts,
     )
     if statistics:
         _write_statistics(out / f"{scan.name}.json", prediction)
+    if dicom_seg:
+        write_dicom_seg(out / f"{scan.name}{SUFFIX}", series=scan.path, label=label)
     if preview:
         _draw_preview(out / f"{scan.name}.png", thin, found, predictor, prediction)
     return prediction
-
-
-def _one_thread() -> threadpool_limits:
-    # A thousand small products: with two threads that wait for each other, writing 512×512×1000 took 1.7 to 8.5 s
-    # on a busy machine, and with one 0.3 to 0.5 s.
-    return threadpool_limits(limits=1, user_api="blas")
 
 
 def _write_statistics(path: Path, prediction: Prediction) -> None:
@@ -114,6 +125,7 @@ def _draw_preview(
     path: Path, thin: ThinScan, found: Finding, predictor: Predictor, prediction: Prediction
 ) -> None:
     from liverseg.inference.figures import overlay_figure, save
+    from liverseg.inference.uncertainty_figures import UncertaintyMaps, uncertainty_figure
 
     # What the network saw, and no second pass over a file that may have 500 MB.
     view = thin.view(found.window or thin.scan_window, predictor.spec)
@@ -123,6 +135,11 @@ def _draw_preview(
     name, _, words = prediction.line().partition(": ")
     title = f"{Path(name).name}\n{words.partition(' (')[0]}"
     save(overlay_figure(view.image_zyx, None, label_zyx, view.grid.spacing_zyx_mm, title=title), path)
+    if found.samples_nczyx is not None:
+        values = {f"{name}_zyx": value for name, value in map_values(found.samples_nczyx).items()}
+        maps = UncertaintyMaps(label_zyx=label_zyx, **values)
+        figure = uncertainty_figure(view.image_zyx, maps, view.grid.spacing_zyx_mm, title=title)
+        save(figure, path.with_name(f"{path.stem}_uncertainty.png"))
 
 
 def _counted(blocks: Iterable[NDArray[np.uint8]], counts: NDArray[np.int64]) -> Iterator[NDArray[np.uint8]]:

@@ -56,6 +56,11 @@ class Predictor:
     tta: bool = False
     samples: int = 0
 
+    @property
+    def n_drawn(self) -> int:
+        """How many samples there will be: fewer than asked for where members are not stochastic."""
+        return sum(self._counts()) if self.samples else 0
+
     @torch.inference_mode()
     def foreground(self, image_zyx: NDArray[np.int16]) -> NDArray[np.float32]:
         """Probabilities (2, Z, Y, X) of liver and tumour for a view's HU."""
@@ -70,12 +75,15 @@ class Predictor:
         """The same of each of the ``samples``, dealt to the members: (n, 2, Z, Y, X); equal for equal images."""
         image = torch.from_numpy(image_zyx)[None, None].to(self.device)
         generator = torch.Generator(self.device).manual_seed(SAMPLING_SEED)
-        counts = shares([member.network for member in self.members], self.samples)
+        counts = self._counts()
         drawn = np.empty((sum(counts), 2, *image_zyx.shape), dtype=np.float32)
         every = (self._samples(m, image, n, generator) for m, n in zip(self.members, counts, strict=True))
         for sample_czyx, foreground in zip(drawn, itertools.chain.from_iterable(every), strict=True):
             sample_czyx[:] = foreground.cpu().numpy()
         return drawn
+
+    def _counts(self) -> tuple[int, ...]:
+        return shares([member.network for member in self.members], self.samples)
 
     def _probabilities(self, member: Member, image: torch.Tensor) -> torch.Tensor:
         with self._autocast():

@@ -17,6 +17,7 @@ from data_cache.geometry import DepthWindow, Grid, resampled_grid
 from data_cache.schema import View
 from liverseg.inference.figures import LIVER_PRED, LIVER_TRUTH, TUMOUR_PRED, TUMOUR_TRUTH
 from liverseg.inference.metrics import union_box
+from liverseg.inference.uncertainty import MOST_ENTROPY, entropy
 from pipeline.resample import average_plane, box_weights, linear_weights
 
 SHOWN_HU = (-350, 450)  # 256 steps of 3 HU: every soft-tissue window is inside
@@ -78,7 +79,7 @@ def evaluation_volume(
     """
     depth = _depth_shown(truth_zyx, predicted_zyx, grid)
     shape_zyx = _shown_shape(grid, depth)
-    uncertainty_zyx = _to_shown(entropy(foreground_czyx), window, grid, depth, shape_zyx)
+    uncertainty_zyx = _to_shown(entropy(foreground_czyx) / MOST_ENTROPY, window, grid, depth, shape_zyx)
     parts = (
         (TRUTH, _shrunk_label(truth_zyx, depth, shape_zyx)),
         (PREDICTION, _shrunk_label(predicted_zyx, depth, shape_zyx)),
@@ -161,14 +162,6 @@ def encoded(
             for layer in layers
         ],
     }
-
-
-def entropy(foreground_czyx: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Entropy of background, liver and tumour over its largest value, log 3: 0 sure, 1 no idea."""
-    background = np.clip(1 - foreground_czyx.sum(axis=0, keepdims=True), 0, 1)
-    p_czyx = np.clip(np.concatenate([background, foreground_czyx]), 1e-7, 1)
-    result: NDArray[np.float32] = np.clip(-(p_czyx * np.log(p_czyx)).sum(axis=0) / math.log(3), 0, 1)
-    return result
 
 
 # ---- the shown grid

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Iterator
 from functools import reduce
 from importlib.metadata import version
@@ -51,13 +52,28 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise RunError(f"{path}: no such checkpoint: train first, or name the folder of a run")
     try:
         content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as failure:  # whatever unpickling runs into: damage, or a pickle that wants to run code
-        reason = (str(failure).splitlines() or [""])[0]
-        raise RunError(f"{path}: is no readable checkpoint ({type(failure).__name__}: {reason})") from failure
+    except OSError as failure:
+        raise RunError(f"{path}: cannot be opened: {failure.strerror}") from failure
+    except (
+        Exception
+    ) as failure:  # whatever unpickling runs into: its words are about torch.load, not about the file
+        raise RunError(f"{path}: is no readable checkpoint: {_unreadable(path)}") from failure
     if not isinstance(content, dict) or content.get("version") != VERSION:
         found = content.get("version") if isinstance(content, dict) else type(content).__name__
         raise RunError(f"{path}: checkpoint version {found!r}, this software reads {VERSION}")
     return content
+
+
+def _unreadable(path: Path) -> str:
+    """What is wrong with a file that torch cannot load, and what is left to do."""
+    other = path.with_name(BEST if path.name == LAST else LAST)
+    size = path.stat().st_size
+    if not zipfile.is_zipfile(path):  # the directory of a zip file is at its end
+        what = f"truncated, or another kind of file ({size} bytes): copy it again"
+    else:
+        what = "damaged, or it holds more than plain data, which is not loaded: copy it again"
+    left = f"put a copy of {other.name} in its place" if other.exists() else "train again"
+    return f"{what}, or {left}"
 
 
 def restore(state: TrainState, content: dict[str, Any], config: TrainConfig, *, path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -15,6 +15,7 @@ from data_cache.errors import ConfigError, RunError
 from data_cache.files import write_text
 from data_cache.reader import CacheStore
 from data_cache.records import STRICT, parse, to_json
+from data_cache.words import counted
 from liverseg.training.config import DataConfig
 
 SPLIT = "split.json"
@@ -45,13 +46,27 @@ def make_split(store: CacheStore, config: DataConfig, *, seed: int) -> Split:
             raise ConfigError(f"{store.path}: has no labelled case {', '.join(unknown)}")
     else:
         train, val = map(tuple, deal(labelled, folds=config.folds, fold=config.fold, seed=seed))
-    if not train or not val:
+    if named is not None and not (train and val):
         raise ConfigError(
-            f"{store.path}: {len(labelled)} labelled cases are too few for {config.folds} folds: "
-            "set data.folds lower, or name them with data.train_cases"
+            f"data.split: {config.split}: names no case to {'validate' if train else 'train'} on"
         )
+    if not train or not val:
+        raise ConfigError(_too_few(store, labelled, config))
     sha256 = tuple(store.meta(case_id).image.sha256 for case_id in train)
     return Split(train=tuple(train), val=tuple(val), train_sha256=sha256)
+
+
+def _too_few(store: CacheStore, labelled: Sequence[str], config: DataConfig) -> str:
+    have = f"{store.path}: has {counted(len(labelled), 'labelled case')}"
+    if not labelled:
+        return f"{have}, and training needs some: build them with liverseg preprocess"
+    # Every folds-th case validates, from the fold-th on: it must be there, and another one to learn from.
+    needed = max(2, config.fold + 1)
+    by_hand = f"--set 'data.train_cases=[\"{labelled[0]}\"]' --set 'data.val_cases=[\"{labelled[-1]}\"]'"
+    return (
+        f"{have}, and fold {config.fold} of {config.folds} needs at least {needed}: add cases, take a lower "
+        f"data.fold, or name them by hand, as {by_hand} (one may be both)"
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,7 +94,9 @@ def _read_named(path: Path, *, fold: int) -> _Named:
         raise ConfigError(f"data.split: {path}: unreadable: {failure}") from failure
     if isinstance(content, list):
         if fold >= len(content):
-            raise ConfigError(f"data.split: {path}: has {len(content)} folds, none is number {fold}")
+            raise ConfigError(
+                f"data.split: {path}: has {counted(len(content), 'fold')}, none is number {fold}"
+            )
         content = content[fold]
     if isinstance(content, dict):
         # Checksums are taken from the store, so that the file can also be written by hand.
@@ -109,3 +126,9 @@ def load_split(run: Path) -> Split:
     except (OSError, ValueError) as failure:
         raise RunError(f"{path}: unreadable: {failure}") from failure
     return parse(Split, content, source=str(path), error=RunError)
+
+
+def together(splits: Sequence[Split]) -> Split:
+    """Of an ensemble: trained on is what any member was trained on, the rest is the first one's."""
+    hashes = dict.fromkeys(sha256 for split in splits for sha256 in split.train_sha256)
+    return replace(splits[0], train_sha256=tuple(hashes))

@@ -1,0 +1,169 @@
+"""A label as a DICOM Segmentation object that refers to the series it was made from, for a PACS to keep beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_cache.errors import LabelError, VolumeError
+from data_cache.files import replacing
+from data_cache.geometry import Grid, corner_distance_mm
+from pipeline.dicom import Slice, read_series, series_affine
+from pipeline.nifti import VolumeHeader, VolumeStream
+from pipeline.prepare import foreground_and_tumour
+
+SUFFIX = "_seg.dcm"
+NOT_INSTALLED = "--dicom-seg needs highdicom: pip install 'liverseg[dicom]'"
+SERIES_NUMBER = 900  # one that no scanner gives: viewers sort by it
+# Attributes that must be there but may be empty (DICOM PS3.3, type 2): anonymised series often lack them.
+MAY_BE_EMPTY = (
+    "PatientID",
+    "PatientName",
+    "PatientBirthDate",
+    "PatientSex",
+    "AccessionNumber",
+    "StudyID",
+    "StudyDate",
+    "StudyTime",
+)
+SAME_POSITION_MM = 0.1  # a NIfTI affine is float32
+
+
+def write_dicom_seg(path: Path, *, series: Path, label: Path) -> None:
+    """Write the label of a series as two binary segments, 1 liver and 2 tumour, that do not overlap.
+
+    Frames without a voxel of their segment are left out, but for a label without any voxel, which keeps all of
+    them: a segmentation must have a frame.
+
+    Args:
+        path: ``.dcm``; appears when it is whole.
+        series: Folder or zip of one CT series.
+        label: NIfTI file on the grid of that series as ``pipeline.dicom.convert_series`` gives it.
+
+    Raises:
+        VolumeError: highdicom is not installed, or the series or the label cannot be read, or the series lacks
+            what a segmentation refers to.
+        LabelError: The label is of another series, or holds other values than 0, 1 and 2.
+    """
+    hd = require_highdicom()
+    slices = read_series(series)
+    label_kji = _read_label(label, slices)
+    sources = _source_headers(series, slices)
+    segmentation = hd.seg.Segmentation(
+        source_images=sources,
+        pixel_array=label_kji,
+        segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
+        segment_descriptions=_segments(hd),
+        series_instance_uid=hd.UID(),
+        series_number=SERIES_NUMBER,
+        sop_instance_uid=hd.UID(),
+        instance_number=1,
+        manufacturer="liverseg",
+        manufacturer_model_name="liverseg",
+        software_versions=version("liverseg"),
+        device_serial_number="1",
+        content_description="Liver and liver tumours",
+        series_description="liverseg: liver and liver tumours",
+    )
+    with replacing(path) as file:
+        segmentation.save_as(file)
+
+
+def require_highdicom() -> Any:
+    """The library that writes segmentations; raises VolumeError where it is not installed."""
+    try:
+        import highdicom
+    except ImportError:
+        raise VolumeError(NOT_INSTALLED) from None
+    return highdicom
+
+
+def _segments(hd: Any) -> list[Any]:
+    from pydicom.sr.codedict import codes
+
+    sct = codes.SCT
+    altered = hd.sr.CodedConcept("49755003", "SCT", "Morphologically Altered Structure")
+    return [
+        _segment(hd, 1, "liver", sct.AnatomicalStructure, sct.Liver, "The liver without its tumours"),
+        _segment(hd, 2, "liver tumour", altered, sct.Neoplasm, "Tumours within the liver", region=sct.Liver),
+    ]
+
+
+def _segment(
+    hd: Any, number: int, label: str, category: Any, kind: Any, description: str, *, region: Any = None
+) -> Any:
+    from pydicom.sr.codedict import codes
+
+    algorithm = hd.AlgorithmIdentificationSequence(
+        name="liverseg", version=version("liverseg"), family=codes.DCM.ArtificialIntelligence
+    )
+    segment = hd.seg.SegmentDescription(
+        segment_number=number,
+        segment_label=label,
+        segmented_property_category=category,
+        segmented_property_type=kind,
+        algorithm_type=hd.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
+        algorithm_identification=algorithm,
+        anatomic_regions=None if region is None else [region],
+    )
+    segment.SegmentDescription = description
+    return segment
+
+
+def _source_headers(series: Path, slices: Sequence[Slice]) -> list[Any]:
+    """What the slices' files say of patient, study and themselves, with the real distance between them.
+
+    highdicom takes the voxel size from here, whatever else it is given, and what the files themselves say of
+    their distance need not be true.
+    """
+    step_mm = (slices[-1].height_mm - slices[0].height_mm) / (len(slices) - 1)
+    headers = [_source_header(series, s) for s in slices]
+    for header in headers:
+        header.SpacingBetweenSlices = f"{step_mm:.10g}"
+        if not header.get("SliceThickness"):
+            header.SliceThickness = header.SpacingBetweenSlices
+    return headers
+
+
+def _source_header(series: Path, s: Slice) -> Any:
+    import pydicom
+
+    header = pydicom.dcmread(s.file.open(), stop_before_pixels=True)
+    needed = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "FrameOfReferenceUID")
+    missing = [name for name in needed if not header.get(name)]
+    if missing:
+        raise VolumeError(
+            f"{series}: {s.file.name} lacks {', '.join(missing)}, which a segmentation refers to: "
+            "take the series as the scanner or the PACS gives it, or leave out --dicom-seg"
+        )
+    for name in MAY_BE_EMPTY:
+        if name not in header:
+            setattr(header, name, None)
+    return header
+
+
+def _read_label(label: Path, slices: Sequence[Slice]) -> NDArray[np.uint8]:
+    with VolumeStream.open(label) as stream:
+        _check_same_grid(stream.header, slices)
+        label_kji = np.zeros(stream.header.shape_kji, dtype=np.uint8)
+        for first, block_kji in stream.blocks():
+            parts = foreground_and_tumour(block_kji, stream.header)
+            if parts is not None:
+                label_kji[first : first + len(block_kji)] = parts[0] + parts[1]
+    return label_kji
+
+
+def _check_same_grid(header: VolumeHeader, slices: Sequence[Slice]) -> None:
+    # In the file's own order of axes: a label that another tool has turned would be written turned.
+    found = Grid.from_array(header.shape_kji, header.nifti.get_best_affine())
+    wanted = Grid.from_array((len(slices), *slices[0].shape_ji), series_affine(slices))
+    if found.shape_zyx != wanted.shape_zyx or corner_distance_mm(found, wanted) > SAME_POSITION_MM:
+        raise LabelError(
+            f"{header.path}: its voxels are not those of the series of {slices[0].file.name}: "
+            "name the label that predict wrote for this series"
+        )

@@ -1,0 +1,94 @@
+"""One panel of a picture: a slice as it hangs, and the edges and shares of classes on it."""
+
+from __future__ import annotations
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb, to_rgba
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.patheffects import Normal, Stroke
+from numpy.typing import NDArray
+
+from liverseg.inference.palette import LIVER_TRUTH, TEXT, TUMOUR_PRED, Pen
+from liverseg.inference.planes import Plane, Spacing, View
+
+Share = NDArray[np.float32]
+
+
+def show_plane(
+    axis: Axes,
+    image_zyx: NDArray[np.int16],
+    plane: Plane,
+    view: View,
+    spacing_zyx_mm: Spacing,
+    *,
+    window_hu: tuple[float, float],
+) -> None:
+    """Draw the part of a slice that is inside ``view``, with its number and its sides."""
+    picture = plane.cut(image_zyx, view)
+    extent = _extent_mm(picture.shape, plane.pixel_mm(spacing_zyx_mm))
+    low, high = window_hu
+    axis.imshow(picture, cmap="gray", vmin=low, vmax=high, extent=extent, interpolation="antialiased")
+    _fill_panel(axis, width_mm=extent[1], height_mm=extent[2])
+    axis.set(facecolor="black", xticks=[], yticks=[])
+    axis.spines[:].set_visible(False)
+    name = ("axial z", "coronal y", "sagittal x")[plane.axis]
+    left, right = plane.sides
+    _note(axis, 0.02, 0.98, f"{name} {plane.index + 1}/{image_zyx.shape[plane.axis]}", va="top")
+    _note(axis, 0.02, 0.5, left, weight="bold")
+    _note(axis, 0.98, 0.5, right, weight="bold", ha="right")
+
+
+def _note(
+    axis: Axes, x: float, y: float, text: str, *, weight: str = "normal", ha: str = "left", va: str = "center"
+) -> None:
+    # Black around white: legible on air and on bone.
+    halo = [Stroke(linewidth=2.2, foreground="black"), Normal()]
+    note = axis.text(x, y, text, transform=axis.transAxes, color=TEXT, fontsize=8.5, ha=ha, va=va)
+    note.set(fontweight=weight, path_effects=halo)
+
+
+def _fill_panel(axis: Axes, *, width_mm: float, height_mm: float) -> None:
+    """Centre the picture, and let the panel go on in black: flat and tall pictures stand in one grid."""
+    panel = axis.get_window_extent()
+    scale = max(width_mm / panel.width, height_mm / panel.height)
+    spare_x, spare_y = panel.width * scale - width_mm, panel.height * scale - height_mm
+    axis.set_xlim(-spare_x / 2, width_mm + spare_x / 2)
+    axis.set_ylim(height_mm + spare_y / 2, -spare_y / 2)
+
+
+def _extent_mm(shape: tuple[int, ...], pixel_mm: tuple[float, float]) -> tuple[float, float, float, float]:
+    """Left, right, bottom, top: in mm, so that an equal aspect is the true one."""
+    return 0.0, shape[1] * pixel_mm[1], shape[0] * pixel_mm[0], 0.0
+
+
+def draw_edge(axis: Axes, share: Share, pixel_mm: tuple[float, float], pen: Pen) -> None:
+    """The line where the share of a class is a half; nothing where it is nowhere above."""
+    if share.max() <= 0.5:
+        return  # matplotlib before 3.11 warns of a level outside the data
+    # Zeros around close the line where the class reaches the edge of the picture.
+    padded = np.pad(share, 1)
+    y, x = ((np.arange(n) - 0.5) * mm for n, mm in zip(padded.shape, pixel_mm, strict=True))
+    axis.contour(x, y, padded, levels=[0.5], colors=[pen.colour], linewidths=pen.width, linestyles=pen.style)
+
+
+def draw_shares(axis: Axes, liver: Share, tumour: Share, pixel_mm: tuple[float, float]) -> None:
+    """Both classes as a tint as strong as their share, and their edges."""
+    for share, colour, strength in ((liver, LIVER_TRUTH, 0.25), (tumour, TUMOUR_PRED, 0.45)):
+        tint = np.empty((*share.shape, 4), dtype=np.float32)
+        tint[..., :3] = to_rgb(colour)
+        tint[..., 3] = share * strength
+        axis.imshow(tint, extent=_extent_mm(share.shape, pixel_mm), interpolation="nearest")
+    for share, colour in ((liver + tumour, LIVER_TRUTH), (tumour, TUMOUR_PRED)):
+        draw_edge(axis, share, pixel_mm, Pen(name="", from_label=0, colour=colour, width=1.1, style="solid"))
+
+
+def line_key(pen: Pen) -> Line2D:
+    """What the legend shows of an outline."""
+    return Line2D([], [], color=pen.colour, lw=pen.width + 0.4, ls=pen.style, label=pen.name)
+
+
+def area_key(name: str, colour: str) -> Patch:
+    """What the legend shows of a tinted class."""
+    return Patch(facecolor=to_rgba(colour, 0.35), edgecolor=colour, label=name)

@@ -1,0 +1,171 @@
+"""Which slices of a scan are worth a picture, and which part of them.
+
+Volumes come in canonical RAS+ orientation, index growing towards the patient's right, front and head, and are
+shown as a radiologist hangs them: right and front on the left, front and head on top. For axial, coronal and
+sagittal planes alike that means turning both axes round.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from liverseg.inference.palette import Pen
+
+Volume = NDArray[np.uint8] | NDArray[np.int16]
+Spacing = tuple[float, float, float]
+View = tuple[slice, slice, slice]
+
+# Between fat (-100) and air (-1000), so that the skin is the edge of the body.
+_BODY_ABOVE_HU = -300
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plane:
+    """One slice of a zyx volume: the axis it is cut across (0 axial, 1 coronal, 2 sagittal) and where."""
+
+    axis: int
+    index: int
+
+    def cut(self, volume_zyx: Volume, view: View) -> Volume:
+        """The part of the slice inside the box, as it hangs: rows from the top, columns from the left."""
+        at = tuple(self.index if axis == self.axis else part for axis, part in enumerate(view))
+        return volume_zyx[at][::-1, ::-1]
+
+    def pixel_mm(self, spacing_zyx_mm: Spacing) -> tuple[float, float]:
+        """Height and width of a pixel of the slice."""
+        height, width = (s for axis, s in enumerate(spacing_zyx_mm) if axis != self.axis)
+        return height, width
+
+    @property
+    def sides(self) -> tuple[str, str]:
+        """What is on the left and on the right of the picture."""
+        return ("A", "P") if self.axis == 2 else ("R", "L")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Outline:
+    """One class of one label, its pen, and how many of its voxels each slice holds, along each axis."""
+
+    label_zyx: NDArray[np.uint8]
+    pen: Pen
+    voxels_along_zyx: tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
+
+    @property
+    def empty(self) -> bool:
+        """No voxel at all."""
+        return not self.voxels_along_zyx[0].any()
+
+    def largest(self, axis: int) -> int:
+        """The slice with most voxels; the first of equals."""
+        return int(self.voxels_along_zyx[axis].argmax())
+
+    def extent(self, axis: int) -> slice:
+        """From the first slice with a voxel past the last one."""
+        return _extent(self.voxels_along_zyx[axis] > 0)
+
+
+def outlines_of(label_zyx: NDArray[np.uint8] | None, pens: Sequence[Pen]) -> list[Outline]:
+    """The classes that the label has, liver first; none without a label."""
+    if label_zyx is None:
+        return []
+    drawn = (_outline(label_zyx, pen) for pen in pens)
+    return [outline for outline in drawn if not outline.empty]
+
+
+def _outline(label_zyx: NDArray[np.uint8], pen: Pen) -> Outline:
+    # Slice by slice: the comparison of a whole 512×512×1000 label is 260 MB.
+    per_z, per_y, per_x = (np.zeros(n, dtype=np.int64) for n in label_zyx.shape)
+    for z, label_yx in enumerate(label_zyx):
+        if label_yx.any():
+            mask_yx = label_yx >= pen.from_label
+            per_z[z] = np.count_nonzero(mask_yx)
+            per_y += np.count_nonzero(mask_yx, axis=1)
+            per_x += np.count_nonzero(mask_yx, axis=0)
+    return Outline(label_zyx=label_zyx, pen=pen, voxels_along_zyx=(per_z, per_y, per_x))
+
+
+def overlay_planes(outlines: Sequence[Outline], shape_zyx: tuple[int, ...]) -> tuple[Plane, ...]:
+    """Four axial planes from the head down, then a coronal and a sagittal one."""
+    # The truth comes first, and decides unless it is empty.
+    liver = next((o for o in outlines if o.pen.from_label == 1), None)
+    tumour = next((o for o in outlines if o.pen.from_label == 2), None)
+    heights = _spread(slice(0, shape_zyx[0]) if liver is None else liver.extent(0), count=4)
+    if tumour is not None:
+        heights = _with_nearest_replaced(heights, tumour.largest(0))
+    through = liver if tumour is None else tumour
+    y, x = (shape_zyx[axis] // 2 if through is None else through.largest(axis) for axis in (1, 2))
+    return _axial_then_sides(heights, y, x)
+
+
+def montage_planes(shape_zyx: tuple[int, ...], fractions_czyx: NDArray[np.uint8] | None) -> tuple[Plane, ...]:
+    """18 axial planes from the head down, then the coronal and the sagittal one with most tumour, or liver."""
+    heights = _spread(slice(0, shape_zyx[0]), count=18)
+    y, x = shape_zyx[1] // 2, shape_zyx[2] // 2
+    if fractions_czyx is not None and fractions_czyx.any():
+        liver_zyx, tumour_zyx = fractions_czyx
+        share_zyx = tumour_zyx if tumour_zyx.any() else liver_zyx
+        y, x = (int(share_zyx.sum(axis=across, dtype=np.int64).argmax()) for across in ((0, 2), (0, 1)))
+    return _axial_then_sides(heights, y, x)
+
+
+def _axial_then_sides(heights: Sequence[int], y: int, x: int) -> tuple[Plane, ...]:
+    axial = [Plane(axis=0, index=z) for z in sorted(heights, reverse=True)]
+    return (*axial, Plane(axis=1, index=y), Plane(axis=2, index=x))
+
+
+def _spread(extent: slice, *, count: int) -> list[int]:
+    """The middles of so many equal parts: off the ends, where a liver is only a rim."""
+    step = (extent.stop - extent.start) / count
+    return [int(extent.start + step * (part + 0.5)) for part in range(count)]
+
+
+def _with_nearest_replaced(heights: Sequence[int], wanted: int) -> list[int]:
+    nearest = int(np.argmin([abs(z - wanted) for z in heights]))
+    return [*heights[:nearest], wanted, *heights[nearest + 1 :]]
+
+
+def overlay_view(image_zyx: NDArray[np.int16], outlines: Sequence[Outline], spacing_z_mm: float) -> View:
+    """The body with all that is labelled, and in depth 60 mm around that: a whole-body scan would be a thread."""
+    if not outlines:
+        return body_view(image_zyx, slice(0, image_zyx.shape[0]))
+    z, y, x = (_hull([outline.extent(axis) for outline in outlines]) for axis in range(3))
+    z = _widened(z, round(60.0 / spacing_z_mm), image_zyx.shape[0])
+    _, body_y, body_x = body_view(image_zyx, z)
+    return z, _hull([y, body_y]), _hull([x, body_x])
+
+
+def body_view(image_zyx: NDArray[np.int16], depth: slice) -> View:
+    """The box worth showing at this depth: the body without its table, and a little air."""
+    # A dozen slices tell the width of the body. In their mean a table is a thin line apart.
+    some_zyx = image_zyx[depth][:: max(1, (depth.stop - depth.start) // 12)]
+    pieces_yx, n_pieces = ndimage.label((some_zyx > _BODY_ABOVE_HU).mean(axis=0) > 0.3)
+    _, ny, nx = image_zyx.shape
+    if n_pieces == 0:
+        return depth, slice(0, ny), slice(0, nx)
+    body_yx = pieces_yx == np.bincount(pieces_yx.ravel())[1:].argmax() + 1
+    y, x = _extent(body_yx.any(axis=1)), _extent(body_yx.any(axis=0))
+    return depth, _widened(y, ny // 50, ny), _widened(x, nx // 50, nx)
+
+
+def _extent(set_along: NDArray[np.bool_]) -> slice:
+    set_at = np.flatnonzero(set_along)
+    return slice(int(set_at[0]), int(set_at[-1]) + 1)
+
+
+def _hull(parts: Sequence[slice]) -> slice:
+    return slice(min(part.start for part in parts), max(part.stop for part in parts))
+
+
+def _widened(part: slice, margin: int, size: int) -> slice:
+    return slice(max(0, part.start - margin), min(size, part.stop + margin))
+
+
+def height_over_width(view: View, spacing_zyx_mm: Spacing) -> float:
+    """Height over width of the axial pictures, within what a page bears."""
+    _, height, width = ((part.stop - part.start) * s for part, s in zip(view, spacing_zyx_mm, strict=True))
+    return min(max(float(height / width), 0.5), 1.2)

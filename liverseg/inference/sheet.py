@@ -1,0 +1,116 @@
+"""A page of panels under a title and over a legend, laid out in inches, and written whole."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from data_cache.files import replacing
+from liverseg.inference.palette import BACKGROUND, DPI, MUTED, TEXT
+
+_TITLE_IN, _LEGEND_IN, _GAP_IN, _EDGE_IN = 0.9, 0.5, 0.06, 0.2
+
+
+def save(figure: Figure, path: Path) -> Path:
+    """Write the figure as PNG, whole or not at all, and return the path."""
+    with replacing(path) as file:
+        figure.savefig(file, format="png", dpi=DPI)
+    return path
+
+
+def new_figure(*, width_in: float, height_in: float) -> Figure:
+    """An empty page in the background colour."""
+    figure = Figure(figsize=(width_in, height_in), dpi=DPI, facecolor=BACKGROUND)
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def overlay_layout(aspect: float, title: str) -> tuple[Figure, list[Axes]]:
+    """2×2 axial panels of this height over width, and a column with the coronal over the sagittal."""
+    return _layout(title, rows=2, columns=2, panel_in=(4.1 * aspect, 4.1), side_in=4.1)
+
+
+def montage_layout(aspect: float, title: str) -> tuple[Figure, list[Axes]]:
+    """3×6 axial panels of this height over width, and a column with the coronal over the sagittal."""
+    return _layout(title, rows=3, columns=6, panel_in=(2.1 * aspect, 2.1), side_in=3.1)
+
+
+def _layout(
+    title: str, *, rows: int, columns: int, panel_in: tuple[float, float], side_in: float
+) -> tuple[Figure, list[Axes]]:
+    height_in = rows * (panel_in[0] + _GAP_IN) - _GAP_IN
+    middle_in = _EDGE_IN + columns * (panel_in[1] + _GAP_IN)
+    width_in = middle_in + side_in + _EDGE_IN
+    figure = new_figure(width_in=width_in, height_in=height_in + _TITLE_IN + _LEGEND_IN)
+    draw_title(figure, title)
+    axial = grid(figure, rows, columns, left_in=_EDGE_IN, right_in=middle_in - _GAP_IN)
+    sides = grid(figure, 2, 1, left_in=middle_in, right_in=width_in - _EDGE_IN)
+    return figure, [*axial, *sides]
+
+
+def grid(
+    figure: Figure,
+    rows: int,
+    columns: int,
+    *,
+    left_in: float,
+    right_in: float,
+    bottom_in: float = _LEGEND_IN,
+    gap_in: tuple[float, float] = (_GAP_IN, _GAP_IN),
+) -> list[Axes]:
+    """Panels row by row from under the title down to ``bottom_in``."""
+    size = figure.get_size_inches()
+    height = (size[1] - _TITLE_IN - bottom_in - gap_in[0] * (rows - 1)) / rows
+    width = (right_in - left_in - gap_in[1] * (columns - 1)) / columns
+    lefts = [left_in + column * (width + gap_in[1]) for column in range(columns)]
+    bottoms = [bottom_in + row * (height + gap_in[0]) for row in reversed(range(rows))]
+    return [
+        figure.add_axes((left / size[0], bottom / size[1], width / size[0], height / size[1]))
+        for bottom in bottoms
+        for left in lefts
+    ]
+
+
+def draw_title(figure: Figure, title: str) -> None:
+    """The first line of ``title`` bold, the others smaller below it."""
+    head, _, rest = title.partition("\n")
+    _title_line(figure, 0.34, head, colour=TEXT, size=15.0, weight="bold")
+    _title_line(figure, 0.64, rest, colour=MUTED, size=10.5, weight="normal")
+
+
+def _title_line(figure: Figure, down_in: float, text: str, *, colour: str, size: float, weight: str) -> None:
+    width_in, height_in = figure.get_size_inches()
+    # No mathematics: a case may be called a$b$c.
+    figure.text(
+        _EDGE_IN / width_in,
+        1 - down_in / height_in,
+        text,
+        color=colour,
+        fontsize=size,
+        weight=weight,
+        va="center",
+        parse_math=False,
+    )
+
+
+def draw_legend(figure: Figure, keys: Sequence[Artist]) -> None:
+    """All ``keys`` in a row at the bottom; nothing without any."""
+    if not keys:
+        return
+    width_in, height_in = figure.get_size_inches()
+    figure.legend(
+        handles=list(keys),
+        loc="center left",
+        bbox_to_anchor=(0.12 / width_in, 0.25 / height_in),
+        ncols=len(keys),
+        frameon=False,
+        labelcolor=TEXT,
+        fontsize=10,
+        handlelength=2.8,
+        columnspacing=2.4,
+    )

@@ -1,0 +1,188 @@
+"""The uncertainty of all cases together: a summary, a table, curves."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from data_cache.files import write_text
+from data_cache.geometry import DepthWindow
+from data_cache.schema import View
+from liverseg.inference.calibration import (
+    ErrorRanking,
+    ReliabilityCounts,
+)
+from liverseg.inference.figures import save
+from liverseg.inference.ranking import (
+    Correlation,
+    Coverage,
+    RiskCoverage,
+    interval_coverage,
+    risk_coverage,
+    spearman,
+    widened,
+)
+from liverseg.inference.scoring import CLASSES, interval, write_table
+from liverseg.inference.segment import keep_liver
+from liverseg.inference.trust import NEAR_MM, CaseTrust, NativeCase
+from liverseg.inference.trust_calibration import Calibration
+from liverseg.inference.uncertainty import (
+    VolumeInterval,
+    decided,
+    mean_foreground,
+)
+from liverseg.inference.uncertainty_figures import (
+    UncertaintyMaps,
+    reliability_figure,
+    risk_coverage_figure,
+    uncertainty_figure,
+)
+from liverseg.inference.uncertainty_files import map_values
+
+UNCERTAINTY = "uncertainty"  # in the folder of an evaluation: a .json, a .csv, and a folder of pictures
+
+
+def write_trust(out: Path, cases: Sequence[CaseTrust], calibration: Calibration | None) -> None:
+    """Write ``uncertainty.json``, ``uncertainty.csv``, ``reliability.png`` and ``risk_coverage.png`` into ``out``.
+
+    Args:
+        out: The folder of the evaluation.
+        cases: At least one.
+        calibration: What was fitted on other cases, if it was.
+    """
+    summary = summarise_trust(cases, calibration)
+    write_text(out / f"{UNCERTAINTY}.json", json.dumps(summary, indent=1, allow_nan=False) + "\n")
+    write_table(out / f"{UNCERTAINTY}.csv", [trust_row(case) for case in cases])
+    title = f"Are the probabilities right?\n{len(cases)} cases, within {NEAR_MM:g} mm of the liver"
+    save(reliability_figure(pooled(cases), pooled_tempered(cases), title=title), out / "reliability.png")
+    curves = {"case uncertainty": coverage_curve(cases)}
+    title = f"Are the doubtful cases the bad ones?\n{len(cases)} cases"
+    save(risk_coverage_figure(curves, title=title), out / "risk_coverage.png")
+
+
+def uncertainty_picture(trust: CaseTrust, case: NativeCase, view: View) -> Figure:
+    """A case's image, maps and outlines on the grid of the view that it was segmented on."""
+    mean_czyx = keep_liver(mean_foreground(case.samples_nczyx), voxel_volume_ml=view.grid.voxel_volume_ml)
+    values = {f"{name}_zyx": value for name, value in map_values(case.samples_nczyx).items()}
+    title = f"{trust.case_id}\nuncertainty {trust.doubts.case_uncertainty:.3f}, 1 - Dice {trust.risk:.3f}"
+    return uncertainty_figure(
+        view.image_zyx,
+        UncertaintyMaps(label_zyx=decided(mean_czyx), **values),
+        view.grid.spacing_zyx_mm,
+        title=title,
+        truth_zyx=_nearest(case.truth_zyx, case.window, view.image_zyx.shape),
+    )
+
+
+def _nearest(
+    label_zyx: NDArray[np.uint8], window: DepthWindow, shape_zyx: tuple[int, ...]
+) -> NDArray[np.uint8]:
+    """A native label on a view's grid, for a picture: the id at each centre."""
+    starts, lengths = (window.start, 0, 0), (len(window), *label_zyx.shape[1:])
+    parts = zip(starts, lengths, shape_zyx, strict=True)
+    return label_zyx[
+        np.ix_(*(start + ((np.arange(n) + 0.5) * length / n).astype(int) for start, length, n in parts))
+    ]
+
+
+def summarise_trust(cases: Sequence[CaseTrust], calibration: Calibration | None) -> dict[str, Any]:
+    """Everything over all cases, as plain JSON; voxels are pooled, cases averaged."""
+    errors = sum((case.errors for case in cases), start=ErrorRanking.empty())
+    uncertainties = [case.doubts.case_uncertainty for case in cases]
+    curve = coverage_curve(cases)
+    return {
+        "n_cases": len(cases),
+        "near_mm": NEAR_MM,
+        "calibration": {name: counts.to_json() for name, counts in pooled(cases).items()},
+        "calibration_tempered": _tempered_json(cases),
+        "fitted": None if calibration is None else _fitted_json(calibration),
+        "errors": {"auroc": errors.auroc, "auprc": errors.auprc, "rate": errors.error_rate},
+        "aurc": curve.aurc,
+        "excess_aurc": curve.excess_aurc,
+        "spearman": _spearman_json(uncertainties, [1.0 - case.risk for case in cases]),
+        "volume_intervals": {name: _coverage_json(cases, name, calibration) for name in CLASSES},
+        **_means([case.pairs.to_json() for case in cases]),
+    }
+
+
+def pooled(cases: Sequence[CaseTrust]) -> dict[str, ReliabilityCounts]:
+    """The voxels of all cases, by class."""
+    return {
+        name: sum((case.reliability[name] for case in cases), start=ReliabilityCounts.empty())
+        for name in CLASSES
+    }
+
+
+def pooled_tempered(cases: Sequence[CaseTrust]) -> dict[str, ReliabilityCounts] | None:
+    """The same after temperature scaling; None without one."""
+    after = [case.tempered for case in cases if case.tempered is not None]
+    if not after:
+        return None
+    return {name: sum((c[name] for c in after), start=ReliabilityCounts.empty()) for name in CLASSES}
+
+
+def coverage_curve(cases: Sequence[CaseTrust]) -> RiskCoverage:
+    """Risk against coverage, by the uncertainty of the cases."""
+    return risk_coverage([case.risk for case in cases], [case.doubts.case_uncertainty for case in cases])
+
+
+def trust_row(case: CaseTrust) -> dict[str, Any]:
+    """A case as a row of ``uncertainty.csv``."""
+    row: dict[str, Any] = {
+        "case": case.case_id,
+        "uncertainty": case.doubts.case_uncertainty,
+        "risk": case.risk,
+        "error_auroc": case.errors.auroc,
+        "error_rate": case.errors.error_rate,
+    }
+    for name in CLASSES:
+        volume = case.interval(name)
+        row |= {f"{name}_ece": case.reliability[name].ece, f"{name}_truth_ml": case.truth_ml[name]}
+        row |= {f"{name}_{key}": getattr(volume, key) for key in ("mean_ml", "low_ml", "high_ml")}
+    return row | case.pairs.to_json()
+
+
+def _tempered_json(cases: Sequence[CaseTrust]) -> dict[str, Any] | None:
+    after = pooled_tempered(cases)
+    return None if after is None else {name: counts.to_json() for name, counts in after.items()}
+
+
+def _fitted_json(calibration: Calibration) -> dict[str, Any]:
+    fit = calibration.temperature
+    return {
+        "case_ids": list(calibration.case_ids),
+        "temperature": None if fit is None else asdict(fit),
+        "widening_sd": dict(calibration.widening),
+    }
+
+
+def _coverage_json(cases: Sequence[CaseTrust], name: str, calibration: Calibration | None) -> dict[str, Any]:
+    """How often the truth is inside the interval; of tumours, in the cases that have one."""
+    having = [case for case in cases if case.truth_ml[name] > 0]
+    truths, intervals = [case.truth_ml[name] for case in having], [case.interval(name) for case in having]
+    factor = None if calibration is None else calibration.widening[name]
+    wide = None if factor is None else _covered([widened(i, factor) for i in intervals], truths)
+    return {"samples": _covered(intervals, truths), "widened": wide}
+
+
+def _covered(intervals: Sequence[VolumeInterval], truths: Sequence[float]) -> dict[str, Any]:
+    covered: Coverage = interval_coverage(
+        [i.low_ml for i in intervals], [i.high_ml for i in intervals], truths
+    )
+    return asdict(covered)
+
+
+def _spearman_json(uncertainties: Sequence[float], dice: Sequence[float]) -> dict[str, Any]:
+    found: Correlation = spearman(uncertainties, dice, generator=np.random.default_rng(0))
+    return asdict(found)
+
+
+def _means(rows: Sequence[Mapping[str, float | None]]) -> dict[str, Any]:
+    return {name: interval([row[name] for row in rows]) for name in rows[0]} if rows else {}

@@ -1,0 +1,257 @@
+"""How sure a network is of one scan: entropy maps, volume intervals, doubtful lesions, one number for a worklist.
+
+All on a view's grid, from n samples ``foreground_nczyx``: float32 (n, 2, Z, Y, X), the softmax probabilities of
+liver and tumour; the background has the rest. A single network's one answer is n = 1.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage, special
+
+from data_cache.geometry import Grid
+from liverseg.inference.lesions import equivalent_diameters_mm
+from liverseg.inference.metrics import Mask, dice_counts
+
+Samples = NDArray[np.float32]  # foreground_nczyx
+
+MOST_ENTROPY = math.log(3)  # nats, of three classes alike
+NEIGHBOURHOOD_VOXELS = 2  # around the liver: as far as segment.keep_liver leaves probabilities standing
+PATCH_VOXELS = 10  # along each axis, as ValUES has it (Kahl et al. 2024, arXiv:2401.08501)
+# About three voxels of a view, which are 3 mm wide: what is smaller in every sample is speckle.
+SMALLEST_LESION_MM = 5.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VolumeInterval:
+    """A volume over samples.
+
+    Attributes:
+        mean_ml: Over the samples.
+        sd_ml: Standard deviation over the samples (n - 1); 0 for a single one.
+        low_ml, high_ml: 5 % and 95 % quantiles.
+    """
+
+    mean_ml: float
+    sd_ml: float
+    low_ml: float
+    high_ml: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LesionDoubt:
+    """One possible lesion; the fields are plain numbers, so that ``dataclasses.asdict`` is the JSON.
+
+    Attributes:
+        probability: Share of the samples that have tumour in it.
+        peak: Highest mean tumour probability of its voxels.
+        volume_ml: Mean over all samples, those without it counting 0.
+        centre_mm: RAS+, of its voxels, each weighted by how many samples call it tumour.
+    """
+
+    probability: float
+    peak: float
+    volume_ml: float
+    centre_mm: tuple[float, float, float]
+
+
+def mean_foreground(foreground_nczyx: Samples) -> NDArray[np.float32]:
+    """The samples' mean (2, Z, Y, X), summed in float64: n times the same sample gives that sample, bit for bit."""
+    total_czyx = np.zeros(foreground_nczyx.shape[1:], dtype=np.float64)
+    for foreground_czyx in foreground_nczyx:
+        total_czyx += foreground_czyx
+    return (total_czyx / len(foreground_nczyx)).astype(np.float32)
+
+
+def decided(foreground_czyx: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """Labels 0, 1, 2 by the rule of ``pipeline.restore.native_labels`` and ``liverseg.model.inputs.decide``."""
+    liver_zyx, tumour_zyx = foreground_czyx
+    label_zyx: NDArray[np.uint8] = (liver_zyx + tumour_zyx >= 0.5).astype(np.uint8)
+    label_zyx += (label_zyx == 1) & (tumour_zyx > liver_zyx)
+    return label_zyx
+
+
+# ---- maps
+
+
+def entropy(foreground_czyx: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Predictive entropy -Σ p log p of the three classes in nats, 0 to ln 3; exactly 0 where one class is sure.
+
+    Probabilities that rounding took out of [0, 1] are put back.
+
+    Args:
+        foreground_czyx: (2, ...) of liver and tumour; the rest may have any shape.
+    """
+    liver, tumour = np.clip(foreground_czyx, 0, 1)
+    total: NDArray[np.float32] = special.entr(liver) + special.entr(tumour)
+    total += special.entr(np.clip(1 - liver - tumour, 0, 1))
+    return total
+
+
+def mutual_information(foreground_nczyx: Samples) -> NDArray[np.float32]:
+    """H(mean) - mean H in nats: how far the samples disagree; 0 for one, or for n equal ones, never below.
+
+    Houlsby et al. 2011 (arXiv:1112.5745), with the expectations over the samples.
+    """
+    expected_zyx = np.zeros(foreground_nczyx.shape[2:], dtype=np.float64)
+    for foreground_czyx in foreground_nczyx:
+        expected_zyx += entropy(foreground_czyx)
+    gained_zyx = entropy(mean_foreground(foreground_nczyx)) - expected_zyx / len(foreground_nczyx)
+    return np.maximum(gained_zyx, 0).astype(np.float32)
+
+
+def liver_neighbourhood(mean_czyx: NDArray[np.float32]) -> Mask:
+    """The predicted liver with its tumours and ``NEIGHBOURHOOD_VOXELS`` around; empty where none is predicted."""
+    liver_zyx = decided(mean_czyx) > 0
+    near_zyx: Mask = ndimage.binary_dilation(liver_zyx, iterations=NEIGHBOURHOOD_VOXELS)
+    return near_zyx
+
+
+# ---- volumes and lesions
+
+
+def volume_interval(volumes_ml: Sequence[float] | NDArray[np.float64]) -> VolumeInterval:
+    """Mean, standard deviation and 5-95 % quantiles of one volume a sample.
+
+    Quantiles are Weibull's, at rank p·(n + 1) (Hyndman & Fan 1996, type 6), and not NumPy's default: if truth
+    and samples come from one distribution, the interval then holds the truth in 90 % of the cases from 19
+    samples on, and in (n - 1) / (n + 1) below, where it reaches from the least to the most. At 16 samples that
+    is 88 %, and the default's is 80 %.
+
+    Raises:
+        ValueError: No volume.
+    """
+    volumes = np.asarray(volumes_ml, dtype=np.float64)
+    if not volumes.size:
+        raise ValueError("an interval of volumes needs at least one sample")
+    low, high = np.quantile(volumes, (0.05, 0.95), method="weibull")
+    return VolumeInterval(
+        mean_ml=float(volumes.mean()),
+        sd_ml=float(volumes.std(ddof=1)) if volumes.size > 1 else 0.0,
+        low_ml=float(low),
+        high_ml=float(high),
+    )
+
+
+def lesion_doubts(
+    foreground_nczyx: Samples, grid: Grid, *, smallest_mm: float = SMALLEST_LESION_MM
+) -> list[LesionDoubt]:
+    """Possible lesions, the likeliest first, and of equally likely ones the largest.
+
+    They are the 26-connected components of all voxels that any sample calls tumour, so that samples which
+    disagree on an outline still mean one lesion; two lesions that one sample joins are one.
+
+    Args:
+        foreground_nczyx: Samples; what is not to count (outside of the liver's component) is 0 in them.
+        grid: Of the view.
+        smallest_mm: What is smaller than a sphere of this diameter in every sample is left out as noise.
+    """
+    tumour_nzyx = np.stack([decided(foreground_czyx) == 2 for foreground_czyx in foreground_nczyx])
+    lesion_zyx, n_lesions = ndimage.label(tumour_nzyx.any(axis=0), structure=np.ones((3, 3, 3)))
+    if not n_lesions:
+        return []
+    numbers = np.arange(1, n_lesions + 1)
+    counted = [np.bincount(lesion_zyx[tumour_zyx], minlength=n_lesions + 1)[1:] for tumour_zyx in tumour_nzyx]
+    voxels_nl = np.stack(counted)
+    peaks = ndimage.maximum(mean_foreground(foreground_nczyx)[1], lesion_zyx, numbers)
+    centres_zyx = ndimage.center_of_mass(tumour_nzyx.sum(axis=0, dtype=np.float64), lesion_zyx, numbers)
+    diameters_mm = equivalent_diameters_mm(voxels_nl.max(axis=0), grid.spacing_zyx_mm)
+    found = [
+        LesionDoubt(
+            probability=float((voxels_nl[:, i] > 0).mean()),
+            peak=float(peaks[i]),
+            volume_ml=float(voxels_nl[:, i].mean()) * grid.voxel_volume_ml,
+            centre_mm=_ras_mm(grid, centres_zyx[i]),
+        )
+        for i in np.flatnonzero(diameters_mm >= smallest_mm)
+    ]
+    return sorted(found, key=lambda lesion: (-lesion.probability, -lesion.volume_ml))
+
+
+def _ras_mm(grid: Grid, index_zyx: tuple[float, float, float]) -> tuple[float, float, float]:
+    x, y, z = (float(mm) for mm in (grid.affine @ (*index_zyx[::-1], 1.0))[:3])
+    return x, y, z
+
+
+# ---- one number a case: the larger, the more a radiologist should look
+
+
+def near_entropy(foreground_nczyx: Samples) -> float:
+    """Mean predictive entropy of the liver's neighbourhood in nats; ln 3 where there is no liver."""
+    mean_czyx = mean_foreground(foreground_nczyx)
+    return _mean_near(entropy(mean_czyx), mean_czyx)
+
+
+def near_information(foreground_nczyx: Samples) -> float:
+    """Mean mutual information of the liver's neighbourhood in nats; ln 3 where there is no liver, 0 for n = 1."""
+    return _mean_near(mutual_information(foreground_nczyx), mean_foreground(foreground_nczyx))
+
+
+def worst_patch(foreground_nczyx: Samples) -> float:
+    """Highest mean entropy of any cube of ``PATCH_VOXELS``, in nats; ln 3 where there is no liver.
+
+    A mean over the whole liver drowns one doubtful corner; this one does not see how many there are.
+    """
+    mean_czyx = mean_foreground(foreground_nczyx)
+    if not decided(mean_czyx).any():
+        return MOST_ENTROPY
+    return float(ndimage.uniform_filter(entropy(mean_czyx), PATCH_VOXELS, mode="constant").max())
+
+
+def sample_disagreement(foreground_nczyx: Samples) -> float:
+    """1 - Dice, mean over all pairs of samples and over liver and tumour; 0 for n = 1.
+
+    A class that neither of two samples has is agreed on. 1 where the mean has no liver.
+    """
+    if not decided(mean_foreground(foreground_nczyx)).any():
+        return 1.0
+    labels = [decided(foreground_czyx) for foreground_czyx in foreground_nczyx]
+    dice = [
+        dice_counts(a >= least, b >= least).dice
+        for a, b in itertools.combinations(labels, 2)
+        for least in (1, 2)
+    ]
+    return 1.0 - sum(dice) / len(dice) if dice else 0.0
+
+
+def expected_dice_loss(foreground_nczyx: Samples) -> float:
+    """1 - the Dice that the mean probabilities expect of their own decision; over liver, and tumour if decided.
+
+    With mask m and probability p of a class, 2 Σ pm / (Σ p + Σ m): the ratio of the expectations if p is
+    calibrated. 1 where there is no liver.
+    """
+    mean_czyx = mean_foreground(foreground_nczyx)
+    label_zyx = decided(mean_czyx)
+    classes = ((mean_czyx.sum(axis=0), label_zyx >= 1), (mean_czyx[1], label_zyx == 2))
+    expected = [
+        2 * p.sum(where=m, dtype=np.float64) / (p.sum(dtype=np.float64) + np.count_nonzero(m))
+        for p, m in classes
+        if m.any()
+    ]
+    return 1.0 - float(np.mean(expected)) if expected else 1.0
+
+
+CaseScore = Callable[[Samples], float]
+CASE_SCORES: Mapping[str, CaseScore] = {
+    "near_entropy": near_entropy,
+    "near_information": near_information,
+    "worst_patch": worst_patch,
+    "sample_disagreement": sample_disagreement,
+    "expected_dice_loss": expected_dice_loss,
+}
+
+
+def case_uncertainty(foreground_nczyx: Samples) -> float:
+    """The number to sort a worklist by, most doubtful first: ``near_entropy``."""
+    return near_entropy(foreground_nczyx)
+
+
+def _mean_near(map_zyx: NDArray[np.float32], mean_czyx: NDArray[np.float32]) -> float:
+    near_zyx = liver_neighbourhood(mean_czyx)
+    return float(map_zyx[near_zyx].mean(dtype=np.float64)) if near_zyx.any() else MOST_ENTROPY

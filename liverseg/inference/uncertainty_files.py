@@ -1,0 +1,136 @@
+"""What ``predict --samples`` writes of one scan beside its label: three maps on the scan's grid, and a JSON of doubts."""
+
+from __future__ import annotations
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_cache.files import write_text
+from data_cache.geometry import DepthWindow, resampled_grid
+from liverseg.inference.segment import Finding, keep_liver
+from liverseg.inference.uncertainty import (
+    MOST_ENTROPY,
+    LesionDoubt,
+    VolumeInterval,
+    case_uncertainty,
+    entropy,
+    lesion_doubts,
+    mean_foreground,
+    mutual_information,
+    volume_interval,
+)
+from pipeline.nifti import VolumeHeader, write_map
+from pipeline.nifti.write import LARGEST_BYTE
+from pipeline.prepare import ThinScan
+from pipeline.restore import native_labels, native_values, one_thread
+
+DESCRIPTIONS = {
+    "entropy": "predictive entropy, nats, at most ln 3",
+    "information": "mutual information, nats, at most ln 3",
+    "tumour": "probability of tumour",
+}
+MOST = {"entropy": MOST_ENTROPY, "information": MOST_ENTROPY, "tumour": 1.0}
+THREADS = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Doubts:
+    """How sure the samples of one scan are; the JSON beside its label.
+
+    Attributes:
+        samples: How many were drawn; fewer than asked for where networks are not stochastic.
+        case_uncertainty: To sort a worklist by, largest first: see ``uncertainty.case_uncertainty``.
+        liver_ml, tumour_ml: Native volumes over the samples; the liver's includes its tumours.
+        lesions: Possible ones, the likeliest first.
+    """
+
+    samples: int
+    case_uncertainty: float
+    liver_ml: VolumeInterval
+    tumour_ml: VolumeInterval
+    lesions: tuple[LesionDoubt, ...]
+
+    def line(self) -> str:
+        """In words."""
+        likely = sum(lesion.probability >= 0.5 for lesion in self.lesions)
+        return (
+            f"uncertainty {self.case_uncertainty:.3f}, "
+            f"liver {self.liver_ml.low_ml:.0f} to {self.liver_ml.high_ml:.0f} mL, "
+            f"tumour {self.tumour_ml.low_ml:.1f} to {self.tumour_ml.high_ml:.1f} mL, "
+            f"{likely} likely and {len(self.lesions) - likely} doubtful lesions"
+        )
+
+
+def find_doubts(samples_nczyx: NDArray[np.float32], window: DepthWindow, header: VolumeHeader) -> Doubts:
+    """Judge the samples of a scan.
+
+    Args:
+        samples_nczyx: As ``Finding`` has them: all of what the network said, on the view of ``window``.
+        window: The native slices of that view.
+        header: Of the scan.
+    """
+    grid = resampled_grid(header.grid, window, samples_nczyx.shape[2:])
+    kept = np.stack([keep_liver(s, voxel_volume_ml=grid.voxel_volume_ml) for s in samples_nczyx])
+    liver_ml, tumour_ml = native_volumes_ml(kept, window, header)
+    return Doubts(
+        samples=len(samples_nczyx),
+        case_uncertainty=case_uncertainty(samples_nczyx),
+        liver_ml=volume_interval(liver_ml),
+        tumour_ml=volume_interval(tumour_ml),
+        lesions=tuple(lesion_doubts(kept, grid)),
+    )
+
+
+def native_volumes_ml(
+    samples_nczyx: NDArray[np.float32], window: DepthWindow, header: VolumeHeader
+) -> NDArray[np.float64]:
+    """(2, n) volumes of liver, tumours within, and of tumour, each sample decided on the scan's own grid."""
+
+    def count(foreground_czyx: NDArray[np.float32]) -> tuple[int, int]:
+        blocks = native_labels(foreground_czyx, window, header)
+        counts = [(int(np.count_nonzero(b)), int(np.count_nonzero(b == 2))) for b in blocks]
+        return sum(liver for liver, _ in counts), sum(tumour for _, tumour in counts)
+
+    # Small products and large comparisons, neither of which holds the interpreter's lock.
+    with ThreadPoolExecutor(THREADS) as pool, one_thread():
+        voxels_nc = np.array(list(pool.map(count, samples_nczyx)), dtype=np.float64)
+    return voxels_nc.T * header.grid.voxel_volume_ml
+
+
+def write_uncertainty(stem: Path, finding: Finding, thin: ThinScan) -> Doubts:
+    """Write ``<stem>_entropy.nii.gz``, ``_information`` and ``_tumour``, maps of what ``finding`` drew, and ``_uncertainty.json``.
+
+    Args:
+        stem: The label's path without its suffixes.
+        finding: With samples.
+        thin: The scan.
+    """
+    assert finding.samples_nczyx is not None
+    window = finding.window or thin.scan_window
+    maps = map_values(finding.samples_nczyx)
+    with one_thread():
+        for name, values_zyx in maps.items():
+            most, path = MOST[name], stem.with_name(f"{stem.name}_{name}.nii.gz")
+            # What is less than half a step is written as 0: then it need not be interpolated either.
+            values_zyx[values_zyx < most / LARGEST_BYTE / 2] = 0
+            blocks = native_values(values_zyx, window, thin.header)
+            write_map(path, thin.header, blocks, maximum=most, description=f"liverseg: {DESCRIPTIONS[name]}")
+    doubts = find_doubts(finding.samples_nczyx, window, thin.header)
+    content = json.dumps(asdict(doubts), indent=1, allow_nan=False)
+    write_text(stem.with_name(f"{stem.name}_uncertainty.json"), content + "\n")
+    return doubts
+
+
+def map_values(samples_nczyx: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
+    """Predictive entropy, mutual information and mean tumour probability (Z, Y, X), by the names of their files."""
+    mean_czyx = mean_foreground(samples_nczyx)
+    return {
+        "entropy": entropy(mean_czyx),
+        "information": mutual_information(samples_nczyx),
+        "tumour": mean_czyx[1].copy(),
+    }
