@@ -1,0 +1,111 @@
+"""What a folder of experiments was begun with: gone on with the same, refused with anything else."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from data_cache.errors import RunError
+from data_cache.files import write_text
+from data_cache.reader import CacheStore
+from data_cache.records import to_json
+from liverseg.training.checkpoint import software
+from liverseg.training.config import TrainConfig, save_config
+from liverseg.training.one_case import Subject
+from liverseg.training.train import CONFIG
+
+EXPERIMENT = "experiment.json"
+
+
+def description(
+    kind: str, store: CacheStore, subject: Subject, config: TrainConfig, *, without: tuple[str, ...]
+) -> dict[str, Any]:
+    """Everything that decides what comes out, under the names that a user knows.
+
+    Args:
+        kind: The command.
+        store: Its preprocessing decides what a case looks like.
+        subject: The case.
+        config: Of the experiment.
+        without: Keys of ``config.loss`` that may differ from part to part of the experiment.
+    """
+    settings = to_json(config)
+    optim = settings["optim"]
+    every, epochs = optim.pop("steps_per_epoch"), optim.pop("epochs")
+    for key in without:
+        settings["loss"].pop(key)
+    for decided in ("data", "augment", "watch"):
+        del settings[decided]
+    return {
+        "command": kind,
+        "case": subject.case_id,
+        "image_sha256": subject.image_sha256,
+        "spec": store.schema.fingerprint,
+        "steps": every * epochs,
+        "every": every,
+        **settings,
+    }
+
+
+def begin(run: Path, asked: Mapping[str, Any], config: TrainConfig, *, warned: Callable[[str], None]) -> None:
+    """Make the folder, or check that it was begun with the same.
+
+    Args:
+        run: The folder.
+        asked: From ``description``.
+        config: Written there as config.toml.
+        warned: Told where other software has begun it, whose numbers may differ in the last digits.
+
+    Raises:
+        RunError: It was begun with something else, which is named; or it holds what no experiment has written.
+    """
+    path = run / EXPERIMENT
+    if path.exists():
+        there = _read(path)
+        differences = list(_differences(_flat(there["asked"]), _flat(json.loads(json.dumps(asked)))))
+        if differences:
+            raise RunError(f"{run}: was begun with {'; '.join(differences)}: name another folder for that")
+        if there["software"] != software():
+            warned(f"{run}: was begun with {there['software']}, this is {software()}")
+        return
+    if run.exists() and any(not p.name.startswith(".") for p in run.iterdir()):
+        raise RunError(f"{run}: holds something else: name a folder that is new or empty")
+    run.mkdir(parents=True, exist_ok=True)
+    save_config(config, run / CONFIG)
+    write_text(path, json.dumps({"software": software(), "asked": asked}, indent=1) + "\n")
+    return
+
+
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """A table, whole or not at all; the first row names the columns, and without one the file is empty."""
+    table = io.StringIO(newline="")
+    writer = csv.DictWriter(table, fieldnames=list(rows[0]) if rows else [])
+    if rows:
+        writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, table.getvalue())
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return {"software": str(content["software"]), "asked": dict(content["asked"])}
+    except (OSError, ValueError, KeyError, TypeError) as failure:
+        raise RunError(f"{path}: unreadable ({failure}): name another folder") from failure
+
+
+def _flat(content: Any, *, name: str = "") -> dict[str, Any]:
+    if not isinstance(content, dict):
+        return {name: content}
+    parts = (_flat(value, name=f"{name}.{key}" if name else key) for key, value in content.items())
+    return {key: value for part in parts for key, value in part.items()}
+
+
+def _differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> Iterator[str]:
+    for key in dict.fromkeys((*there, *here)):
+        if there.get(key) != here.get(key):
+            yield f"{key} {there.get(key)!r}, this asks for {here.get(key)!r}"
