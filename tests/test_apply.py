@@ -16,7 +16,7 @@ from tiny import SPEC, TinyWorld
 
 from data_cache.errors import CacheError, ConfigError, LiversegError, RunError, VolumeError
 from data_cache.geometry import DepthWindow
-from liverseg.inference.evaluate import (
+from liverseg.evaluation.evaluate import (
     CaseEvaluation,
     choose_cases,
     evaluate,

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 from data_cache.geometry import DepthWindow, Grid
-from liverseg.inference.page import Page, PageCase, write_page
-from liverseg.inference.slices import evaluation_volume
+from liverseg.pictures.page import Page, PageCase, write_page
+from liverseg.pictures.slices import evaluation_volume
 
 webdriver = pytest.importorskip("selenium.webdriver")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

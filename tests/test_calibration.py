@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from liverseg.inference.calibration import (
+from liverseg.evaluation.calibration import (
     LEAST_PROBABILITY,
     TEMPERATURES,
     ErrorRanking,

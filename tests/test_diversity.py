@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from liverseg.inference import diversity
-from liverseg.inference.diversity import Overlap, PairCounts
+from liverseg.evaluation import diversity
+from liverseg.evaluation.diversity import Overlap, PairCounts
 
 SHAPE = (3, 4, 5)
 Labels = NDArray[np.uint8]

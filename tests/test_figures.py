@@ -18,8 +18,8 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 from numpy.typing import NDArray
 
-from liverseg.inference import figures
-from liverseg.inference.figures import Plane, case_montage, overlay_figure, progress_figure, save
+from liverseg.pictures import figures
+from liverseg.pictures.figures import Plane, case_montage, overlay_figure, progress_figure, save
 
 Pixels = NDArray[np.uint8]
 SHAPE = (24, 60, 80)
@@ -265,7 +265,7 @@ def test_a_title_is_no_mathematics() -> None:
 
 
 def test_pyplot_is_never_imported() -> None:
-    code = "import sys, liverseg.inference.figures; print('matplotlib.pyplot' in sys.modules, 'torch' in sys.modules)"
+    code = "import sys, liverseg.pictures.figures; print('matplotlib.pyplot' in sys.modules, 'torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "False"]
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis.extra import numpy as hnp
 
-from liverseg.inference.lesions import (
+from liverseg.evaluation.lesions import (
     DetectionCounts,
     burden_errors,
     equivalent_diameters_mm,
@@ -19,7 +19,7 @@ from liverseg.inference.lesions import (
     score_lesions,
     tumour_burden,
 )
-from liverseg.inference.metrics import Mask, Spacing
+from liverseg.evaluation.metrics import Mask, Spacing
 
 ONE_MM: Spacing = (1.0, 1.0, 1.0)
 Voxel = tuple[int, int, int]

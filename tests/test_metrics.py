@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
-from liverseg.inference import metrics
-from liverseg.inference.metrics import (
+from liverseg.evaluation import metrics
+from liverseg.evaluation.metrics import (
     DiceCounts,
     Mask,
     Spacing,

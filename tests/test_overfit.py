@@ -21,14 +21,14 @@ from data_cache.errors import CacheError, ConfigError, RunError
 from data_cache.reader import CacheStore
 from data_cache.writer import open_or_create, write_case
 from liverseg.cli import main
+from liverseg.laboratory.claims import CLAIMS, Claim, Course, Outcome, judge, steps_to
+from liverseg.laboratory.experiment import begin
+from liverseg.laboratory.loss_choice import ALL, choose_losses, loss_configs, numbers_of
+from liverseg.laboratory.one_case import Learner, Point, experiment_config, find_subject
+from liverseg.laboratory.overfit import LossResult, Onlooker, overfit, read_results
 from liverseg.model.losses import LossConfig, LossName
 from liverseg.training.augment import AugmentParams, apply
-from liverseg.training.claims import CLAIMS, Claim, Course, Outcome, judge, steps_to
 from liverseg.training.config import TrainConfig, save_config
-from liverseg.training.experiment import begin
-from liverseg.training.loss_choice import ALL, choose_losses, loss_configs, numbers_of
-from liverseg.training.one_case import Learner, Point, experiment_config, find_subject
-from liverseg.training.overfit import LossResult, Onlooker, overfit, read_results
 
 SILENT = Onlooker(warned=lambda _: None, stepped=lambda *_: None, finished=lambda _: None)
 TINY = (

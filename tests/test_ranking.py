@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from liverseg.inference.ranking import (
+from liverseg.evaluation.ranking import (
     auroc_of_scores,
     fit_widening,
     interval_coverage,

@@ -23,14 +23,14 @@ from tiny import SPEC, TinyWorld
 from data_cache.errors import RunError
 from data_cache.geometry import DepthWindow, Grid
 from liverseg.cli import main
-from liverseg.inference.curves import LOSS, chart, read_history, training_charts
-from liverseg.inference.evaluate import evaluate
-from liverseg.inference.histogram import intensity_histogram
-from liverseg.inference.page import Page, PageCase, write_page
-from liverseg.inference.report import write_report
-from liverseg.inference.scoring import CLASSES
+from liverseg.evaluation.evaluate import evaluate
+from liverseg.evaluation.scoring import CLASSES
 from liverseg.inference.segment import load_predictor
-from liverseg.inference.slices import (
+from liverseg.pictures.curves import LOSS, chart, read_history, training_charts
+from liverseg.pictures.histogram import intensity_histogram
+from liverseg.pictures.page import Page, PageCase, write_page
+from liverseg.pictures.report import write_report
+from liverseg.pictures.slices import (
     MAX_CASE_BYTES,
     PREDICTION,
     SHOWN_HU,

@@ -21,11 +21,11 @@ import liverseg
 from data_cache.errors import CacheError, ConfigError
 from data_cache.geometry import DepthWindow, resampled_grid
 from liverseg.cli import main
-from liverseg.inference.evaluate import evaluate
-from liverseg.inference.scoring import score_labels
+from liverseg.evaluation.evaluate import evaluate
+from liverseg.evaluation.scoring import score_labels
+from liverseg.evaluation.trust import NEAR_MM, NativeCase, judge_case, near_liver, risk_of
+from liverseg.evaluation.trust_calibration import calibrate, calibrate_apart
 from liverseg.inference.segment import Predictor, keep_liver, load_predictor, segment
-from liverseg.inference.trust import NEAR_MM, NativeCase, judge_case, near_liver, risk_of
-from liverseg.inference.trust_calibration import calibrate, calibrate_apart
 from liverseg.inference.uncertainty import MOST_ENTROPY, entropy, mutual_information
 from liverseg.inference.uncertainty_files import find_doubts, native_volumes_ml
 from liverseg.model.losses import LossConfig

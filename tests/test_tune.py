@@ -22,12 +22,10 @@ from tiny import TinyWorld
 
 from data_cache.errors import ConfigError, RunError
 from liverseg.cli import main
-from liverseg.model.losses import LossName
-from liverseg.training.config import TrainConfig, load_config
-from liverseg.training.halving import Attempt, Halving, Setting, ranked, survivors
-from liverseg.training.loss_choice import loss_configs
-from liverseg.training.one_case import experiment_config
-from liverseg.training.tune import (
+from liverseg.laboratory.halving import Attempt, Halving, Setting, ranked, survivors
+from liverseg.laboratory.loss_choice import loss_configs
+from liverseg.laboratory.one_case import experiment_config
+from liverseg.laboratory.tune import (
     TRIED,
     Onlooker,
     Tuning,
@@ -36,6 +34,8 @@ from liverseg.training.tune import (
     settings_of,
     tune,
 )
+from liverseg.model.losses import LossName
+from liverseg.training.config import TrainConfig, load_config
 
 SILENT = Onlooker(
     warned=lambda _: None, entered=lambda *_: None, stepped=lambda *_: None, advanced=lambda *_: None
@@ -234,7 +234,7 @@ def test_a_killed_worker_loses_its_own_setting_only(
             yield killed(item, "SIGKILL, out of memory?") if item == settings[0] else task(item)
 
     with monkeypatch.context() as patch:
-        patch.setattr("liverseg.training.tune.fan_out", one_is_killed)
+        patch.setattr("liverseg.laboratory.tune.fan_out", one_is_killed)
         found = tried(tiny_world, tmp_path / "run", settings)
     assert [(a.setting, a.failure) for a in found.attempts] == [
         (settings[1], None),
@@ -256,7 +256,7 @@ def test_another_grid_is_refused(tiny_world: TinyWorld, tmp_path: Path) -> None:
 def test_one_gpu_takes_no_several_processes(
     tiny_world: TinyWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("liverseg.training.tune.choose_device", lambda _: torch.device("cuda"))
+    monkeypatch.setattr("liverseg.laboratory.tune.choose_device", lambda _: torch.device("cuda"))
     with pytest.raises(ConfigError, match="--jobs 2: a GPU does one setting after another"):
         tried(tiny_world, tmp_path / "run", grid(0.05), jobs=2)
 

@@ -14,11 +14,11 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 from numpy.typing import NDArray
 
-from liverseg.inference.calibration import ReliabilityCounts
-from liverseg.inference.figures import LIVER_PRED, LIVER_TRUTH, TUMOUR_PRED, TUMOUR_TRUTH, save
-from liverseg.inference.ranking import risk_coverage
+from liverseg.evaluation.calibration import ReliabilityCounts
+from liverseg.evaluation.ranking import risk_coverage
 from liverseg.inference.uncertainty import MOST_ENTROPY
-from liverseg.inference.uncertainty_figures import (
+from liverseg.pictures.figures import LIVER_PRED, LIVER_TRUTH, TUMOUR_PRED, TUMOUR_TRUTH, save
+from liverseg.pictures.uncertainty_figures import (
     UncertaintyMaps,
     reliability_figure,
     risk_coverage_figure,

@@ -113,14 +113,14 @@ def inspect(
     if histogram:
         _print_histogram(store, cases[0], view)
     if html:
-        from liverseg.inference.report import write_cache_page
+        from liverseg.pictures.report import write_cache_page
 
         path = write_cache_page(store, cases or store.case_ids, html)
         say(f"wrote {path} ({path.stat().st_size / 2**20:.1f} MiB)")
 
 
 def _draw_case(store: CacheStore, case: str, view: str | None, png: Path, *, augment: bool) -> Path:
-    from liverseg.inference.figures import case_montage, save
+    from liverseg.pictures.figures import case_montage, save
 
     meta = store.meta(case)
     view = view or _closest_view(meta)
@@ -141,7 +141,7 @@ def _draw_case(store: CacheStore, case: str, view: str | None, png: Path, *, aug
 
 def _print_histogram(store: CacheStore, case: str, view: str | None) -> None:
     from liverseg.console import console, table
-    from liverseg.inference.histogram import BAR_CELLS, intensity_histogram
+    from liverseg.pictures.histogram import BAR_CELLS, intensity_histogram
 
     view = view or _closest_view(store.meta(case))
     bins = intensity_histogram(store.read(case, view))

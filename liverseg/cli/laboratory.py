@@ -13,12 +13,12 @@ import click
 from liverseg.cli.common import FILE, FOLDER
 
 if TYPE_CHECKING:
+    from liverseg.laboratory.halving import Halving
+    from liverseg.laboratory.overfit import Onlooker as LossOnlooker
+    from liverseg.laboratory.overfit import Overfit
+    from liverseg.laboratory.tune import Onlooker as SettingOnlooker
+    from liverseg.laboratory.tune import Tuning
     from liverseg.training.config import TrainConfig
-    from liverseg.training.halving import Halving
-    from liverseg.training.overfit import Onlooker as LossOnlooker
-    from liverseg.training.overfit import Overfit
-    from liverseg.training.tune import Onlooker as SettingOnlooker
-    from liverseg.training.tune import Tuning
 
 
 class Numbers(click.ParamType[tuple[float, ...]]):
@@ -81,9 +81,9 @@ def overfit(
     """
     from data_cache.reader import CacheStore
     from liverseg.console import say
-    from liverseg.training.loss_choice import choose_losses, loss_configs, numbers_text
-    from liverseg.training.one_case import experiment_config
-    from liverseg.training.overfit import overfit as learn
+    from liverseg.laboratory.loss_choice import choose_losses, loss_configs, numbers_text
+    from liverseg.laboratory.one_case import experiment_config
+    from liverseg.laboratory.overfit import overfit as learn
 
     chosen = loss_configs(choose_losses(losses), config, overrides)
     settings = experiment_config(config, overrides, case_id=case, steps=steps, every=every)
@@ -99,7 +99,7 @@ def overfit(
 @contextmanager
 def _watching_losses(steps: int, *, count: int) -> Iterator[LossOnlooker]:
     from liverseg.console import number, progress_bar, say, warn
-    from liverseg.training.overfit import LossResult, Onlooker
+    from liverseg.laboratory.overfit import LossResult, Onlooker
 
     with progress_bar() as bar:
         task, done = bar.add_task("overfit", total=count * steps, note=""), 0
@@ -121,8 +121,8 @@ def _watching_losses(steps: int, *, count: int) -> Iterator[LossOnlooker]:
 
 def _print_losses(found: Overfit) -> None:
     from liverseg.console import console, number, say, table
-    from liverseg.training.claims import GOOD_DICE, LEARNT_DICE, steps_to
-    from liverseg.training.overfit import CLASSES, subject_text
+    from liverseg.laboratory.claims import GOOD_DICE, LEARNT_DICE, steps_to
+    from liverseg.laboratory.overfit import CLASSES, subject_text
 
     levels = (LEARNT_DICE, GOOD_DICE)
     rows = []
@@ -189,12 +189,12 @@ def tune(
     """
     from data_cache.reader import CacheStore
     from liverseg.console import say
+    from liverseg.laboratory.halving import Halving
+    from liverseg.laboratory.loss_choice import choose_loss, loss_configs
+    from liverseg.laboratory.one_case import experiment_config
+    from liverseg.laboratory.tune import TRIED, settings_of
+    from liverseg.laboratory.tune import tune as try_all
     from liverseg.training.devices import choose_device
-    from liverseg.training.halving import Halving
-    from liverseg.training.loss_choice import choose_loss, loss_configs
-    from liverseg.training.one_case import experiment_config
-    from liverseg.training.tune import TRIED, settings_of
-    from liverseg.training.tune import tune as try_all
     from pipeline.build import physical_cores
 
     (chosen,) = loss_configs((choose_loss(loss),), config, overrides)
@@ -220,8 +220,8 @@ def tune(
 @contextmanager
 def _watching_settings(halving: Halving) -> Iterator[SettingOnlooker]:
     from liverseg.console import number, progress_bar, say, warn
-    from liverseg.training.halving import Attempt, Setting
-    from liverseg.training.tune import Onlooker, note_of
+    from liverseg.laboratory.halving import Attempt, Setting
+    from liverseg.laboratory.tune import Onlooker, note_of
 
     ends = (0, *halving.ends())
     with progress_bar() as bar:
@@ -246,7 +246,7 @@ def _watching_settings(halving: Halving) -> Iterator[SettingOnlooker]:
 
 def _print_settings(found: Tuning, config: TrainConfig) -> None:
     from liverseg.console import console, number, say, table
-    from liverseg.training.tune import arguments, attempt_row
+    from liverseg.laboratory.tune import arguments, attempt_row
 
     rows = []
     for row in map(attempt_row, found.attempts):

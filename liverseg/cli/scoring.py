@@ -15,8 +15,8 @@ from data_cache.words import counted
 from liverseg.cli.common import FILE, FOLDER
 
 if TYPE_CHECKING:
-    from liverseg.inference.evaluate import CaseEvaluation
-    from liverseg.inference.scoring import LabelScores
+    from liverseg.evaluation.evaluate import CaseEvaluation
+    from liverseg.evaluation.scoring import LabelScores
 
 SIZES = {"below_10_mm": "< 10 mm", "from_10_to_20_mm": "10–20 mm", "above_20_mm": "> 20 mm", "overall": "all"}
 CROPS = {"dice_with_label_crop": "label's crop", "dice_grid_ceiling": "grid's ceiling"}
@@ -126,11 +126,11 @@ def _evaluate_run(
     """What was scored, and how many cases should have been."""
     from data_cache.reader import CacheStore
     from liverseg.console import complain, progress_bar, say, warn
-    from liverseg.inference.evaluate import choose_cases
-    from liverseg.inference.evaluate import evaluate as score
+    from liverseg.evaluation.evaluate import choose_cases
+    from liverseg.evaluation.evaluate import evaluate as score
+    from liverseg.evaluation.trust_calibration import calibrate_apart
+    from liverseg.evaluation.trust_summary import summarise_trust
     from liverseg.inference.segment import load_predictor
-    from liverseg.inference.trust_calibration import calibrate_apart
-    from liverseg.inference.trust_summary import summarise_trust
     from liverseg.training.split import load_split, together
 
     runs, store = (run, *settings.others), CacheStore.open(cache)
@@ -183,7 +183,7 @@ def _evaluate_run(
 
 
 def _print_evaluation(scored: list[CaseEvaluation], *, kind: str) -> None:
-    from liverseg.inference.evaluate import summarise
+    from liverseg.evaluation.evaluate import summarise
 
     if scored:
         _print_cases(f"native space, predicted crop, cases {kind}", {e.case_id: e.predicted for e in scored})
@@ -192,13 +192,13 @@ def _print_evaluation(scored: list[CaseEvaluation], *, kind: str) -> None:
 
 def _print_together(scored: Mapping[str, Mapping[str, LabelScores]], out: Path | None) -> None:
     from liverseg.console import say, warn
-    from liverseg.inference.comparison import (
+    from liverseg.evaluation.comparison import (
         paired_differences,
         shared_cases,
         write_comparison,
         write_folds,
     )
-    from liverseg.inference.scoring import summarise_scores
+    from liverseg.evaluation.scoring import summarise_scores
 
     shared = shared_cases(list(scored.values()))
     if not shared:
@@ -234,8 +234,8 @@ def score(predicted: Path, truth: Path, out: Path | None) -> None:
     Example: liverseg score segmentations data/Task03_Liver/labelsTr --out scores
     """
     from liverseg.console import complain, progress_bar, say, warn
-    from liverseg.inference.labels import pair_labels, score_pairs, write_scores
-    from liverseg.inference.scoring import summarise_scores
+    from liverseg.evaluation.labels import pair_labels, score_pairs, write_scores
+    from liverseg.evaluation.scoring import summarise_scores
 
     pairs, alone = pair_labels(predicted, truth)
     for line in alone:
@@ -271,7 +271,7 @@ def report(run: Path, scores: Path | None, out: Path | None) -> None:
     Example: liverseg report runs/liver
     """
     from liverseg.console import say
-    from liverseg.inference.report import write_report
+    from liverseg.pictures.report import write_report
 
     folder = scores or run / "evaluation"
     path = write_report(run, folder, out or folder / "report.html")

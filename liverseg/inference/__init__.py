@@ -1,1 +1,1 @@
-"""A trained network applied to scans, scored and shown."""
+"""A trained network applied to scans."""

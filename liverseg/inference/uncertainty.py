@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from scipy import ndimage, special
 
 from data_cache.geometry import Grid
-from liverseg.inference.lesions import equivalent_diameters_mm
-from liverseg.inference.metrics import Mask, dice_counts
+from liverseg.evaluation.lesions import equivalent_diameters_mm
+from liverseg.evaluation.metrics import Mask, dice_counts
 
 Samples = NDArray[np.float32]  # foreground_nczyx
 

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from data_cache.schema import View
-from liverseg.inference.figures import BACKGROUND, LIVER_TRUTH, MUTED, TEXT, TUMOUR_PRED
 from liverseg.model.inputs import InputConfig, class_fractions, network_input
+from liverseg.pictures.figures import BACKGROUND, LIVER_TRUTH, MUTED, TEXT, TUMOUR_PRED
 from liverseg.training.augment import (
     AugmentConfig,
     ContrastParams,

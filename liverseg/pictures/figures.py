@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from liverseg.inference.palette import (
+from liverseg.pictures.palette import (
     BACKGROUND,
     DPI,
     GRID,
@@ -24,8 +24,8 @@ from liverseg.inference.palette import (
     TUMOUR_TRUTH,
     Pen,
 )
-from liverseg.inference.panel import area_key, draw_edge, draw_shares, line_key, show_plane
-from liverseg.inference.planes import (
+from liverseg.pictures.panel import area_key, draw_edge, draw_shares, line_key, show_plane
+from liverseg.pictures.planes import (
     Plane,
     Spacing,
     View,
@@ -36,8 +36,8 @@ from liverseg.inference.planes import (
     overlay_planes,
     overlay_view,
 )
-from liverseg.inference.progress import progress_figure
-from liverseg.inference.sheet import draw_legend, montage_layout, overlay_layout, save
+from liverseg.pictures.progress import progress_figure
+from liverseg.pictures.sheet import draw_legend, montage_layout, overlay_layout, save
 
 __all__ = [
     "BACKGROUND",

@@ -12,10 +12,10 @@ from typing import Any
 from data_cache.errors import RunError
 from data_cache.inspection import summarise_case
 from data_cache.reader import CacheStore
-from liverseg.inference.curves import read_history, training_charts
-from liverseg.inference.page import Page, PageCase, html_table, write_page
-from liverseg.inference.scoring import CLASSES, SCORES, SUMMARY, VOLUMES
-from liverseg.inference.slices import cached_volume
+from liverseg.evaluation.scoring import CLASSES, SCORES, SUMMARY, VOLUMES
+from liverseg.pictures.curves import read_history, training_charts
+from liverseg.pictures.page import Page, PageCase, html_table, write_page
+from liverseg.pictures.slices import cached_volume
 
 # Column of scores.csv, its header on the page, digits.
 COLUMNS = (

@@ -13,9 +13,9 @@ from data_cache.errors import RunError
 from data_cache.files import write_text
 from data_cache.reader import CacheStore
 from data_cache.records import to_json
+from liverseg.laboratory.one_case import Subject
 from liverseg.training.checkpoint import software
 from liverseg.training.config import TrainConfig, save_config
-from liverseg.training.one_case import Subject
 from liverseg.training.train import CONFIG
 
 EXPERIMENT = "experiment.json"

@@ -15,16 +15,16 @@ from data_cache.errors import ConfigError, RunError
 from data_cache.files import write_text
 from data_cache.reader import CacheStore
 from data_cache.records import parse, to_json
-from liverseg.inference.figures import save
+from liverseg.laboratory.experiment import begin, description, write_csv
+from liverseg.laboratory.figures import Cell, heat_figure
+from liverseg.laboratory.halving import Attempt, Halving, Setting, ranked, survivors
+from liverseg.laboratory.loss_choice import NUMBERS
+from liverseg.laboratory.one_case import Learner, Subject, curve_of, find_subject, refuse_teams
+from liverseg.laboratory.overfit import SUMMARY, subject_text
+from liverseg.pictures.figures import save
 from liverseg.training.checkpoint import load_checkpoint, restore, save_checkpoint
 from liverseg.training.config import TrainConfig
 from liverseg.training.devices import choose_device
-from liverseg.training.experiment import begin, description, write_csv
-from liverseg.training.halving import Attempt, Halving, Setting, ranked, survivors
-from liverseg.training.laboratory_figures import Cell, heat_figure
-from liverseg.training.loss_choice import NUMBERS
-from liverseg.training.one_case import Learner, Subject, curve_of, find_subject, refuse_teams
-from liverseg.training.overfit import SUMMARY, subject_text
 from pipeline.fanout import fan_out
 
 # The original project's grid.

@@ -13,7 +13,7 @@ from matplotlib.ticker import LogFormatter, LogLocator, MaxNLocator, NullFormatt
 from numpy.typing import NDArray
 
 from data_cache.schema import LABEL_NAMES
-from liverseg.inference.figures import (
+from liverseg.pictures.figures import (
     BACKGROUND,
     DPI,
     GRID,

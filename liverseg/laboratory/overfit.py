@@ -14,14 +14,11 @@ from data_cache.errors import RunError
 from data_cache.files import write_text
 from data_cache.reader import CacheStore
 from data_cache.records import STRICT, parse, to_json
-from liverseg.inference.figures import save
-from liverseg.model.losses import LossConfig, LossName
-from liverseg.training.claims import CLAIMS, GOOD_DICE, LEARNT_DICE, Class, Course, Verdict, judge, steps_to
-from liverseg.training.config import TrainConfig
-from liverseg.training.experiment import begin, description, write_csv
-from liverseg.training.laboratory_figures import curves_figure
-from liverseg.training.loss_choice import ALL, NUMBERS, numbers_of, numbers_text
-from liverseg.training.one_case import (
+from liverseg.laboratory.claims import CLAIMS, GOOD_DICE, LEARNT_DICE, Class, Course, Verdict, judge, steps_to
+from liverseg.laboratory.experiment import begin, description, write_csv
+from liverseg.laboratory.figures import curves_figure
+from liverseg.laboratory.loss_choice import ALL, NUMBERS, numbers_of, numbers_text
+from liverseg.laboratory.one_case import (
     Learner,
     Point,
     Subject,
@@ -30,7 +27,10 @@ from liverseg.training.one_case import (
     refuse_teams,
     seconds_per_step,
 )
-from liverseg.training.probability_figure import probability_figure
+from liverseg.laboratory.probability_figure import probability_figure
+from liverseg.model.losses import LossConfig, LossName
+from liverseg.pictures.figures import save
+from liverseg.training.config import TrainConfig
 
 LOSSES, CURVES, CURVES_FIGURE, TABLE, SUMMARY = (
     "losses",

@@ -11,8 +11,8 @@ from pydantic import ConfigDict
 
 from data_cache.errors import ConfigError
 from data_cache.records import STRICT
+from liverseg.laboratory.one_case import Point
 from liverseg.training.config import TrainConfig
-from liverseg.training.one_case import Point
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,8 +10,8 @@ from matplotlib.patches import Patch
 from matplotlib.patheffects import Normal, Stroke
 from numpy.typing import NDArray
 
-from liverseg.inference.palette import LIVER_TRUTH, TEXT, TUMOUR_PRED, Pen
-from liverseg.inference.planes import Plane, Spacing, View
+from liverseg.pictures.palette import LIVER_TRUTH, TEXT, TUMOUR_PRED, Pen
+from liverseg.pictures.planes import Plane, Spacing, View
 
 Share = NDArray[np.float32]
 

@@ -1,6 +1,6 @@
 """Pictures of doubt: whether probabilities are frequencies, whether doubt finds bad cases, and where it lies.
 
-Drawn as in ``liverseg.inference.figures``: no pyplot, and slices hang as a radiologist hangs them.
+Drawn as in ``liverseg.pictures.figures``: no pyplot, and slices hang as a radiologist hangs them.
 """
 
 from __future__ import annotations
@@ -18,8 +18,10 @@ from matplotlib.lines import Line2D
 from matplotlib.patheffects import Normal, Stroke
 from numpy.typing import NDArray
 
-from liverseg.inference.calibration import ReliabilityCounts
-from liverseg.inference.figures import (
+from liverseg.evaluation.calibration import ReliabilityCounts
+from liverseg.evaluation.ranking import RiskCoverage
+from liverseg.inference.uncertainty import MOST_ENTROPY
+from liverseg.pictures.figures import (
     BACKGROUND,
     DPI,
     GRID,
@@ -36,8 +38,6 @@ from liverseg.inference.figures import (
     Plane,
     Spacing,
 )
-from liverseg.inference.ranking import RiskCoverage
-from liverseg.inference.uncertainty import MOST_ENTROPY
 
 CLASS_COLOURS = {"liver": LIVER_TRUTH, "tumour": TUMOUR_PRED}
 CURVE_COLOURS = (LIVER_TRUTH, LIVER_PRED, TUMOUR_PRED, TUMOUR_TRUTH)

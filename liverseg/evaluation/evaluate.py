@@ -16,9 +16,8 @@ from data_cache.files import write_text
 from data_cache.geometry import DepthWindow
 from data_cache.reader import CacheStore
 from data_cache.schema import FRACTION_ONE
-from liverseg.inference.figures import overlay_figure, save
-from liverseg.inference.metrics import DiceCounts, dice_counts
-from liverseg.inference.scoring import (
+from liverseg.evaluation.metrics import DiceCounts, dice_counts
+from liverseg.evaluation.scoring import (
     CLASSES,
     SCORES,
     SUMMARY,
@@ -30,11 +29,12 @@ from liverseg.inference.scoring import (
     summarise_scores,
     write_table,
 )
+from liverseg.evaluation.trust import CaseTrust, NativeCase, judge_case
+from liverseg.evaluation.trust_calibration import Calibration
+from liverseg.evaluation.trust_summary import UNCERTAINTY, uncertainty_picture, write_trust
 from liverseg.inference.segment import Predictor, keep_liver, segment
-from liverseg.inference.slices import evaluation_volume
-from liverseg.inference.trust import CaseTrust, NativeCase, judge_case
-from liverseg.inference.trust_calibration import Calibration
-from liverseg.inference.trust_summary import UNCERTAINTY, uncertainty_picture, write_trust
+from liverseg.pictures.figures import overlay_figure, save
+from liverseg.pictures.slices import evaluation_volume
 from liverseg.training.split import Split
 from pipeline.nifti import VolumeHeader, read_canonical, to_canonical
 from pipeline.prepare import read_scan

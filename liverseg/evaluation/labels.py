@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from data_cache.errors import DataSetError, LabelError, LiversegError
 from data_cache.files import write_text
-from liverseg.inference.scoring import (
+from liverseg.evaluation.scoring import (
     SCORES,
     SUMMARY,
     LabelScores,

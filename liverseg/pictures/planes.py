@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from liverseg.inference.palette import Pen
+from liverseg.pictures.palette import Pen
 
 Volume = NDArray[np.uint8] | NDArray[np.int16]
 Spacing = tuple[float, float, float]

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_cache.files import write_text
-from liverseg.inference.lesions import LesionScores, burden_errors, score_lesions, tumour_burden
-from liverseg.inference.metrics import (
+from liverseg.evaluation.lesions import LesionScores, burden_errors, score_lesions, tumour_burden
+from liverseg.evaluation.metrics import (
     CaseScores,
     ClassScores,
     DiceCounts,

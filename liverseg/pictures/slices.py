@@ -15,9 +15,9 @@ from PIL import Image
 
 from data_cache.geometry import DepthWindow, Grid, resampled_grid
 from data_cache.schema import View
-from liverseg.inference.figures import LIVER_PRED, LIVER_TRUTH, TUMOUR_PRED, TUMOUR_TRUTH
-from liverseg.inference.metrics import union_box
+from liverseg.evaluation.metrics import union_box
 from liverseg.inference.uncertainty import MOST_ENTROPY, entropy
+from liverseg.pictures.figures import LIVER_PRED, LIVER_TRUTH, TUMOUR_PRED, TUMOUR_TRUTH
 from pipeline.resample import average_plane, box_weights, linear_weights
 
 SHOWN_HU = (-350, 450)  # 256 steps of 3 HU: every soft-tissue window is inside

@@ -12,8 +12,8 @@ import numpy as np
 from scipy import stats
 
 from data_cache.files import write_text
-from liverseg.inference.metrics import bootstrap_mean
-from liverseg.inference.scoring import (
+from liverseg.evaluation.metrics import bootstrap_mean
+from liverseg.evaluation.scoring import (
     CLASSES,
     SCORES,
     SUMMARY,

@@ -16,7 +16,9 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
-from liverseg.inference.figures import (
+from liverseg.laboratory.claims import steps_to
+from liverseg.laboratory.one_case import Point
+from liverseg.pictures.figures import (
     BACKGROUND,
     DPI,
     GRID,
@@ -26,8 +28,6 @@ from liverseg.inference.figures import (
     TEXT,
     TUMOUR_PRED,
 )
-from liverseg.training.claims import steps_to
-from liverseg.training.one_case import Point
 
 SCORE = "cividis"
 _LIVER, _TUMOUR = LIVER_TRUTH, TUMOUR_PRED

@@ -14,15 +14,15 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from data_cache.geometry import DepthWindow, resampled_grid
-from liverseg.inference.calibration import (
+from liverseg.evaluation.calibration import (
     ErrorRanking,
     ReliabilityCounts,
     tempered,
 )
-from liverseg.inference.diversity import PairCounts
-from liverseg.inference.scoring import CLASSES, LabelScores
+from liverseg.evaluation.diversity import PairCounts
+from liverseg.evaluation.scoring import CLASSES, LabelScores
+from liverseg.evaluation.trust_calibration import Calibration
 from liverseg.inference.segment import keep_liver
-from liverseg.inference.trust_calibration import Calibration
 from liverseg.inference.uncertainty import (
     VolumeInterval,
     entropy,

@@ -11,14 +11,14 @@ from numpy.typing import NDArray
 from data_cache.errors import CacheError, ConfigError
 from data_cache.reader import CacheStore
 from data_cache.schema import FRACTION_ONE
-from liverseg.inference.calibration import (
+from liverseg.evaluation.calibration import (
     TemperatureFit,
     fit_temperature,
 )
-from liverseg.inference.ranking import (
+from liverseg.evaluation.ranking import (
     fit_widening,
 )
-from liverseg.inference.scoring import CLASSES
+from liverseg.evaluation.scoring import CLASSES
 from liverseg.inference.segment import Predictor, keep_liver
 from liverseg.inference.uncertainty import (
     VolumeInterval,

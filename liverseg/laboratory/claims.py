@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from liverseg.laboratory.one_case import Point
 from liverseg.model.losses import LossName
-from liverseg.training.one_case import Point
 
 # A loss has learnt a tumour that it overlaps by half: below that, a reader would not call it found.
 LEARNT_DICE = 0.5

@@ -12,8 +12,8 @@ from matplotlib.patches import Rectangle
 from matplotlib.patheffects import Normal, Stroke
 from numpy.typing import NDArray
 
-from liverseg.inference.figures import LIVER_TRUTH, TEXT, TUMOUR_TRUTH, Plane, Spacing, View
-from liverseg.training.laboratory_figures import TITLE_IN, draw_scale, titled_figure
+from liverseg.laboratory.figures import TITLE_IN, draw_scale, titled_figure
+from liverseg.pictures.figures import LIVER_TRUTH, TEXT, TUMOUR_TRUTH, Plane, Spacing, View
 
 Image = NDArray[np.int16]
 Shares = NDArray[np.float32]

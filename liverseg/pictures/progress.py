@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from liverseg.inference.palette import GRID, LIVER_PRED, LIVER_TRUTH, MUTED, PANEL, TEXT, TUMOUR_PRED
-from liverseg.inference.sheet import draw_title, grid, new_figure
+from liverseg.pictures.palette import GRID, LIVER_PRED, LIVER_TRUTH, MUTED, PANEL, TEXT, TUMOUR_PRED
+from liverseg.pictures.sheet import draw_title, grid, new_figure
 
 
 def progress_figure(history: Mapping[str, Sequence[float]]) -> Figure:

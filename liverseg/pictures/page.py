@@ -56,7 +56,7 @@ class Page:
 
 def write_page(page: Page, path: Path) -> Path:
     """Write the page, whole or not at all, one case after another; returns ``path``."""
-    assets = files("liverseg.inference") / "assets"
+    assets = files("liverseg.pictures") / "assets"
     template = (assets / "page.html").read_text(encoding="utf-8")
     before, after = template.split("{{data}}")
     filling = {

@@ -15,12 +15,11 @@ from numpy.typing import NDArray
 from data_cache.files import write_text
 from data_cache.geometry import DepthWindow
 from data_cache.schema import View
-from liverseg.inference.calibration import (
+from liverseg.evaluation.calibration import (
     ErrorRanking,
     ReliabilityCounts,
 )
-from liverseg.inference.figures import save
-from liverseg.inference.ranking import (
+from liverseg.evaluation.ranking import (
     Correlation,
     Coverage,
     RiskCoverage,
@@ -29,22 +28,23 @@ from liverseg.inference.ranking import (
     spearman,
     widened,
 )
-from liverseg.inference.scoring import CLASSES, interval, write_table
+from liverseg.evaluation.scoring import CLASSES, interval, write_table
+from liverseg.evaluation.trust import NEAR_MM, CaseTrust, NativeCase
+from liverseg.evaluation.trust_calibration import Calibration
 from liverseg.inference.segment import keep_liver
-from liverseg.inference.trust import NEAR_MM, CaseTrust, NativeCase
-from liverseg.inference.trust_calibration import Calibration
 from liverseg.inference.uncertainty import (
     VolumeInterval,
     decided,
     mean_foreground,
 )
-from liverseg.inference.uncertainty_figures import (
+from liverseg.inference.uncertainty_files import map_values
+from liverseg.pictures.figures import save
+from liverseg.pictures.uncertainty_figures import (
     UncertaintyMaps,
     reliability_figure,
     risk_coverage_figure,
     uncertainty_figure,
 )
-from liverseg.inference.uncertainty_files import map_values
 
 UNCERTAINTY = "uncertainty"  # in the folder of an evaluation: a .json, a .csv, and a folder of pictures
 

@@ -11,7 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from data_cache.files import replacing
-from liverseg.inference.palette import BACKGROUND, DPI, MUTED, TEXT
+from liverseg.pictures.palette import BACKGROUND, DPI, MUTED, TEXT
 
 _TITLE_IN, _LEGEND_IN, _GAP_IN, _EDGE_IN = 0.9, 0.5, 0.06, 0.2
 

@@ -1,0 +1,1 @@
+"""Which loss and which settings learn: experiments on one case."""

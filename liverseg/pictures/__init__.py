@@ -1,0 +1,1 @@
+"""What a person looks at: figures, a slice viewer, one HTML page."""
