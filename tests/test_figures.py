@@ -14,12 +14,20 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
+from matplotlib.contour import ContourSet
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 from numpy.typing import NDArray
 
-from liverseg.pictures import figures
-from liverseg.pictures.figures import Plane, case_montage, overlay_figure, progress_figure, save
+from liverseg.laboratory.figures import curves_figure
+from liverseg.laboratory.one_case import Point
+from liverseg.laboratory.probability_figure import probability_figure
+from liverseg.pictures import palette
+from liverseg.pictures.figures import case_montage, overlay_figure
+from liverseg.pictures.panel import draw_edge, line_key
+from liverseg.pictures.planes import Plane
+from liverseg.pictures.progress import progress_figure
+from liverseg.pictures.sheet import draw_legend, new_figure, save
 
 Pixels = NDArray[np.uint8]
 SHAPE = (24, 60, 80)
@@ -126,7 +134,7 @@ def test_a_ball_is_round_in_each_plane(axis: int) -> None:
     image[sphere] = 500
     figure = overlay_figure(image, sphere.astype(np.uint8), None, SPACING, title="ball")
     panel = figure.axes[{0: 1, 1: CORONAL, 2: SAGITTAL}[axis]]
-    rows, columns = np.nonzero(near(panel_pixels(figure, panel), figures.LIVER_TRUTH))
+    rows, columns = np.nonzero(near(panel_pixels(figure, panel), palette.LIVER_TRUTH))
     height_mm, width_mm = Plane(axis=axis, index=0).pixel_mm(SPACING)
     pixel_mm = (panel.get_xlim()[1] - panel.get_xlim()[0]) / panel.get_window_extent().width
     # A digital ball's outline may be off by a voxel at both ends, and by its own width.
@@ -151,7 +159,7 @@ def test_outlines_lie_around_what_they_outline(panel: int) -> None:
     image[block] = 500
     figure = overlay_figure(image, block.astype(np.uint8), None, SPACING, title="overlay")
     pixels = panel_pixels(figure, without_notes(figure.axes[panel]))
-    outlined, marked = near(pixels, figures.LIVER_TRUTH), white(pixels)
+    outlined, marked = near(pixels, palette.LIVER_TRUTH), white(pixels)
     np.testing.assert_allclose(extent_px(outlined), extent_px(marked), atol=3)
 
 
@@ -163,7 +171,7 @@ def test_the_montage_outlines_lie_around_what_they_outline(panel: int) -> None:
     figure = case_montage(image, fractions, SPACING, title="montage")
     pixels = panel_pixels(figure, without_notes(figure.axes[panel]))
     # Tissue is 128 grey; the tint leaves of the white block at least 160 in each channel.
-    outlined, marked = near(pixels, figures.TUMOUR_PRED), pixels.min(axis=-1) > 150
+    outlined, marked = near(pixels, palette.TUMOUR_PRED), pixels.min(axis=-1) > 150
     np.testing.assert_allclose(extent_px(outlined), extent_px(marked), atol=3)
 
 
@@ -189,10 +197,10 @@ def test_the_outlines_drawn_are_those_given(with_truth: bool, with_pred: bool) -
     )
     pixels = rendered(figure)
     for colour, drawn in (
-        (figures.LIVER_TRUTH, with_truth),
-        (figures.TUMOUR_TRUTH, with_truth),
-        (figures.LIVER_PRED, with_pred),
-        (figures.TUMOUR_PRED, with_pred),
+        (palette.LIVER_TRUTH, with_truth),
+        (palette.TUMOUR_TRUTH, with_truth),
+        (palette.LIVER_PRED, with_pred),
+        (palette.TUMOUR_PRED, with_pred),
     ):
         assert bool(near(pixels, colour).sum() > 50) is drawn
 
@@ -211,7 +219,7 @@ def test_a_false_outline_outside_the_body_is_still_in_the_picture() -> None:
     pred = np.zeros(SHAPE, dtype=np.uint8)
     pred[8:16, 0:3, 0:3] = 1
     figure = overlay_figure(body(), None, pred, SPACING, title="outside")
-    assert near(panel_pixels(figure, figure.axes[1]), figures.LIVER_PRED).sum() > 10
+    assert near(panel_pixels(figure, figure.axes[1]), palette.LIVER_PRED).sum() > 10
 
 
 @pytest.mark.parametrize(
@@ -232,7 +240,7 @@ def test_odd_shapes_are_drawn_without_a_warning(shape: tuple[int, int, int]) -> 
 
 def test_the_montage_tints_by_the_share() -> None:
     # 40 HU in a window of -110..190 is 128 grey; a quarter of blue over it at a full share, an eighth at a half.
-    blue = np.array(to_rgb(figures.LIVER_TRUTH)) * 255
+    blue = np.array(to_rgb(palette.LIVER_TRUTH)) * 255
     for share, alpha in ((255, 0.25), (127, 0.125), (0, 0.0)):
         fractions = np.zeros((2, *SHAPE), dtype=np.uint8)
         fractions[0] = share
@@ -246,8 +254,8 @@ def test_the_montage_outlines_liver_and_tumour() -> None:
     label = a_label()
     fractions = np.stack([(label == 1), (label == 2)]).astype(np.uint8) * 255
     pixels = rendered(case_montage(body(), fractions, SPACING, title="case"))
-    assert near(pixels, figures.LIVER_TRUTH).sum() > 200
-    assert near(pixels, figures.TUMOUR_PRED).sum() > 50
+    assert near(pixels, palette.LIVER_TRUTH).sum() > 200
+    assert near(pixels, palette.TUMOUR_PRED).sum() > 50
 
 
 def test_arguments_are_left_as_they_were() -> None:
@@ -265,7 +273,8 @@ def test_a_title_is_no_mathematics() -> None:
 
 
 def test_pyplot_is_never_imported() -> None:
-    code = "import sys, liverseg.pictures.figures; print('matplotlib.pyplot' in sys.modules, 'torch' in sys.modules)"
+    modules = "figures, liverseg.pictures.progress, liverseg.pictures.fingerprint_figure"
+    code = f"import sys, liverseg.pictures.{modules}; print('matplotlib.pyplot' in sys.modules, 'torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "False"]
 
@@ -292,10 +301,101 @@ def lab_of(colour: str, vision: str) -> NDArray[np.float64]:
 
 @pytest.mark.parametrize("vision", COLOUR_VISION)
 def test_the_outlines_are_told_apart_under_colour_blindness(vision: str) -> None:
-    pens = figures.TRUTH_PENS + figures.PRED_PENS
+    pens = palette.TRUTH_PENS + palette.PRED_PENS
     seen = [lab_of(pen.colour, vision) for pen in pens]
     apart = {round(float(np.linalg.norm(a - b)), 1) for a, b in itertools.combinations(seen, 2)}
     assert min(apart) > 30
+
+
+# ---- edges
+
+
+def edges(axis: Axes) -> list[NDArray[np.float64]]:
+    """The points of each line, in mm from the left and from the top."""
+    drawn = [artist for artist in axis.get_children() if isinstance(artist, ContourSet)]
+    return [np.asarray(path.vertices) for contours in drawn for path in contours.get_paths()]
+
+
+@pytest.mark.parametrize(
+    ("closed", "rows", "columns"),
+    [
+        # Three rows of 2 mm and four columns of 3 mm: round them, or below them and out of the picture.
+        (True, (0.0, 6.0), (0.0, 12.0)),
+        (False, (6.0, 6.0), (-1.5, 13.5)),
+    ],
+)
+def test_a_class_at_the_edge_of_a_picture_ends_there_or_goes_on(
+    closed: bool, rows: tuple[float, float], columns: tuple[float, float]
+) -> None:
+    share = np.zeros((8, 4), dtype=np.float32)
+    share[:3] = 1.0
+    axis = Figure().subplots()
+    draw_edge(axis, share, (2.0, 3.0), palette.TRUTH_PENS[0], closed=closed)
+    (line,) = edges(axis)
+    assert (line[:, 1].min(), line[:, 1].max()) == pytest.approx(rows)
+    assert (line[:, 0].min(), line[:, 0].max()) == pytest.approx(columns)
+
+
+@pytest.mark.parametrize(("share", "closed", "drawn"), [(0.0, True, 0), (1.0, True, 1), (1.0, False, 0)])
+def test_a_class_that_is_nowhere_or_everywhere(share: float, closed: bool, drawn: int) -> None:
+    axis = Figure().subplots()
+    everywhere = np.full((8, 4), share, dtype=np.float32)
+    draw_edge(axis, everywhere, (2.0, 3.0), palette.TRUTH_PENS[0], closed=closed)
+    assert len(edges(axis)) == drawn
+
+
+# ---- experiments on one case
+
+
+def test_the_larger_picture_of_a_tumour_has_no_edge_where_the_liver_goes_on() -> None:
+    liver = np.zeros(SHAPE, dtype=np.float32)
+    liver[:, 6:-6, 6:-6] = 1.0
+    tumour = ball((12, 30, 40), 5.0).astype(np.float32)
+    truth = np.stack([liver - tumour, tumour])
+    figure = probability_figure(body(), truth, truth, SPACING, title="tumour")
+    rendered(figure)
+    assert [len(edges(axis)) for axis in figure.axes[:6]] == [2, 2, 2, 1, 1, 1]
+    for axis, is_zoomed in zip(figure.axes[:6], (False,) * 3 + (True,) * 3, strict=True):
+        area, (left, right) = axis.get_window_extent(), axis.get_xlim()
+        assert area.height / area.width == pytest.approx(np.ptp(axis.get_ylim()) / (right - left), rel=1e-3)
+        assert bool(right - left < 80) == is_zoomed
+
+
+def test_each_column_of_losses_ends_with_the_numbers_of_its_steps() -> None:
+    curve = (
+        Point(step=50, loss=1.0, liver=0.5, tumour=None),
+        Point(step=100, loss=1.0, liver=0.9, tumour=0.2),
+    )
+    losses = {f"loss {i}": curve for i in range(4)} | {"short": curve[:1], "none": ()}
+    figure = curves_figure(losses, steps=100, learnt=0.8, title="losses")
+    rendered(figure)
+    shown = figure.axes[:6]
+    assert [axis.get_xlabel() for axis in shown] == ["", "", "step", "step", "step", "step"]
+    assert [axis.xaxis.get_major_ticks()[0].label1.get_visible() for axis in shown] == [
+        False,
+        False,
+        *4 * (True,),
+    ]
+    assert [bool(axis.get_ylabel()) for axis in shown] == [True, False, False, False, True, False]
+    assert [axis.get_visible() for axis in figure.axes] == [True] * 6 + [False] * 2
+    notes = [axis.texts[-1].get_text() for axis in shown]
+    assert notes[3:] == [
+        "at the end: liver 0.90, tumour 0.20",
+        "diverged after step 50",
+        "diverged before its first score",
+    ]
+
+
+@pytest.mark.parametrize(("rows", "n_keys"), [(1, 4), (2, 4), (2, 3)])
+def test_a_legend_is_inside_its_page(rows: int, n_keys: int) -> None:
+    figure = new_figure("keys", width_in=10.0, height_in=4.0)
+    draw_legend(
+        figure, [line_key(pen) for pen in (palette.TRUTH_PENS + palette.PRED_PENS)[:n_keys]], rows=rows
+    )
+    rendered(figure)
+    heights = {round(text.get_window_extent().y0) for text in figure.legends[0].get_texts()}
+    assert len({height // 10 for height in heights}) == rows
+    assert figure.legends[0].get_window_extent().y0 >= 0
 
 
 # ---- training curves
@@ -347,8 +447,8 @@ def test_save_writes_a_png_of_the_figures_size(tmp_path: Path) -> None:
     assert path == tmp_path / "progress.png"
     width_in, height_in = figure.get_size_inches()
     pixels = imread(path)
-    assert pixels.shape[:2] == (int(height_in * figures.DPI), int(width_in * figures.DPI))
-    np.testing.assert_allclose(pixels[0, 0, :3], to_rgb(figures.BACKGROUND), atol=0.003)
+    assert pixels.shape[:2] == (int(height_in * palette.DPI), int(width_in * palette.DPI))
+    np.testing.assert_allclose(pixels[0, 0, :3], to_rgb(palette.BACKGROUND), atol=0.003)
     assert list(tmp_path.iterdir()) == [path]
 
 

@@ -20,8 +20,8 @@ from data_cache.geometry import Grid
 from data_cache.reader import CacheStore
 from data_cache.schema import PreprocessSpec, View
 from liverseg.cli import main
-from liverseg.pictures.figures import save
 from liverseg.pictures.fingerprint_figure import fingerprint_figure
+from liverseg.pictures.sheet import save
 from pipeline import fingerprint as fp
 from pipeline.build import build
 from pipeline.decathlon import read_data_set

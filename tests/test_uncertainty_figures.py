@@ -17,13 +17,10 @@ from numpy.typing import NDArray
 from liverseg.evaluation.calibration import ReliabilityCounts
 from liverseg.evaluation.ranking import risk_coverage
 from liverseg.inference.uncertainty import MOST_ENTROPY
-from liverseg.pictures.figures import LIVER_PRED, LIVER_TRUTH, TUMOUR_PRED, TUMOUR_TRUTH, save
-from liverseg.pictures.uncertainty_figures import (
-    UncertaintyMaps,
-    reliability_figure,
-    risk_coverage_figure,
-    uncertainty_figure,
-)
+from liverseg.pictures.palette import LIVER_PRED, LIVER_TRUTH, TUMOUR_PRED, TUMOUR_TRUTH
+from liverseg.pictures.reliability_figures import reliability_figure, risk_coverage_figure
+from liverseg.pictures.sheet import save
+from liverseg.pictures.uncertainty_figures import UncertaintyMaps, uncertainty_figure
 
 SHAPE = (20, 30, 40)
 SPACING = (6.0, 2.0, 1.5)

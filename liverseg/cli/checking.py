@@ -240,8 +240,8 @@ def fingerprint(data: Path, json_path: Path | None, png: Path | None, seed: int,
         write_json(json_path, content)
         say(f"wrote {json_path}")
     if png:
-        from liverseg.pictures.figures import save
         from liverseg.pictures.fingerprint_figure import fingerprint_figure
+        from liverseg.pictures.sheet import save
 
         png.parent.mkdir(parents=True, exist_ok=True)
         say(f"wrote {save(fingerprint_figure(cases, content, name=data.name), png)}")

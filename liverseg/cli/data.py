@@ -120,7 +120,8 @@ def inspect(
 
 
 def _draw_case(store: CacheStore, case: str, view: str | None, png: Path, *, augment: bool) -> Path:
-    from liverseg.pictures.figures import case_montage, save
+    from liverseg.pictures.figures import case_montage
+    from liverseg.pictures.sheet import save
 
     meta = store.meta(case)
     view = view or _closest_view(meta)

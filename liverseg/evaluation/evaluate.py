@@ -33,7 +33,8 @@ from liverseg.evaluation.trust import CaseTrust, NativeCase, judge_case
 from liverseg.evaluation.trust_calibration import Calibration
 from liverseg.evaluation.trust_summary import UNCERTAINTY, uncertainty_picture, write_trust
 from liverseg.inference.segment import Predictor, keep_liver, segment
-from liverseg.pictures.figures import overlay_figure, save
+from liverseg.pictures.figures import overlay_figure
+from liverseg.pictures.sheet import save
 from liverseg.pictures.slices import evaluation_volume
 from liverseg.training.split import Split
 from pipeline.nifti import VolumeHeader, read_canonical, to_canonical

@@ -38,13 +38,9 @@ from liverseg.inference.uncertainty import (
     mean_foreground,
 )
 from liverseg.inference.uncertainty_files import map_values
-from liverseg.pictures.figures import save
-from liverseg.pictures.uncertainty_figures import (
-    UncertaintyMaps,
-    reliability_figure,
-    risk_coverage_figure,
-    uncertainty_figure,
-)
+from liverseg.pictures.reliability_figures import reliability_figure, risk_coverage_figure
+from liverseg.pictures.sheet import save
+from liverseg.pictures.uncertainty_figures import UncertaintyMaps, uncertainty_figure
 
 UNCERTAINTY = "uncertainty"  # in the folder of an evaluation: a .json, a .csv, and a folder of pictures
 

@@ -124,7 +124,8 @@ def _write_statistics(path: Path, prediction: Prediction) -> None:
 def _draw_preview(
     path: Path, thin: ThinScan, found: Finding, predictor: Predictor, prediction: Prediction
 ) -> None:
-    from liverseg.pictures.figures import overlay_figure, save
+    from liverseg.pictures.figures import overlay_figure
+    from liverseg.pictures.sheet import save
     from liverseg.pictures.uncertainty_figures import UncertaintyMaps, uncertainty_figure
 
     # What the network saw, and no second pass over a file that may have 500 MB.

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
@@ -18,21 +17,13 @@ from matplotlib.ticker import MaxNLocator
 
 from liverseg.laboratory.claims import steps_to
 from liverseg.laboratory.one_case import Point
-from liverseg.pictures.figures import (
-    BACKGROUND,
-    DPI,
-    GRID,
-    LIVER_TRUTH,
-    MUTED,
-    PANEL,
-    TEXT,
-    TUMOUR_PRED,
-)
+from liverseg.pictures.chart import DASHED, draw_bar, name_chart, style_chart
+from liverseg.pictures.palette import BACKGROUND, LIVER_TRUTH, MUTED, TEXT, TUMOUR_PRED
+from liverseg.pictures.sheet import TITLE_IN, add_panel, draw_legend, new_figure
 
 SCORE = "cividis"
 _LIVER, _TUMOUR = LIVER_TRUTH, TUMOUR_PRED
 _COLUMNS = 4
-TITLE_IN = 0.85
 
 
 # ---- curves
@@ -49,29 +40,24 @@ def curves_figure(curves: Mapping[str, Sequence[Point]], *, steps: int, learnt: 
     """
     columns = min(_COLUMNS, len(curves))
     rows = math.ceil(len(curves) / columns)
-    figure = titled_figure(
-        width_in=max(3.5 * columns, 7.0), height_in=2.75 * rows + TITLE_IN + 0.82, title=title
-    )
-    height = figure.get_figheight()
+    figure = new_figure(title, width_in=max(3.5 * columns, 7.0), height_in=2.75 * rows + TITLE_IN + 0.82)
+    width, height = figure.get_size_inches()
     axes = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
-    figure.subplots_adjust(
-        left=0.055 * _COLUMNS / columns, right=0.985, bottom=1.05 / height, top=1 - (TITLE_IN + 0.42) / height
-    )
-    figure.subplots_adjust(wspace=0.1, hspace=0.32)
-    for axis, (name, curve) in zip(axes.flat, curves.items(), strict=False):
+    figure.subplots_adjust(left=0.055 * _COLUMNS / columns, right=1 - 0.25 / width, wspace=0.1)
+    figure.subplots_adjust(bottom=1.05 / height, top=1 - (TITLE_IN + 0.42) / height, hspace=0.32)
+    for place, (axis, (name, curve)) in enumerate(zip(axes.flat, curves.items(), strict=False)):
         others = [other for key, other in curves.items() if key != name]
         _draw_curves(axis, curve, others, learnt=learnt)
-        _style_curves(axis, name, curve, steps=steps)
+        _style_curves(axis, steps=steps)
+        # Where the last row is short, the panel above it has the numbers of its steps.
+        last = place + columns >= len(curves)
+        axis.tick_params(labelbottom=last)
+        x, y = "step" if last else "", "Dice on the case" if place % columns == 0 else ""
+        name_chart(axis, name, x=x, y=y, note=_ends(curve, steps=steps))
     for axis in axes.flat[len(curves) :]:
         axis.set_visible(False)
-    # Where the last row is short, the panel above it has the numbers of its steps.
-    for column in range(columns):
-        last = (len(curves) - 1 - column) // columns
-        axes[last, column].tick_params(labelbottom=True)
-        axes[last, column].set_xlabel("step", color=MUTED, fontsize=9)
-    for axis in axes[:, 0]:
-        axis.set_ylabel("Dice on the case", color=MUTED, fontsize=9)
-    _draw_curve_legend(figure, learnt, several=len(curves) > 1, ncols=4 if columns == _COLUMNS else 2)
+    keys = _curve_keys(learnt, several=len(curves) > 1)
+    draw_legend(figure, keys, rows=1 if columns == _COLUMNS else 2)
     return figure
 
 
@@ -80,7 +66,7 @@ def _draw_curves(
 ) -> None:
     for other in others:
         axis.plot(*_line(other, "tumour"), color=MUTED, lw=0.8, alpha=0.45)
-    axis.axhline(learnt, color=MUTED, lw=0.8, ls=(0, (4, 3)))
+    axis.axhline(learnt, color=MUTED, lw=0.8, ls=DASHED)
     # A line through one point is invisible.
     marker = "o" if len(curve) < 3 else ""
     axis.plot(*_line(curve, "liver"), color=_LIVER, lw=1.8, marker=marker, ms=4)
@@ -114,42 +100,30 @@ def _line(curve: Sequence[Point], of: str) -> tuple[list[int], list[float]]:
     return [point.step for point in curve], [math.nan if value is None else value for value in dice]
 
 
-def _style_curves(axis: Axes, name: str, curve: Sequence[Point], *, steps: int) -> None:
-    axis.set_facecolor(PANEL)
+def _style_curves(axis: Axes, *, steps: int) -> None:
+    style_chart(axis)
     axis.set(xlim=(0, steps), ylim=(0.0, 1.03))
-    axis.spines[:].set_visible(False)
-    axis.tick_params(colors=MUTED, labelsize=8.5, length=0)
-    axis.grid(color=GRID, lw=0.6)
     axis.xaxis.set_major_locator(MaxNLocator(nbins=4, integer=True, steps=[1, 2, 5, 10]))
-    axis.set_title(name, color=TEXT, fontsize=10.5, loc="left", pad=18, weight="bold")
-    end = "diverged before its first score" if not curve else _ends(curve[-1])
-    if curve and curve[-1].step < steps:
-        end = f"diverged after step {curve[-1].step}"
-    axis.text(0, 1.025, end, color=MUTED, fontsize=8.5, transform=axis.transAxes)
 
 
-def _ends(point: Point) -> str:
-    dice = (("liver", point.liver), ("tumour", point.tumour))
+def _ends(curve: Sequence[Point], *, steps: int) -> str:
+    if not curve:
+        return "diverged before its first score"
+    if curve[-1].step < steps:
+        return f"diverged after step {curve[-1].step}"
+    dice = (("liver", curve[-1].liver), ("tumour", curve[-1].tumour))
     return "at the end: " + ", ".join(f"{of} {value:.2f}" for of, value in dice if value is not None)
 
 
-def _draw_curve_legend(figure: Figure, learnt: float, *, several: bool, ncols: int) -> None:
+def _curve_keys(learnt: float, *, several: bool) -> list[Line2D]:
     keys = [
         Line2D([], [], color=_LIVER, lw=2, label="liver (with its tumours)"),
         Line2D([], [], color=_TUMOUR, lw=2, label="tumour"),
-        Line2D([], [], color=MUTED, lw=1, ls=(0, (4, 3)), label=f"tumour counts as learnt: {learnt:g}"),
+        Line2D([], [], color=MUTED, lw=1, ls=DASHED, label=f"tumour counts as learnt: {learnt:g}"),
     ]
     if several:
         keys.append(Line2D([], [], color=MUTED, lw=1, alpha=0.6, label="tumour with the other losses"))
-    figure.legend(
-        handles=keys,
-        loc="lower left",
-        bbox_to_anchor=(0.01, 0.0),
-        ncols=ncols,
-        frameon=False,
-        labelcolor=TEXT,
-        fontsize=9,
-    )
+    return keys
 
 
 # ---- scores over a grid
@@ -185,20 +159,19 @@ def heat_figure(cells: Sequence[Cell], *, steps: int, best: Cell | None, title: 
         sorted({getattr(c, axis) for c in cells}) for axis in ("alpha", "learning_rate", "gamma")
     )
     panel_in = (max(1.15 * len(gammas), 2.2), max(0.8 * len(rates), 1.6))
-    width_in = max(1.2 + len(alphas) * (panel_in[0] + 0.25), 6.6)
-    figure = titled_figure(width_in=width_in, height_in=panel_in[1] + TITLE_IN + 1.75, title=title)
-    height_in = figure.get_figheight()
-    bottom = 1.25 / height_in
+    width_in = max(
+        1.2 + len(alphas) * (panel_in[0] + 0.25), 7.8
+    )  # the words beside the colour bar end at 7.6
+    figure = new_figure(title, width_in=width_in, height_in=panel_in[1] + TITLE_IN + 1.75)
     for i, alpha in enumerate(alphas):
-        left = (0.95 + i * (panel_in[0] + 0.25)) / width_in
-        axis = figure.add_axes((left, bottom, panel_in[0] / width_in, panel_in[1] / height_in))
+        axis = add_panel(figure, (0.95 + i * (panel_in[0] + 0.25), 1.25, *panel_in))
         here = [c for c in cells if c.alpha == alpha]
         _draw_map(axis, here, (rates[::-1], gammas), steps=steps, best=best)
         _name_map(axis, f"α = {alpha:g}", rates[::-1], gammas, first=i == 0)
-    bar = figure.add_axes((0.95 / width_in, 0.4 / height_in, 2.6 / width_in, 0.13 / height_in))
-    draw_scale(figure, bar, SCORE, "mean Dice")
+    scale = ScalarMappable(Normalize(0.0, 1.0), cmap=SCORE)
+    draw_bar(figure, add_panel(figure, (0.95, 0.5, 2.6, 0.12)), scale, name="mean Dice")
     key = "framed: best · dimmed: stopped early, at the step named"
-    figure.text(3.9 / width_in, 0.42 / height_in, key, color=MUTED, fontsize=9, va="center")
+    figure.text(3.9 / width_in, 0.56 / figure.get_figheight(), key, color=MUTED, fontsize=9, va="center")
     return figure
 
 
@@ -239,36 +212,3 @@ def _name_map(axis: Axes, name: str, rates: Sequence[float], gammas: Sequence[fl
     axis.set_xlabel("γ", color=MUTED, fontsize=10)
     if first:
         axis.set_ylabel("learning rate", color=MUTED, fontsize=9)
-
-
-# ---- all of them
-
-
-def draw_scale(figure: Figure, axis: Axes, colours: str, name: str) -> None:
-    """A colour bar from 0 to 1."""
-    scale = figure.colorbar(
-        ScalarMappable(Normalize(0.0, 1.0), cmap=colours), cax=axis, orientation="horizontal"
-    )
-    scale.outline.set_visible(False)
-    scale.set_ticks([0.0, 0.5, 1.0], labels=[f"{name} 0", "0.5", "1"])
-    axis.tick_params(colors=MUTED, labelsize=9, length=0)
-
-
-def titled_figure(*, width_in: float, height_in: float, title: str) -> Figure:
-    figure = Figure(figsize=(width_in, height_in), dpi=DPI, facecolor=BACKGROUND)
-    FigureCanvasAgg(figure)
-    head, _, rest = title.partition("\n")
-    lines = ((0.32, head, TEXT, 14.0, "bold"), (0.62, rest, MUTED, 10.0, "normal"))
-    for down_in, text, colour, size, weight in lines:
-        # No mathematics: a case may be called a$b$c.
-        figure.text(
-            0.2 / width_in,
-            1 - down_in / height_in,
-            text,
-            color=colour,
-            fontsize=size,
-            weight=weight,
-            va="center",
-            parse_math=False,
-        )
-    return figure

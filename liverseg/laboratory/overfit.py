@@ -29,7 +29,7 @@ from liverseg.laboratory.one_case import (
 )
 from liverseg.laboratory.probability_figure import probability_figure
 from liverseg.model.losses import LossConfig, LossName
-from liverseg.pictures.figures import save
+from liverseg.pictures.sheet import save
 from liverseg.training.config import TrainConfig
 
 LOSSES, CURVES, CURVES_FIGURE, TABLE, SUMMARY = (

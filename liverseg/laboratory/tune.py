@@ -21,7 +21,7 @@ from liverseg.laboratory.halving import Attempt, Halving, Setting, ranked, survi
 from liverseg.laboratory.loss_choice import NUMBERS
 from liverseg.laboratory.one_case import Learner, Subject, curve_of, find_subject, refuse_teams
 from liverseg.laboratory.overfit import SUMMARY, subject_text
-from liverseg.pictures.figures import save
+from liverseg.pictures.sheet import save
 from liverseg.training.checkpoint import load_checkpoint, restore, save_checkpoint
 from liverseg.training.config import TrainConfig
 from liverseg.training.devices import choose_device

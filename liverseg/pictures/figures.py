@@ -1,4 +1,4 @@
-"""Pictures: a scan with its outlines, a cached case at a glance; here too what else draws them is found.
+"""Pictures of scans: one with the outlines of its labels, and a cached case at a glance.
 
 All are drawn with matplotlib's objects and never with pyplot: no global state, no display, safe in threads.
 """
@@ -9,58 +9,18 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from liverseg.pictures.palette import (
-    BACKGROUND,
-    DPI,
-    GRID,
-    LIVER_PRED,
-    LIVER_TRUTH,
-    MUTED,
-    PANEL,
-    PRED_PENS,
-    TEXT,
-    TRUTH_PENS,
-    TUMOUR_PRED,
-    TUMOUR_TRUTH,
-    Pen,
-)
-from liverseg.pictures.panel import area_key, draw_edge, draw_shares, line_key, show_plane
+from liverseg.pictures.palette import LIVER_TRUTH, PRED_PENS, TRUTH_PENS, TUMOUR_PRED
+from liverseg.pictures.panel import area_key, draw_outlines, draw_shares, line_key, show_plane
 from liverseg.pictures.planes import (
-    Plane,
     Spacing,
-    View,
+    axial_height_over_width,
     body_view,
-    height_over_width,
     montage_planes,
     outlines_of,
     overlay_planes,
     overlay_view,
 )
-from liverseg.pictures.progress import progress_figure
-from liverseg.pictures.sheet import draw_legend, montage_layout, overlay_layout, save
-
-__all__ = [
-    "BACKGROUND",
-    "DPI",
-    "GRID",
-    "LIVER_PRED",
-    "LIVER_TRUTH",
-    "MUTED",
-    "PANEL",
-    "PRED_PENS",
-    "TEXT",
-    "TRUTH_PENS",
-    "TUMOUR_PRED",
-    "TUMOUR_TRUTH",
-    "Pen",
-    "Plane",
-    "Spacing",
-    "View",
-    "case_montage",
-    "overlay_figure",
-    "progress_figure",
-    "save",
-]
+from liverseg.pictures.sheet import draw_legend, montage_layout, overlay_layout
 
 
 def overlay_figure(
@@ -89,12 +49,10 @@ def overlay_figure(
     outlines = outlines_of(truth_zyx, TRUTH_PENS) + outlines_of(pred_zyx, PRED_PENS)
     planes = overlay_planes(outlines, image_zyx.shape)
     view = overlay_view(image_zyx, outlines, spacing_zyx_mm[0])
-    figure, axes = overlay_layout(height_over_width(view, spacing_zyx_mm), title)
+    figure, axes = overlay_layout(axial_height_over_width(view, spacing_zyx_mm), title)
     for axis, plane in zip(axes, planes, strict=True):
         show_plane(axis, image_zyx, plane, view, spacing_zyx_mm, window_hu=window_hu)
-        for outline in outlines:
-            inside = plane.cut(outline.label_zyx, view) >= outline.pen.from_label
-            draw_edge(axis, inside.astype(np.float32), plane.pixel_mm(spacing_zyx_mm), outline.pen)
+        draw_outlines(axis, outlines, plane, view, spacing_zyx_mm)
     draw_legend(figure, [line_key(outline.pen) for outline in outlines])
     return figure
 
@@ -118,7 +76,7 @@ def case_montage(
         window_hu: Shown as black and as white.
     """
     view = body_view(image_zyx, slice(0, image_zyx.shape[0]))
-    figure, axes = montage_layout(height_over_width(view, spacing_zyx_mm), title)
+    figure, axes = montage_layout(axial_height_over_width(view, spacing_zyx_mm), title)
     for axis, plane in zip(axes, montage_planes(image_zyx.shape, fractions_czyx), strict=True):
         show_plane(axis, image_zyx, plane, view, spacing_zyx_mm, window_hu=window_hu)
         if fractions_czyx is not None:

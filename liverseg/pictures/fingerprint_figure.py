@@ -7,22 +7,14 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter, LogLocator, MaxNLocator, NullFormatter
 from numpy.typing import NDArray
 
 from data_cache.schema import LABEL_NAMES
-from liverseg.pictures.figures import (
-    BACKGROUND,
-    DPI,
-    GRID,
-    LIVER_TRUTH,
-    MUTED,
-    PANEL,
-    TEXT,
-    TUMOUR_PRED,
-)
+from liverseg.pictures.chart import DASHED, draw_keys, name_chart, say_empty, style_chart
+from liverseg.pictures.palette import BACKGROUND, LIVER_TRUTH, MUTED, TEXT, TUMOUR_PRED
+from liverseg.pictures.sheet import new_figure
 from pipeline.fingerprint import (
     HU_FIRST,
     CasePrint,
@@ -45,13 +37,11 @@ def fingerprint_figure(cases: Sequence[CasePrint], content: dict[str, Any], *, n
         content: What ``pipeline.fingerprint.fingerprint`` made of it.
         name: Of the data set, for the title.
     """
-    figure = Figure(figsize=(15.0, 8.6), dpi=DPI, facecolor=BACKGROUND)
-    FigureCanvasAgg(figure)
+    figure = new_figure(f"{name}\n{_summary(content)}", width_in=15.0, height_in=8.6)
     axes = figure.subplots(2, 3)
     figure.subplots_adjust(left=0.05, right=0.985, top=0.855, bottom=0.075, wspace=0.2, hspace=0.42)
-    _draw_title(figure, content, name)
     for axis in axes.flat:
-        _style(axis)
+        style_chart(axis)
     _draw_intensities(axes[0, 0], cases)
     _draw_grids(axes[0, 1], cases)
     _draw_levels(axes[0, 2], cases, content["augmentation"])
@@ -61,16 +51,14 @@ def fingerprint_figure(cases: Sequence[CasePrint], content: dict[str, Any], *, n
     return figure
 
 
-def _draw_title(figure: Figure, content: dict[str, Any], name: str) -> None:
+def _summary(content: dict[str, Any]) -> str:
     ratio = content["voxel_ratio"]["native"]
     parts = [f"{content['n_cases']} cases", f"{content['tumours']['n']} tumours"]
     if ratio is not None:
         parts.append(
             f"background : liver : tumour = {' : '.join(f'{part:.4g}' for part in ratio)} native voxels"
         )
-    # No mathematics: a folder may be called a$b$c.
-    figure.text(0.012, 0.958, name, color=TEXT, fontsize=15, weight="bold", va="center", parse_math=False)
-    figure.text(0.012, 0.924, " · ".join(parts), color=MUTED, fontsize=10.5, va="center")
+    return " · ".join(parts)
 
 
 def _draw_intensities(axis: Axes, cases: Sequence[CasePrint]) -> None:
@@ -85,8 +73,8 @@ def _draw_intensities(axis: Axes, cases: Sequence[CasePrint]) -> None:
         axis.stairs(binned, edges, color=CLASS_COLOURS[name], alpha=0.15, fill=True)
     axis.set_xlim(*SHOWN_HU)
     axis.set_ylim(bottom=0)
-    _name(axis, "intensity of each class", x="HU of cached voxels", y="% of the class per HU")
-    _legend(axis)
+    name_chart(axis, "intensity of each class", x="HU of cached voxels", y="% of the class per HU")
+    draw_keys(axis)
 
 
 def _draw_grids(axis: Axes, cases: Sequence[CasePrint]) -> None:
@@ -108,8 +96,8 @@ def _draw_grids(axis: Axes, cases: Sequence[CasePrint]) -> None:
     )
     axis.set_xlim(0, 1.08 * spacing_mm[:, 0].max())
     axis.set_ylim(0, 1.4 * slices.max())  # room for the legend
-    _name(axis, "native grids", x="slice spacing, mm", y="slices")
-    _legend(axis, loc="upper left")
+    name_chart(axis, "native grids", x="slice spacing, mm", y="slices")
+    draw_keys(axis, loc="upper left")
 
 
 def _dot(pixel_mm: Any) -> Any:
@@ -138,8 +126,10 @@ def _draw_levels(axis: Axes, cases: Sequence[CasePrint], levels: dict[str, Any])
     axis.margins(x=0.12, y=0.1)
     low, high = axis.get_ylim()
     axis.set_ylim(low, high + 0.3 * (high - low))  # room for the legend
-    _name(axis, "images, and the augmentation levels", x="mean of (HU − 50) / 200", y="standard deviation")
-    _legend(axis, loc="upper right")
+    name_chart(
+        axis, "images, and the augmentation levels", x="mean of (HU − 50) / 200", y="standard deviation"
+    )
+    draw_keys(axis, loc="upper right")
 
 
 def _scatter(axis: Axes, images: Sequence[Moments], **style: Any) -> None:
@@ -159,20 +149,19 @@ def _draw_volumes(axis: Axes, cases: Sequence[CasePrint]) -> None:
     """Liver volumes, tumours within."""
     volumes = [v for case in cases if (v := case.volume_ml(1))]
     _draw_histogram(axis, np.array(volumes), colour=LIVER_TRUTH, log=False)
-    _name(axis, "liver volume, tumours within", x="mL", y="cases")
+    name_chart(axis, "liver volume, tumours within", x="mL", y="cases")
 
 
 def _draw_tumour_sizes(axis: Axes, cases: Sequence[CasePrint]) -> None:
     """Diameters of the spheres with the tumours' volumes."""
     diameters = np.array([diameter_mm(v) for case in cases for v in case.tumour_volumes_ml])
     _draw_histogram(axis, diameters, colour=TUMOUR_PRED, log=True)
-    _name(axis, "tumour size", x="diameter of the sphere of equal volume, mm", y="tumours")
+    name_chart(axis, "tumour size", x="diameter of the sphere of equal volume, mm", y="tumours")
 
 
 def _draw_histogram(axis: Axes, values: NDArray[np.float64], *, colour: str, log: bool) -> None:
     if not values.size:
-        axis.set(xticks=[], yticks=[])
-        axis.text(0.5, 0.5, "none", color=MUTED, ha="center", va="center", transform=axis.transAxes)
+        say_empty(axis, "none")
         return
     low, high = float(values.min()), float(values.max())
     n_bins = int(np.clip(np.sqrt(values.size) * 2, 8, 40))
@@ -186,11 +175,11 @@ def _draw_histogram(axis: Axes, values: NDArray[np.float64], *, colour: str, log
         edges = np.linspace(min(low, 0.95 * low), high * 1.05, n_bins + 1)
     axis.hist(values, bins=list(edges), color=colour, alpha=0.75, rwidth=0.94)
     axis.axvline(
-        float(np.median(values)), color=TEXT, lw=1.2, ls=(0, (4, 3)), label=f"median {np.median(values):.4g}"
+        float(np.median(values)), color=TEXT, lw=1.2, ls=DASHED, label=f"median {np.median(values):.4g}"
     )
     axis.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
     axis.set_ylim(top=1.18 * axis.get_ylim()[1])  # room for the legend
-    _legend(axis, loc="upper right")
+    draw_keys(axis, loc="upper right")
 
 
 def _draw_tumour_counts(axis: Axes, cases: Sequence[CasePrint]) -> None:
@@ -206,26 +195,4 @@ def _draw_tumour_counts(axis: Axes, cases: Sequence[CasePrint]) -> None:
         axis.set_xlim(-0.6, max(per_count.size, 4) - 0.4)
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
-    _name(axis, "tumours a case", x="tumours", y="cases")
-
-
-# ---- one panel
-
-
-def _style(axis: Axes) -> None:
-    axis.set_facecolor(PANEL)
-    axis.spines[:].set_visible(False)
-    axis.tick_params(colors=MUTED, which="both", labelsize=9, length=0)
-    axis.grid(color=GRID, lw=0.7)
-    axis.set_axisbelow(True)
-
-
-def _name(axis: Axes, title: str, *, x: str, y: str) -> None:
-    axis.set_title(title, color=TEXT, fontsize=11, loc="left", pad=8)
-    axis.set_xlabel(x, color=MUTED, fontsize=9)
-    axis.set_ylabel(y, color=MUTED, fontsize=9)
-
-
-def _legend(axis: Axes, loc: Any = "best") -> None:
-    if axis.get_legend_handles_labels()[0]:
-        axis.legend(frameon=False, labelcolor=TEXT, fontsize=9.5, loc=loc)
+    name_chart(axis, "tumours a case", x="tumours", y="cases")

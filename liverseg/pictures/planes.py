@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +17,7 @@ from scipy import ndimage
 
 from liverseg.pictures.palette import Pen
 
-Volume = NDArray[np.uint8] | NDArray[np.int16]
+Scalar = TypeVar("Scalar", bound=np.generic)
 Spacing = tuple[float, float, float]
 View = tuple[slice, slice, slice]
 
@@ -31,15 +32,27 @@ class Plane:
     axis: int
     index: int
 
-    def cut(self, volume_zyx: Volume, view: View) -> Volume:
+    def cut(self, volume_zyx: NDArray[Scalar], view: View) -> NDArray[Scalar]:
         """The part of the slice inside the box, as it hangs: rows from the top, columns from the left."""
         at = tuple(self.index if axis == self.axis else part for axis, part in enumerate(view))
-        return volume_zyx[at][::-1, ::-1]
+        hung: NDArray[Scalar] = volume_zyx[at][::-1, ::-1]
+        return hung
 
     def pixel_mm(self, spacing_zyx_mm: Spacing) -> tuple[float, float]:
         """Height and width of a pixel of the slice."""
         height, width = (s for axis, s in enumerate(spacing_zyx_mm) if axis != self.axis)
         return height, width
+
+    def height_over_width(self, view: View, spacing_zyx_mm: Spacing) -> float:
+        """Of what is cut, in mm."""
+        sizes_mm = [(part.stop - part.start) * mm for part, mm in zip(view, spacing_zyx_mm, strict=True)]
+        height, width = (size for axis, size in enumerate(sizes_mm) if axis != self.axis)
+        return float(height / width)
+
+    @property
+    def name(self) -> str:
+        """The direction of the cut, and its axis."""
+        return ("axial z", "coronal y", "sagittal x")[self.axis]
 
     @property
     def sides(self) -> tuple[str, str]:
@@ -87,6 +100,12 @@ def _outline(label_zyx: NDArray[np.uint8], pen: Pen) -> Outline:
             per_y += np.count_nonzero(mask_yx, axis=1)
             per_x += np.count_nonzero(mask_yx, axis=0)
     return Outline(label_zyx=label_zyx, pen=pen, voxels_along_zyx=(per_z, per_y, per_x))
+
+
+def whole_view(shape_zyx: tuple[int, ...]) -> View:
+    """The box with all voxels."""
+    z, y, x = (slice(0, n) for n in shape_zyx)
+    return z, y, x
 
 
 def overlay_planes(outlines: Sequence[Outline], shape_zyx: tuple[int, ...]) -> tuple[Plane, ...]:
@@ -165,7 +184,6 @@ def _widened(part: slice, margin: int, size: int) -> slice:
     return slice(max(0, part.start - margin), min(size, part.stop + margin))
 
 
-def height_over_width(view: View, spacing_zyx_mm: Spacing) -> float:
+def axial_height_over_width(view: View, spacing_zyx_mm: Spacing) -> float:
     """Height over width of the axial pictures, within what a page bears."""
-    _, height, width = ((part.stop - part.start) * s for part, s in zip(view, spacing_zyx_mm, strict=True))
-    return min(max(float(height / width), 0.5), 1.2)
+    return min(max(Plane(axis=0, index=0).height_over_width(view, spacing_zyx_mm), 0.5), 1.2)

@@ -10,8 +10,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from liverseg.pictures.palette import GRID, LIVER_PRED, LIVER_TRUTH, MUTED, PANEL, TEXT, TUMOUR_PRED
-from liverseg.pictures.sheet import draw_title, grid, new_figure
+from liverseg.pictures.chart import draw_keys, name_chart, say_empty, style_chart
+from liverseg.pictures.palette import LIVER_PRED, LIVER_TRUTH, TEXT, TUMOUR_PRED
+from liverseg.pictures.sheet import grid, new_figure
 
 
 def progress_figure(history: Mapping[str, Sequence[float]]) -> Figure:
@@ -23,8 +24,7 @@ def progress_figure(history: Mapping[str, Sequence[float]]) -> Figure:
             (validation need not run each epoch) and its neighbours are joined; without "epoch", epochs
             count from 1.
     """
-    figure = new_figure(width_in=12.6, height_in=7.6)
-    draw_title(figure, "Training progress")
+    figure = new_figure("Training progress", width_in=12.6, height_in=7.6)
     panels = grid(figure, 2, 2, left_in=0.65, right_in=12.4, bottom_in=0.6, gap_in=(0.85, 0.65))
     loss, dice, rate, speed = panels
     _draw_curves(
@@ -82,16 +82,10 @@ def _points(
 
 
 def _style_curves(axis: Axes, name: str) -> None:
-    axis.set_facecolor(PANEL)
-    axis.set_title(name, color=TEXT, fontsize=11, loc="left", pad=8)
-    axis.spines[:].set_visible(False)
+    style_chart(axis)
+    name_chart(axis, name, x="epoch" if axis.lines else "")
     if not axis.lines:
-        axis.set(xticks=[], yticks=[])
-        axis.text(0.5, 0.5, "no values yet", color=MUTED, ha="center", va="center", transform=axis.transAxes)
+        say_empty(axis, "no values yet")
         return
-    axis.set_xlabel("epoch", color=MUTED, fontsize=9)
-    axis.tick_params(colors=MUTED, which="both", labelsize=9, length=0)
-    axis.grid(color=GRID, lw=0.7)
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-    if axis.get_legend_handles_labels()[0]:
-        axis.legend(frameon=False, labelcolor=TEXT, fontsize=9.5)
+    draw_keys(axis)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,7 +14,8 @@ from matplotlib.figure import Figure
 from data_cache.files import replacing
 from liverseg.pictures.palette import BACKGROUND, DPI, MUTED, TEXT
 
-_TITLE_IN, _LEGEND_IN, _GAP_IN, _EDGE_IN = 0.9, 0.5, 0.06, 0.2
+TITLE_IN = 0.9
+_LEGEND_IN, _GAP_IN, _EDGE_IN = 0.5, 0.06, 0.2
 
 
 def save(figure: Figure, path: Path) -> Path:
@@ -23,10 +25,13 @@ def save(figure: Figure, path: Path) -> Path:
     return path
 
 
-def new_figure(*, width_in: float, height_in: float) -> Figure:
-    """An empty page in the background colour."""
+def new_figure(title: str, *, width_in: float, height_in: float) -> Figure:
+    """A page in the background colour, empty but for its title: the first line bold, the others smaller below it."""
     figure = Figure(figsize=(width_in, height_in), dpi=DPI, facecolor=BACKGROUND)
     FigureCanvasAgg(figure)
+    head, _, rest = title.partition("\n")
+    _title_line(figure, 0.34, head, colour=TEXT, size=15.0, weight="bold")
+    _title_line(figure, 0.64, rest, colour=MUTED, size=10.5, weight="normal")
     return figure
 
 
@@ -46,11 +51,42 @@ def _layout(
     height_in = rows * (panel_in[0] + _GAP_IN) - _GAP_IN
     middle_in = _EDGE_IN + columns * (panel_in[1] + _GAP_IN)
     width_in = middle_in + side_in + _EDGE_IN
-    figure = new_figure(width_in=width_in, height_in=height_in + _TITLE_IN + _LEGEND_IN)
-    draw_title(figure, title)
+    figure = new_figure(title, width_in=width_in, height_in=height_in + TITLE_IN + _LEGEND_IN)
     axial = grid(figure, rows, columns, left_in=_EDGE_IN, right_in=middle_in - _GAP_IN)
     sides = grid(figure, 2, 1, left_in=middle_in, right_in=width_in - _EDGE_IN)
     return figure, [*axial, *sides]
+
+
+def rows_layout(
+    title: str,
+    heights_in: Sequence[float],
+    *,
+    columns: int,
+    width_in: float,
+    head_in: float = 0.0,
+    foot_in: float,
+) -> tuple[Figure, list[list[Axes]]]:
+    """Rows of panels of one width, each row as high as it has to be.
+
+    Args:
+        title: As ``new_figure`` has it.
+        heights_in: Of the rows, from the top.
+        width_in: Of each panel.
+        head_in: Room between the title and the first row.
+        foot_in: Room below the last row.
+    """
+    size_in = (
+        2 * _EDGE_IN + columns * (width_in + _GAP_IN) - _GAP_IN,
+        TITLE_IN + head_in + sum(heights_in) + _GAP_IN * (len(heights_in) - 1) + foot_in,
+    )
+    figure = new_figure(title, width_in=size_in[0], height_in=size_in[1])
+    lefts_in = [_EDGE_IN + column * (width_in + _GAP_IN) for column in range(columns)]
+    rows, top_in = [], size_in[1] - TITLE_IN - head_in
+    for height_in in heights_in:
+        boxes_in = [(left_in, top_in - height_in, width_in, height_in) for left_in in lefts_in]
+        rows.append([add_panel(figure, box_in) for box_in in boxes_in])
+        top_in -= height_in + _GAP_IN
+    return figure, rows
 
 
 def grid(
@@ -65,22 +101,19 @@ def grid(
 ) -> list[Axes]:
     """Panels row by row from under the title down to ``bottom_in``."""
     size = figure.get_size_inches()
-    height = (size[1] - _TITLE_IN - bottom_in - gap_in[0] * (rows - 1)) / rows
+    height = (size[1] - TITLE_IN - bottom_in - gap_in[0] * (rows - 1)) / rows
     width = (right_in - left_in - gap_in[1] * (columns - 1)) / columns
     lefts = [left_in + column * (width + gap_in[1]) for column in range(columns)]
     bottoms = [bottom_in + row * (height + gap_in[0]) for row in reversed(range(rows))]
-    return [
-        figure.add_axes((left / size[0], bottom / size[1], width / size[0], height / size[1]))
-        for bottom in bottoms
-        for left in lefts
-    ]
+    return [add_panel(figure, (left, bottom, width, height)) for bottom in bottoms for left in lefts]
 
 
-def draw_title(figure: Figure, title: str) -> None:
-    """The first line of ``title`` bold, the others smaller below it."""
-    head, _, rest = title.partition("\n")
-    _title_line(figure, 0.34, head, colour=TEXT, size=15.0, weight="bold")
-    _title_line(figure, 0.64, rest, colour=MUTED, size=10.5, weight="normal")
+def add_panel(figure: Figure, box_in: tuple[float, float, float, float]) -> Axes:
+    """A panel at so many inches from the left and from the bottom, so wide and so high."""
+    (left, bottom, width, height), (page_width, page_height) = box_in, figure.get_size_inches()
+    return figure.add_axes(
+        (left / page_width, bottom / page_height, width / page_width, height / page_height)
+    )
 
 
 def _title_line(figure: Figure, down_in: float, text: str, *, colour: str, size: float, weight: str) -> None:
@@ -98,16 +131,16 @@ def _title_line(figure: Figure, down_in: float, text: str, *, colour: str, size:
     )
 
 
-def draw_legend(figure: Figure, keys: Sequence[Artist]) -> None:
-    """All ``keys`` in a row at the bottom; nothing without any."""
+def draw_legend(figure: Figure, keys: Sequence[Artist], *, rows: int = 1) -> None:
+    """All ``keys`` at the bottom, column by column; nothing without any."""
     if not keys:
         return
     width_in, height_in = figure.get_size_inches()
     figure.legend(
         handles=list(keys),
         loc="center left",
-        bbox_to_anchor=(0.12 / width_in, 0.25 / height_in),
-        ncols=len(keys),
+        bbox_to_anchor=(0.12 / width_in, (0.09 + 0.16 * rows) / height_in),
+        ncols=math.ceil(len(keys) / rows),
         frameon=False,
         labelcolor=TEXT,
         fontsize=10,

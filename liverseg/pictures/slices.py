@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,21 +9,19 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from data_cache.geometry import DepthWindow, Grid, resampled_grid
 from data_cache.schema import View
 from liverseg.evaluation.metrics import union_box
 from liverseg.inference.uncertainty import MOST_ENTROPY, entropy
-from liverseg.pictures.figures import LIVER_PRED, LIVER_TRUTH, TUMOUR_PRED, TUMOUR_TRUTH
+from liverseg.pictures.data_uri import jpeg_uri, png_uri, tiled
+from liverseg.pictures.palette import LIVER_PRED, LIVER_TRUTH, TUMOUR_PRED, TUMOUR_TRUTH
 from pipeline.resample import average_plane, box_weights, linear_weights
 
 SHOWN_HU = (-350, 450)  # 256 steps of 3 HU: every soft-tissue window is inside
 MAX_VOXELS = 1_500_000  # of one volume on a page
 CONTEXT_MM = 40.0  # shown above and below what is labelled
 MAX_CASE_BYTES = 400_000  # on a page, all volumes of a case together
-# Noise takes three times the bytes of a smooth scan: the quality falls until it fits.
-QUALITIES = (88, 80, 70, 60, 45, 30, 15)
 UNCERTAIN = "#ffffff"
 
 
@@ -146,7 +142,7 @@ def encoded(
     low, high = SHOWN_HU
     grey_zyx = np.rint((np.clip(image_zyx, low, high) - low) * (255 / (high - low))).astype(np.uint8)
     columns = max(1, round(math.sqrt(grey_zyx.shape[0])))
-    overlay = None if overlay_zyx is None else _png(_tiled(overlay_zyx, columns))
+    overlay = None if overlay_zyx is None else png_uri(tiled(overlay_zyx, columns))
     room = max_bytes - 2048 - len(overlay or "")  # two kilobytes for all the rest
     return {
         "name": name,
@@ -155,7 +151,7 @@ def encoded(
         "hu": list(SHOWN_HU),
         "columns": columns,
         "native": [native.start, native.stop],
-        "image": _jpeg(_tiled(grey_zyx, columns), max_bytes=room),
+        "image": jpeg_uri(tiled(grey_zyx, columns), max_bytes=room),
         "overlay": overlay,
         "layers": [
             {f: getattr(layer, f) for f in ("name", "kind", "shift", "bits", "colours", "shown")}
@@ -229,34 +225,3 @@ def _to_shown(
         optimize=True,
     )
     return shown
-
-
-# ---- pictures
-
-
-def _tiled(volume_zyx: NDArray[np.uint8], columns: int) -> NDArray[np.uint8]:
-    n_z, n_y, n_x = volume_zyx.shape
-    rows = -(-n_z // columns)
-    padded = np.zeros((rows * columns, n_y, n_x), dtype=np.uint8)
-    padded[:n_z] = volume_zyx
-    return padded.reshape(rows, columns, n_y, n_x).swapaxes(1, 2).reshape(rows * n_y, columns * n_x)
-
-
-def _jpeg(grey_yx: NDArray[np.uint8], *, max_bytes: int) -> str:
-    for quality in QUALITIES:
-        file = io.BytesIO()
-        Image.fromarray(grey_yx).save(file, "JPEG", quality=quality, optimize=True)
-        uri = _data_uri("image/jpeg", file)
-        if len(uri) <= max_bytes:
-            break
-    return uri
-
-
-def _png(bytes_yx: NDArray[np.uint8]) -> str:
-    file = io.BytesIO()
-    Image.fromarray(bytes_yx).save(file, "PNG", optimize=True)
-    return _data_uri("image/png", file)
-
-
-def _data_uri(kind: str, file: io.BytesIO) -> str:
-    return f"data:{kind};base64,{base64.b64encode(file.getvalue()).decode()}"

@@ -14,7 +14,9 @@ from torch import Tensor
 
 from data_cache.schema import View
 from liverseg.model.inputs import InputConfig, class_fractions, network_input
-from liverseg.pictures.figures import BACKGROUND, LIVER_TRUTH, MUTED, TEXT, TUMOUR_PRED
+from liverseg.pictures.palette import TEXT
+from liverseg.pictures.panel import draw_share_edges, show_values
+from liverseg.pictures.sheet import TITLE_IN, new_figure
 from liverseg.training.augment import (
     AugmentConfig,
     ContrastParams,
@@ -34,7 +36,7 @@ CONTRASTS = (-0.5, -0.25, 0.0, 0.25, 0.5)
 WINDOW_HU = (-110.0, 190.0)
 MESH_VOXELS = 8
 STILL = AugmentConfig(elastic_probability=1.0, sigma=0.0, rotation_degrees=0.0, scale=0.0)
-_PANEL_IN, _TITLE_IN, _SEED = 2.35, 0.85, 3
+_PANEL_IN, _SEED = 2.35, 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -65,15 +67,12 @@ def augment_figure(view: View, *, title: str) -> Figure:
     """
     panels = list(_panels(view))
     rows = len(panels) // len(CONTROLPOINTS)
-    size = (len(CONTROLPOINTS) * _PANEL_IN, rows * _PANEL_IN * 1.08 + _TITLE_IN)
-    figure = Figure(figsize=size, facecolor=BACKGROUND)
+    height_in = rows * _PANEL_IN * 1.08 + TITLE_IN
+    figure = new_figure(title, width_in=len(CONTROLPOINTS) * _PANEL_IN, height_in=height_in)
     axes = figure.subplots(rows, len(CONTROLPOINTS))
     figure.subplots_adjust(
-        left=0.01, right=0.99, bottom=0.008, top=1 - (_TITLE_IN + 0.1) / size[1], wspace=0.03, hspace=0.12
+        left=0.01, right=0.99, bottom=0.008, top=1 - (TITLE_IN + 0.1) / height_in, wspace=0.03, hspace=0.12
     )
-    head, _, rest = title.partition("\n")
-    figure.text(0.012, 1 - 0.28 / size[1], head, color=TEXT, fontsize=14, weight="bold", va="center")
-    figure.text(0.012, 1 - 0.56 / size[1], rest, color=MUTED, fontsize=10, va="center")
     for axis, panel in zip(axes.flat, panels, strict=True):
         _draw(axis, panel)
     return figure
@@ -139,14 +138,12 @@ def _draw(axis: Axes, panel: _Panel) -> None:
     """As a radiologist sees it: front up, the patient's right on the left."""
     shown = InputConfig()
     black, white = ((hu - shown.centre_hu) / shown.scale_hu for hu in WINDOW_HU)
-    axis.imshow(panel.image_yx[::-1, ::-1], cmap="gray", vmin=black, vmax=white, interpolation="nearest")
+    show_values(axis, panel.image_yx[::-1, ::-1], (1.0, 1.0), cmap="gray", limits=(black, white))
     if panel.mesh_2yx is not None:
-        for coordinate_yx in panel.mesh_2yx:
+        y, x = (np.arange(n) + 0.5 for n in panel.image_yx.shape)  # the centres of the pixels
+        for coordinate_yx in panel.mesh_2yx[:, ::-1, ::-1]:
             levels = np.arange(MESH_VOXELS, coordinate_yx.max(), MESH_VOXELS)
-            axis.contour(coordinate_yx[::-1, ::-1], levels=levels, colors=TEXT, linewidths=0.4, alpha=0.55)
-    liver, tumour = panel.foreground_cyx
-    for share_yx, colour in ((liver + tumour, LIVER_TRUTH), (tumour, TUMOUR_PRED)):
-        if share_yx.max() > 0.5 > share_yx.min():
-            axis.contour(share_yx[::-1, ::-1], levels=[0.5], colors=colour, linewidths=1.2)
+            axis.contour(x, y, coordinate_yx, levels=levels, colors=TEXT, linewidths=0.4, alpha=0.55)
+    liver, tumour = panel.foreground_cyx[:, ::-1, ::-1]
+    draw_share_edges(axis, liver, tumour, (1.0, 1.0))
     axis.set_title(panel.title, color=TEXT, fontsize=9, pad=3)
-    axis.set_axis_off()

@@ -13,7 +13,9 @@ from typing import Any
 from data_cache.files import write_text
 from data_cache.reader import CacheStore
 from liverseg.model.inputs import decide
-from liverseg.pictures.figures import overlay_figure, progress_figure, save
+from liverseg.pictures.figures import overlay_figure
+from liverseg.pictures.progress import progress_figure
+from liverseg.pictures.sheet import save
 from liverseg.training.checkpoint import BEST, LAST, save_checkpoint
 from liverseg.training.config import TrainConfig
 from liverseg.training.state import Row, TrainState
