@@ -38,5 +38,7 @@ def oracle(truth_zyx: NDArray[Any], monkeypatch: pytest.MonkeyPatch) -> Predicto
 
     monkeypatch.setattr(ThinScan, "view", remember)
     monkeypatch.setattr(Predictor, "foreground", know)
-    member = Member(network=UNet(NetworkConfig(base_channels=1, depth=1)), input=InputConfig())
+    member = Member(
+        network=UNet(NetworkConfig(base_channels=1, depth=1)), input=InputConfig(), source="oracle"
+    )
     return Predictor(members=(member,), spec=SPEC, device=torch.device("cpu"), autocast=False)

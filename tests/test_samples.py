@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -21,13 +22,17 @@ import liverseg
 from data_cache.errors import CacheError, ConfigError
 from data_cache.geometry import DepthWindow, resampled_grid
 from liverseg.cli import main
+from liverseg.evaluation.calibration import ErrorRanking, ReliabilityCounts
+from liverseg.evaluation.diversity import PairCounts
 from liverseg.evaluation.evaluate import evaluate
+from liverseg.evaluation.neighbourhood import NEAR_MM, near_liver
 from liverseg.evaluation.scoring import score_labels
-from liverseg.evaluation.trust import NEAR_MM, NativeCase, judge_case, near_liver, risk_of
-from liverseg.evaluation.trust_calibration import calibrate, calibrate_apart
+from liverseg.evaluation.trust import CaseTrust, NativeCase, judge_case, risk_of
+from liverseg.evaluation.trust_calibration import Calibration, _calibration_case, calibrate, calibrate_apart
+from liverseg.evaluation.trust_summary import summarise_trust, trust_row
 from liverseg.inference.segment import Predictor, keep_liver, load_predictor, segment
-from liverseg.inference.uncertainty import MOST_ENTROPY, entropy, mutual_information
-from liverseg.inference.uncertainty_files import find_doubts, native_volumes_ml
+from liverseg.inference.uncertainty import MOST_ENTROPY, VolumeInterval, decided, entropy, mutual_information
+from liverseg.inference.uncertainty_files import Doubts, find_doubts, native_volumes_ml
 from liverseg.model.losses import LossConfig
 from liverseg.training.split import Split, load_split, together
 from liverseg.training.train import train
@@ -80,7 +85,7 @@ def test_samples_of_a_scan_are_the_same_every_time_and_their_mean_is_the_answer(
     assert not np.array_equal(found.samples_nczyx[0], found.samples_nczyx[1])
     grid = resampled_grid(thin.header.grid, found.window, predictor.spec.shape_zyx)
     mean = keep_liver(found.samples_nczyx.mean(axis=0), voxel_volume_ml=grid.voxel_volume_ml)
-    np.testing.assert_array_equal(found.foreground_czyx, mean)
+    np.testing.assert_allclose(found.foreground_czyx, mean, atol=3e-7)
 
 
 def test_one_sample_of_a_network_that_is_not_stochastic_is_its_answer(tiny_run: Path, image: Path) -> None:
@@ -94,14 +99,15 @@ def test_one_sample_of_a_network_that_is_not_stochastic_is_its_answer(tiny_run: 
 
 def test_members_of_an_ensemble_are_its_samples(tiny_run: Path, ssn_run: Path, image: Path) -> None:
     both = load_predictor(tiny_run, ssn_run, device="cpu", samples=4)
-    # Two of four are dealt to each, and the first gives one.
-    assert both.n_drawn == 3
+    # Two of four from each, so that each weighs a half; the first has but one answer, and gives it twice.
+    assert both.n_drawn == 4
     view = read_scan(image, both.spec)
     picture = view.view(view.scan_window, both.spec).image_zyx
     drawn = both.draw(picture)
-    assert len(drawn) == 3
     alone = load_predictor(tiny_run, device="cpu").foreground(picture)
     np.testing.assert_array_equal(drawn[0], alone)
+    np.testing.assert_array_equal(drawn[1], alone)
+    assert not np.array_equal(drawn[2], drawn[3])
 
 
 def test_a_scan_without_a_liver_has_samples_of_the_whole_scan(
@@ -116,6 +122,8 @@ def test_a_scan_without_a_liver_has_samples_of_the_whole_scan(
     doubts = find_doubts(found.samples_nczyx, thin.scan_window, thin.header)
     assert doubts.liver_ml.mean_ml == 0
     assert doubts.lesions == ()
+    # What is too small for a liver may be sure of itself: the scan is as doubtful as any all the same.
+    assert doubts.case_uncertainty == MOST_ENTROPY
 
 
 # ---- what predict writes
@@ -124,16 +132,17 @@ def test_a_scan_without_a_liver_has_samples_of_the_whole_scan(
 def test_what_predict_writes_beside_the_label(run: Run, ssn_run: Path, image: Path, tmp_path: Path) -> None:
     result = run("predict", ssn_run, image, "--out", tmp_path, "--samples", 4, "--preview", "--device", "cpu")
     assert result.exit_code == 0, result.output
-    names = {p.name.removeprefix("liver_0") for p in tmp_path.iterdir()}
-    maps = {"_entropy.nii.gz", "_information.nii.gz", "_tumour.nii.gz"}
-    assert names == {".nii.gz", ".png", "_uncertainty.json", "_uncertainty.png", *maps}
-    doubts = json.loads((tmp_path / "liver_0_uncertainty.json").read_text())
+    assert {p.name for p in tmp_path.iterdir()} == {"liver_0.nii.gz", "liver_0.png", "liver_0_uncertainty"}
+    folder = tmp_path / "liver_0_uncertainty"
+    maps = {"entropy.nii.gz", "information.nii.gz", "tumour.nii.gz"}
+    assert {p.name for p in folder.iterdir()} == {"doubts.json", "doubts.png", *maps}
+    doubts = json.loads((folder / "doubts.json").read_text())
     assert doubts["samples"] == 4
     assert doubts["liver_ml"]["low_ml"] <= doubts["liver_ml"]["mean_ml"] <= doubts["liver_ml"]["high_ml"]
     assert doubts["liver_ml"]["low_ml"] < doubts["liver_ml"]["high_ml"]
     assert f"uncertainty {doubts['case_uncertainty']:.3f}" in result.output.replace("\n", " ")
     for name in maps:
-        read = nib.Nifti1Image.from_filename(tmp_path / f"liver_0{name}")
+        read = nib.Nifti1Image.from_filename(folder / name)
         np.testing.assert_array_equal(read.affine, nib.Nifti1Image.from_filename(image).affine)
         assert read.shape == nib.Nifti1Image.from_filename(image).shape
 
@@ -161,7 +170,7 @@ def test_maps_are_those_of_the_samples_on_the_scans_grid(
     }
     for name, values in expected.items():
         native = np.concatenate(list(native_values(values, found.window, thin.header)))
-        written = voxels(tmp_path / "out" / f"turned_{name}.nii.gz").transpose(2, 1, 0)
+        written = voxels(tmp_path / "out" / "turned_uncertainty" / f"{name}.nii.gz").transpose(2, 1, 0)
         # A step is 1/255 of the most, and what is below half of one is cut before it is interpolated.
         most = 1.0 if name == "tumour" else MOST_ENTROPY
         np.testing.assert_allclose(written, native, atol=1.01 * most / 255)
@@ -184,9 +193,9 @@ def test_native_volumes_are_those_of_the_labels(ssn_run: Path, image: Path) -> N
 def test_predict_says_what_cannot_be_drawn(run: Run, tiny_run: Path, image: Path, tmp_path: Path) -> None:
     result = run("predict", tiny_run, image, "--out", tmp_path, "--samples", 8, "--device", "cpu")
     assert result.exit_code == 0, result.output
-    assert "1 of 8 samples: a network that is not stochastic gives one" in result.output
-    assert json.loads((tmp_path / "liver_0_uncertainty.json").read_text())["samples"] == 1
-    assert not voxels(tmp_path / "liver_0_information.nii.gz").any()
+    assert "1 samples for 8: networks that are not stochastic give one each" in result.output
+    assert json.loads((tmp_path / "liver_0_uncertainty" / "doubts.json").read_text())["samples"] == 1
+    assert not voxels(tmp_path / "liver_0_uncertainty" / "information.nii.gz").any()
     clash = run("predict", tiny_run, image, "--out", tmp_path, "--samples", 8, "--tta")
     assert clash.exit_code == 2
     assert "--tta and --samples exclude each other" in clash.output
@@ -199,7 +208,7 @@ def test_doubts_from_python(run: Run, ssn_run: Path, image: Path, tmp_path: Path
     assert len(found.samples_nczyx) == found.doubts.samples == 3
     result = run("predict", ssn_run, image, "--out", tmp_path, "--samples", 3, "--device", "cpu")
     assert result.exit_code == 0, result.output
-    written = json.loads((tmp_path / "liver_0_uncertainty.json").read_text())
+    written = json.loads((tmp_path / "liver_0_uncertainty" / "doubts.json").read_text())
     assert written["tumour_ml"] == asdict(found.doubts.tumour_ml)
     assert liverseg.load(ssn_run, device="cpu").segment(image).doubts is None
 
@@ -369,9 +378,12 @@ def test_evaluate_refuses_what_makes_no_sense(
     assert words in " ".join(result.output.split())
 
 
-def test_evaluate_without_samples_writes_none_of_it(
+def test_evaluate_without_samples_writes_none_of_it_and_leaves_none(
     ssn_run: Path, tiny_world: TinyWorld, tmp_path: Path
 ) -> None:
+    (tmp_path / "uncertainty").mkdir()
+    for name in ("uncertainty.json", "uncertainty.csv", "reliability.png", "uncertainty/liver_9.png"):
+        (tmp_path / name).write_text("of an earlier evaluation")
     predictor, split = load_predictor(ssn_run, device="cpu"), load_split(ssn_run)
     (done,) = evaluate(
         predictor,
@@ -383,7 +395,11 @@ def test_evaluate_without_samples_writes_none_of_it(
         report=lambda *_: None,
     )
     assert done.trust is None
-    assert not list(tmp_path.glob("uncertainty*"))
+    assert not list(tmp_path.glob("uncertainty.*"))
+    assert not list(tmp_path.glob("uncertainty/*"))
+    assert not list(tmp_path.glob("reliability.png"))
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert (summary["models"], summary["samples"]) == ([str(ssn_run)], 0)
 
 
 def test_uncertainty_is_at_borders_and_not_in_the_air(ssn_run: Path, image: Path) -> None:
@@ -399,3 +415,124 @@ def test_uncertainty_is_at_borders_and_not_in_the_air(ssn_run: Path, image: Path
     air = ndimage.minimum_filter(view.image_zyx < -900, size=3)
     assert air.any()
     assert doubt[border].mean() > 5 * doubt[air].mean()
+
+
+# ---- all cases, by hand
+
+
+def hand_case(
+    case_id: str, *, uncertainty: float, risk: float, interval: tuple[float, float], truth_ml: float
+) -> CaseTrust:
+    """Liver and tumour volumes of the mean of ``interval``, a sixth of it for a standard deviation."""
+    low, high = interval
+    volume = VolumeInterval(mean_ml=(low + high) / 2, sd_ml=(high - low) / 6, low_ml=low, high_ml=high)
+    voxels_zyx = np.array([[[0.2, 0.9]]], dtype=np.float32)
+    counts = ReliabilityCounts.from_block(voxels_zyx, voxels_zyx > 0.5)
+    return CaseTrust(
+        case_id=case_id,
+        doubts=Doubts(samples=2, case_uncertainty=uncertainty, liver_ml=volume, tumour_ml=volume, lesions=()),
+        risk=risk,
+        reliability={"liver": counts, "tumour": counts},
+        tempered=None,
+        errors=ErrorRanking.from_block(voxels_zyx, voxels_zyx < 0.5),
+        pairs=PairCounts.from_block(np.ones((2, 1, 1, 2), np.uint8), np.ones((1, 1, 2), np.uint8)),
+        truth_ml={"liver": truth_ml, "tumour": 0.0},
+    )
+
+
+def test_a_summary_of_three_cases_by_hand() -> None:
+    cases = [
+        hand_case("a", uncertainty=0.1, risk=0.0, interval=(90, 102), truth_ml=100),  # inside
+        hand_case("b", uncertainty=0.2, risk=0.1, interval=(90, 102), truth_ml=104),  # 8 from 96: 4 sd
+        hand_case("c", uncertainty=0.3, risk=0.5, interval=(90, 102), truth_ml=130),  # 34 from 96: 17 sd
+    ]
+    calibration = Calibration(case_ids=("v",), temperature=None, widening={"liver": 5.0, "tumour": None})
+    summary = summarise_trust(cases, calibration)
+    # The more doubtful, the lower the Dice: against the Dice, and not against the risk.
+    assert summary["spearman"]["rho"] == pytest.approx(-1)
+    covered = summary["volume_intervals"]["liver"]
+    assert (covered["samples"]["n_covered"], covered["widened"]["n_covered"]) == (1, 2)
+    # No case has a tumour: none of them counts, and nothing was fitted.
+    assert summary["volume_intervals"]["tumour"]["samples"]["n_cases"] == 0
+    assert summary["volume_intervals"]["tumour"]["widened"] is None
+    # Selective risks 0, 0.05, 0.2 in the best order that there is.
+    assert summary["aurc"] == pytest.approx(0.25 / 3)
+    assert summary["excess_aurc"] == pytest.approx(0)
+    # |0.2 - 0| and |0.9 - 1|, one voxel each: 0.15.
+    assert summary["calibration"]["liver"]["ece"] == pytest.approx(0.15)
+    assert summary["ged_iou"]["mean"] == 0
+    assert [row["case"] for row in map(trust_row, cases)] == ["a", "b", "c"]
+
+
+def test_a_calibration_case_has_liver_and_tumour_of_its_label(ssn_run: Path, tiny_world: TinyWorld) -> None:
+    predictor, store = load_predictor(ssn_run, device="cpu", samples=2), tiny_world.store
+    case_id = next(i for i in store.case_ids if store.meta(i).volume_ml(2))
+    case = _calibration_case(predictor, store, case_id)
+    liver_ml, tumour_ml = store.meta(case_id).volume_ml(1), store.meta(case_id).volume_ml(2)
+    assert liver_ml is not None
+    assert tumour_ml is not None
+    assert case.truth_ml == {"liver": liver_ml + tumour_ml, "tumour": tumour_ml}
+    view = store.read(case_id, "liver")
+    assert view.fractions_czyx is not None
+    truth_zyx = decided(view.fractions_czyx.astype(np.float32) / np.float32(255))
+    # All of the true liver counts, also what was not found.
+    assert np.count_nonzero(case.truth_v) == np.count_nonzero(truth_zyx)
+    assert case.foreground_cv.shape == (2, case.truth_v.size)
+
+
+def test_only_cases_with_a_tumour_say_how_far_its_intervals_reach(
+    ssn_run: Path, tiny_world: TinyWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    def remember(intervals: list[VolumeInterval], truths_ml: list[float]) -> float:
+        asked.append(len(intervals))
+        return float(min(truths_ml))
+
+    monkeypatch.setattr("liverseg.evaluation.trust_calibration.fit_widening", remember)
+    predictor, store = load_predictor(ssn_run, device="cpu", samples=2), tiny_world.store
+    with_tumour = {i for i in store.case_ids if store.meta(i).volume_ml(2)}
+    none = replace(store.meta("liver_0"), voxel_counts=(3000, 700, 0))
+    metas = {i: none if i == "liver_0" else store.meta(i) for i in store.case_ids}
+    monkeypatch.setattr(type(store), "meta", lambda _, case_id: metas[case_id])
+    calibration = calibrate(predictor, store, store.case_ids)
+    assert asked == [len(store.case_ids), len(with_tumour - {"liver_0"})]
+    assert calibration.widening["tumour"] is not None
+    assert calibration.widening["tumour"] > 0
+
+
+def test_maps_do_not_pass_for_labels_or_scans(run: Run, ssn_run: Path, image: Path, tmp_path: Path) -> None:
+    for name in ("a", "a_entropy"):
+        shutil.copy(image, tmp_path / f"{name}.nii.gz")
+    before = (tmp_path / "a_entropy.nii.gz").read_bytes()
+    out = tmp_path / "out"
+    result = run("predict", ssn_run, tmp_path / "a.nii.gz", "--out", out, "--samples", 2, "--device", "cpu")
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "a_entropy.nii.gz").read_bytes() == before
+    (tmp_path / "truth").mkdir()
+    shutil.copy(out / "a.nii.gz", tmp_path / "truth" / "a.nii.gz")
+    scored = run("score", out, tmp_path / "truth")
+    assert scored.exit_code == 0, scored.output
+
+
+def test_an_ensemble_has_a_folder_of_its_own(
+    run: Run, ssn_run: Path, tiny_run: Path, tiny_world: TinyWorld, tmp_path: Path
+) -> None:
+    runs = [Path(shutil.copytree(folder, tmp_path / folder.parent.name)) for folder in (ssn_run, tiny_run)]
+    case = load_split(ssn_run).val[0]
+    common = (tiny_world.cache, "--raw", tiny_world.raw, "--case", case, "--device", "cpu")
+    assert run("evaluate", runs[0], *common).exit_code == 0
+    alone = (runs[0] / "evaluation" / "summary.json").read_bytes()
+    together = run("evaluate", runs[0], *common, "--with", runs[1], "--samples", 2)
+    assert together.exit_code == 0, together.output
+    assert (runs[0] / "evaluation" / "summary.json").read_bytes() == alone
+    summary = json.loads((runs[0] / "ensemble" / "summary.json").read_text())
+    assert (summary["models"], summary["samples"]) == ([str(r) for r in runs], 2)
+
+
+@pytest.mark.parametrize(
+    "options", [{"tta": True, "samples": 2}, {"tta": True, "fast": True}, {"samples": -1}]
+)
+def test_what_cannot_be_asked_for_together_is_refused(ssn_run: Path, options: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="tta excludes fast and samples"):
+        liverseg.load(ssn_run, device="cpu", **options)

@@ -228,9 +228,9 @@ def test_an_ssn_learns_how_far_two_readers_differ() -> None:
     ("kinds", "n", "expected"),
     [
         (("dropout",), 16, (16,)),
-        (("dropout", "dropout", "ssn"), 16, (6, 5, 5)),
+        (("dropout", "dropout", "ssn"), 16, (6, 6, 6)),
         (("none", "none", "none"), 16, (1, 1, 1)),
-        (("none", "dropout"), 8, (1, 4)),
+        (("none", "dropout"), 8, (4, 4)),
         (("ssn", "ssn", "ssn"), 2, (1, 1, 1)),
     ],
 )
@@ -251,21 +251,17 @@ def test_faults_of_the_configuration() -> None:
         LossConfig(likelihood_samples=0)
 
 
-def test_training_an_ssn_is_repeatable_and_resumes(tiny_world: TinyWorld, tmp_path: Path) -> None:
+def test_training_an_ssn_is_repeatable(tiny_world: TinyWorld, tmp_path: Path) -> None:
     base = tiny_config(epochs=2, steps=2)
-    config = replace(
-        base, model=replace(base.model, stochastic="ssn", rank=2), loss=LossConfig(likelihood_samples=3)
+    model = replace(base.model, stochastic="ssn", rank=2, deep_supervision=True)
+    config = replace(base, model=model, loss=LossConfig(likelihood_samples=3))
+    first, again = (
+        train(tiny_world.store, tmp_path / name, config, resume=False, watcher=SILENT) for name in "ab"
     )
-    straight = train(tiny_world.store, tmp_path / "a", config, resume=False, watcher=SILENT)
-    shorter = replace(config, optim=replace(config.optim, epochs=1))
-    train(tiny_world.store, tmp_path / "b", shorter, resume=False, watcher=SILENT)
-    # The schedule is that of one epoch in the first half, as a user has it who asks for more afterwards.
-    longer = train(tiny_world.store, tmp_path / "b", config, resume=True, watcher=SILENT)
-    again = train(tiny_world.store, tmp_path / "c", config, resume=False, watcher=SILENT)
-    assert len(longer.history) == 2
-    assert [row["train_loss"] for row in straight.history] == [row["train_loss"] for row in again.history]
-    weights = zip(straight.network.parameters(), again.network.parameters(), strict=True)
+    assert [row["train_loss"] for row in first.history] == [row["train_loss"] for row in again.history]
+    weights = zip(first.network.parameters(), again.network.parameters(), strict=True)
     assert all(torch.equal(a, b) for a, b in weights)
+    assert first.network.samples == 3
 
 
 def test_members_draw_different_samples() -> None:

@@ -17,22 +17,16 @@ from numpy.typing import NDArray
 
 from data_cache.geometry import Grid
 from liverseg.inference.uncertainty import (
-    CASE_SCORES,
     MOST_ENTROPY,
     LesionDoubt,
     Samples,
     case_uncertainty,
     decided,
     entropy,
-    expected_dice_loss,
     lesion_doubts,
-    liver_neighbourhood,
     mean_foreground,
     mutual_information,
-    near_entropy,
-    sample_disagreement,
     volume_interval,
-    worst_patch,
 )
 from liverseg.model.inputs import decide
 
@@ -109,8 +103,8 @@ def test_the_order_of_the_samples_changes_nothing(foreground: Samples, data: st.
     np.testing.assert_allclose(
         rows(lesion_doubts(other, GRID)), rows(lesion_doubts(foreground, GRID)), rtol=1e-6
     )
-    for score in CASE_SCORES.values():
-        assert score(other) == pytest.approx(score(foreground), abs=1e-6)
+    label = decided(foreground[0])
+    assert case_uncertainty(other, label) == pytest.approx(case_uncertainty(foreground, label), abs=1e-6)
 
 
 @settings(deadline=None, max_examples=20)
@@ -120,7 +114,6 @@ def test_equal_samples_tell_nothing_about_each_other(seed: int, n: int) -> None:
     many = np.repeat(one, n, axis=0)
     np.testing.assert_array_equal(mean_foreground(many), one[0])
     assert not mutual_information(many).any()
-    assert sample_disagreement(many) == (0.0 if decided(one[0]).any() else 1.0)
 
 
 @settings(deadline=None, max_examples=30)
@@ -146,8 +139,7 @@ def test_arguments_are_left_as_they_were() -> None:
     before = foreground.copy()
     mutual_information(foreground)
     lesion_doubts(foreground, GRID)
-    for score in CASE_SCORES.values():
-        score(foreground)
+    case_uncertainty(foreground, decided(foreground[0]))
     np.testing.assert_array_equal(foreground, before)
 
 
@@ -315,70 +307,23 @@ def test_a_lesion_goes_to_json_as_it_is() -> None:
 
 @settings(deadline=None, max_examples=30)
 @given(foreground=samples)
-def test_case_scores_have_their_range(foreground: Samples) -> None:
-    for name, score in CASE_SCORES.items():
-        most = 1.0 if name in ("sample_disagreement", "expected_dice_loss") else MOST_ENTROPY + 1e-6
-        assert 0 <= score(foreground) <= most
+def test_the_case_uncertainty_has_its_range(foreground: Samples) -> None:
+    assert 0 <= case_uncertainty(foreground, decided(foreground[0])) <= MOST_ENTROPY + 1e-6
 
 
-@pytest.mark.parametrize("name", CASE_SCORES)
-def test_a_case_without_a_liver_comes_first(name: str) -> None:
-    faint = np.full((3, 2, *SHAPE), 0.1, dtype=np.float32)
-    most = 1.0 if name in ("sample_disagreement", "expected_dice_loss") else MOST_ENTROPY
-    assert CASE_SCORES[name](faint) == most
-    assert CASE_SCORES[name](np.zeros_like(faint)) == most
-
-
-@pytest.mark.parametrize("name", CASE_SCORES)
-def test_a_sure_case_comes_last(name: str) -> None:
-    label = np.random.default_rng(0).integers(0, 3, SHAPE)
-    assert CASE_SCORES[name](from_labels(label, label)) == 0.0
+def test_a_case_without_a_liver_comes_first_and_a_sure_one_last() -> None:
+    label = np.random.default_rng(0).integers(0, 3, SHAPE).astype(np.uint8)
+    sure = from_labels(label.astype(np.int64), label.astype(np.int64))
+    assert case_uncertainty(sure, label) == 0.0
+    assert case_uncertainty(sure, np.zeros_like(label)) == MOST_ENTROPY
 
 
 def test_the_case_uncertainty_is_the_entropy_near_the_liver_by_hand() -> None:
     # Liver in one corner with p = 3/4; what is within two face steps of it: 1 + 3 + 6 = 10 voxels of an octant.
     foreground = np.zeros((1, 2, 6, 6, 6), dtype=np.float32)
     foreground[0, 0, 0, 0, 0] = 0.75
-    foreground[0, 0, 5, 5, 5] = 0.4  # no liver, and far from it
-    assert np.count_nonzero(liver_neighbourhood(foreground[0])) == 10
+    foreground[0, 0, 5, 5, 5] = 0.6  # another organ, taken for liver: not of the component that the label has
+    label = np.zeros((6, 6, 6), dtype=np.uint8)
+    label[0, 0, 0] = 1
     expected = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25)) / 10
-    assert case_uncertainty(foreground) == near_entropy(foreground) == pytest.approx(expected, rel=1e-6)
-
-
-def test_the_information_near_the_liver_by_hand() -> None:
-    # Samples sure of liver and sure of air make the mean one half, which is foreground: ln 2 on 1 of 10 voxels.
-    foreground = np.zeros((2, 2, 6, 6, 6), dtype=np.float32)
-    foreground[0, 0, 0, 0, 0] = 1
-    assert CASE_SCORES["near_information"](foreground) == pytest.approx(math.log(2) / 10, rel=1e-6)
-    assert CASE_SCORES["near_information"](random_samples(1, 1)) == 0.0
-
-
-def test_the_worst_patch_by_hand() -> None:
-    # A cube of 10 voxels of one half each in the middle of nothing: its mean is ln 2; of half a cube, ln 2 / 2.
-    foreground = np.zeros((1, 2, 24, 24, 24), dtype=np.float32)
-    foreground[0, 0, 6:16, 7:17, 8:18] = 0.5
-    assert worst_patch(foreground) == pytest.approx(math.log(2), rel=1e-5)
-    foreground[0, 0, 6:11] = 0
-    assert worst_patch(foreground) == pytest.approx(math.log(2) / 2, rel=1e-5)
-    # What is outside of the view is sure: a view of 4³ voxels fills 64 of 1000.
-    assert worst_patch(foreground[:, :, 11:15, 8:12, 9:13]) == pytest.approx(0.064 * math.log(2), rel=1e-5)
-
-
-def test_the_disagreement_by_hand() -> None:
-    # Livers {0, 1} and {1, 2}: Dice 2 · 1 / 4 = 1/2; no tumour in either: 1; 1 - (1/2 + 1) / 2 = 1/4.
-    one, other = np.zeros((1, 1, 6), dtype=np.int64), np.zeros((1, 1, 6), dtype=np.int64)
-    one[..., 0:2], other[..., 1:3] = 1, 1
-    assert sample_disagreement(from_labels(one, other)) == pytest.approx(0.25)
-    # With voxel 1 a tumour in the first alone: Dice 0 of the tumour; 1 - (1/2 + 0) / 2 = 3/4.
-    one[..., 1] = 2
-    assert sample_disagreement(from_labels(one, other)) == pytest.approx(0.75)
-
-
-def test_the_expected_dice_by_hand() -> None:
-    # Liver p = 0.8, 0.6 decided, 0.2 not: 2 · 1.4 / (1.6 + 2) = 7/9. No tumour is decided, so that it is left out.
-    foreground = np.zeros((1, 2, 1, 1, 4), dtype=np.float32)
-    foreground[0, 0, 0, 0] = 0.8, 0.6, 0.2, 0.0
-    assert expected_dice_loss(foreground) == pytest.approx(2 / 9, rel=1e-6)
-    # 0.5 of the 0.8 to the tumour: it is decided there; 2 · 0.5 / (0.5 + 1) = 2/3.
-    foreground[0, :, 0, 0, 0] = 0.3, 0.5
-    assert expected_dice_loss(foreground) == pytest.approx(1 - (7 / 9 + 2 / 3) / 2, rel=1e-6)
+    assert case_uncertainty(foreground, label) == pytest.approx(expected, rel=1e-6)

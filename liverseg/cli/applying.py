@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from data_cache.errors import LiversegError
-from liverseg.cli.common import FILE, FOLDER
+from liverseg.cli.common import DRAWN, FILE, FOLDER
 
 ANY = click.Path(path_type=Path)
 
@@ -53,9 +53,9 @@ def predict(
     read is reported and does not stop the others.
 
     With --samples the answer is the mean of N segmentations, drawn as the run was trained to (model.stochastic: dropout
-    kept on, or a stochastic segmentation network) or one from each of several runs (--with). Beside each label: maps of
-    predictive entropy, mutual information and tumour probability on the scan's grid, and NAME_uncertainty.json: volumes with
-    5-95 % intervals, possible lesions with their probability, and one number to sort a worklist by.
+    kept on, or a stochastic segmentation network) or one from each of several runs (--with). Beside each label, a folder
+    NAME_uncertainty: maps of predictive entropy, mutual information and tumour probability on the scan's grid, and doubts.json:
+    volumes with 5-95 % intervals, possible lesions with their probability, and one number to sort a worklist by.
 
     \b
     Example: liverseg predict runs/liver scan1.nii.gz scan2.nii.gz --out segmentations
@@ -73,8 +73,8 @@ def predict(
     if dicom_seg:
         _check_dicom_seg(scans)
     predictor = load_predictor(run, *others, device=device, fast=fast, tta=tta, samples=samples)
-    if predictor.n_drawn < samples:
-        warn(f"{predictor.n_drawn} of {samples} samples: a network that is not stochastic gives one")
+    if predictor.n_drawn != samples:
+        warn(DRAWN.format(predictor.n_drawn, samples))
     found = find_scans(scans)
     failures = 0
     with progress_bar() as bar:

@@ -11,6 +11,8 @@ import click
 FOLDER = click.Path(path_type=Path, file_okay=False)
 FILE = click.Path(path_type=Path, dir_okay=False)
 
+DRAWN = "{} samples for {}: networks that are not stochastic give one each, the others equal shares"
+
 
 class Shard(click.ParamType[tuple[int, int]]):
     """``2/4``: the second of four parts."""

@@ -67,13 +67,15 @@ def _gpu_remedy(command: str | None) -> str:
             "--set recompute=true, or --set data.resident=memory"
         )
     if command in TAKES_DEVICE:
-        return "free it from other programs, or take --device cpu"
+        return "free it from other programs, or take fewer --samples or --device cpu"
     return "free it from other programs"
 
 
 def _host_remedy(command: str | None) -> str:
     if command in TRAINS:
         return "take a smaller batch (--set optim.batch_size=1) or network (--set model.base_channels=16)"
+    if command in TAKES_DEVICE:
+        return "take fewer --samples, or free it from other programs"
     if command in TAKES_JOBS:
         return "take --jobs 1, or free it from other programs"
     return "free it from other programs, or take a machine that has more"

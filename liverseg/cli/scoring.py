@@ -12,7 +12,7 @@ import click
 
 from data_cache.errors import LiversegError
 from data_cache.words import counted
-from liverseg.cli.common import FILE, FOLDER
+from liverseg.cli.common import DRAWN, FILE, FOLDER
 
 if TYPE_CHECKING:
     from liverseg.evaluation.evaluate import CaseEvaluation
@@ -29,7 +29,7 @@ CROPS = {"dice_with_label_crop": "label's crop", "dice_grid_ceiling": "grid's ce
 @click.option(
     "--out",
     type=FOLDER,
-    help="Default: RUN/evaluation. Of several runs: of their common table or comparison.",
+    help="Default: RUN/evaluation, or RUN/ensemble. Of several runs: of their common table or comparison.",
 )
 @click.option(
     "--case", "cases", multiple=True, help="Score this case; repeatable. Default: all never trained on."
@@ -87,7 +87,7 @@ def evaluate(
     complete = True
     scored: dict[str, dict[str, LabelScores]] = {}
     for run in runs:
-        target = out if out is not None and len(runs) == 1 else run / "evaluation"
+        target = out if out is not None and len(runs) == 1 else run / ("ensemble" if others else "evaluation")
         settings = _Settings(others=others, cases=cases, device=device, samples=samples, calibrate=calibrate)
         results, asked = _evaluate_run(run, cache, raw=raw, out=target, settings=settings)
         complete &= len(results) == asked
@@ -139,8 +139,8 @@ def _evaluate_run(
     case_ids, unseen = choose_cases(store, split, settings.cases)
     if not unseen:
         warn("some of these cases were trained on: their scores say how well they were learnt, no more")
-    if predictor.n_drawn < settings.samples:
-        warn(f"{predictor.n_drawn} of {settings.samples} samples: a network that is not stochastic gives one")
+    if predictor.n_drawn != settings.samples:
+        warn(DRAWN.format(predictor.n_drawn, settings.samples))
     calibration = None
     if settings.calibrate is not None:
         calibration = calibrate_apart(
@@ -391,9 +391,14 @@ def _print_trust(summary: Mapping[str, Any]) -> None:
         f"samples: energy distance² {number(summary['ged_iou']['mean'])}, diversity {number(summary['diversity']['mean'])}"
     )
     if fitted is not None and fitted["temperature"] is not None:
-        say(
-            f"temperature {fitted['temperature']['temperature']:.2f}, fitted on {len(fitted['case_ids'])} other cases"
+        short = [name for name, factor in fitted["widening_sd"].items() if factor is None]
+        few = (
+            f"; too few of them to widen intervals of {' and '.join(short)}: nine that have it"
+            if short
+            else ""
         )
+        n_other = counted(len(fitted["case_ids"]), "other case")
+        say(f"temperature {fitted['temperature']['temperature']:.2f}, fitted on {n_other}{few}")
 
 
 def _covered(coverage: Mapping[str, Any] | None) -> str:

@@ -147,10 +147,9 @@ def evaluate(
             report(case_id, failure)
     if done:
         write_table(out / SCORES, [_row(e) for e in done])
-        write_text(out / SUMMARY, json.dumps(summarise(done), indent=1, allow_nan=False) + "\n")
-    trusts = [e.trust for e in done if e.trust is not None]
-    if trusts:
-        write_trust(out, trusts, calibration)
+        content = {"models": list(predictor.sources), "samples": predictor.n_drawn, **summarise(done)}
+        write_text(out / SUMMARY, json.dumps(content, indent=1, allow_nan=False) + "\n")
+        write_trust(out, [e.trust for e in done if e.trust is not None], calibration)
     return done
 
 

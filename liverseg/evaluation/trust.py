@@ -6,12 +6,11 @@ mostly air and fat that every network is rightly sure of, which makes any of the
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from data_cache.geometry import DepthWindow, resampled_grid
 from liverseg.evaluation.calibration import (
@@ -20,6 +19,7 @@ from liverseg.evaluation.calibration import (
     tempered,
 )
 from liverseg.evaluation.diversity import PairCounts
+from liverseg.evaluation.neighbourhood import near_liver
 from liverseg.evaluation.scoring import CLASSES, LabelScores
 from liverseg.evaluation.trust_calibration import Calibration
 from liverseg.inference.segment import keep_liver
@@ -31,8 +31,6 @@ from liverseg.inference.uncertainty import (
 from liverseg.inference.uncertainty_files import Doubts, find_doubts
 from pipeline.nifti import VolumeHeader, from_canonical
 from pipeline.restore import native_labels, native_values, one_thread
-
-NEAR_MM = 10.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -155,16 +153,3 @@ def _counted(
     liver = ReliabilityCounts.from_block(foreground_cv.sum(axis=0), truth_v >= 1)
     tumour = ReliabilityCounts.from_block(foreground_cv[1], truth_v == 2)
     return {"liver": counts["liver"] + liver, "tumour": counts["tumour"] + tumour}
-
-
-def near_liver(liver_zyx: NDArray[np.bool_], spacing_zyx_mm: Sequence[float]) -> NDArray[np.bool_]:
-    """The voxels of a mask and those within ``NEAR_MM`` of it, between centres; empty for an empty mask."""
-    near_zyx = np.zeros_like(liver_zyx)
-    found = ndimage.find_objects(liver_zyx.astype(np.uint8))
-    if not found:
-        return near_zyx
-    reach = [int(np.ceil(NEAR_MM / mm)) for mm in spacing_zyx_mm]
-    box = tuple(slice(max(0, part.start - n), part.stop + n) for part, n in zip(found[0], reach, strict=True))
-    distance_mm = ndimage.distance_transform_edt(~liver_zyx[box], sampling=spacing_zyx_mm)
-    near_zyx[box] = distance_mm <= NEAR_MM
-    return near_zyx

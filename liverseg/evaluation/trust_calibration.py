@@ -15,6 +15,7 @@ from liverseg.evaluation.calibration import (
     TemperatureFit,
     fit_temperature,
 )
+from liverseg.evaluation.neighbourhood import near_liver
 from liverseg.evaluation.ranking import (
     fit_widening,
 )
@@ -23,7 +24,6 @@ from liverseg.inference.segment import Predictor, keep_liver
 from liverseg.inference.uncertainty import (
     VolumeInterval,
     decided,
-    liver_neighbourhood,
     mean_foreground,
     volume_interval,
 )
@@ -61,7 +61,8 @@ def calibrate_apart(
     apart = [m.case_id for m in metas if m.label is not None and m.image.sha256 not in known]
     if not apart:
         raise ConfigError(
-            f"{store.path}: all of its labelled cases were trained on or are scored: nothing is left to calibrate on"
+            f"{store.path}: all of its labelled cases were trained on or are scored: nothing is left to calibrate on; "
+            "score some of them with --case, or name another store"
         )
     return calibrate(predictor, store, apart)
 
@@ -69,8 +70,8 @@ def calibrate_apart(
 def calibrate(predictor: Predictor, store: CacheStore, case_ids: Sequence[str]) -> Calibration:
     """Fit a temperature, and how far volume intervals must be widened, on cases that are not scored.
 
-    On the cached grid and in the liver view, where a case costs a network pass and no more; a case without a liver has none
-    and is left out.
+    On the cached grid and in the crop that the label gives, where a case costs the samples and no more; scores are of the
+    predicted crop, which is nearly the same. A case without a liver has no such view and is left out.
 
     Args:
         predictor: With samples.
@@ -104,14 +105,15 @@ def _calibration_case(predictor: Predictor, store: CacheStore, case_id: str) -> 
     samples_nczyx = predictor.draw(view.image_zyx)
     mean_czyx = mean_foreground(samples_nczyx)
     truth_czyx = view.fractions_czyx.astype(np.float32) / np.float32(FRACTION_ONE)
-    near_zyx = liver_neighbourhood(mean_czyx) | liver_neighbourhood(truth_czyx)
-    voxel_ml = view.grid.voxel_volume_ml
+    truth_zyx, voxel_ml = decided(truth_czyx), view.grid.voxel_volume_ml
+    predicted_zyx = decided(keep_liver(mean_czyx, voxel_volume_ml=voxel_ml))
+    near_zyx = near_liver((truth_zyx > 0) | (predicted_zyx > 0), view.grid.spacing_zyx_mm)
     labels = [decided(keep_liver(sample, voxel_volume_ml=voxel_ml)) for sample in samples_nczyx]
     volumes = {"liver": [int((x > 0).sum()) for x in labels], "tumour": [int((x == 2).sum()) for x in labels]}
     _, liver_ml, tumour_ml = (store.meta(case_id).volume_ml(label) or 0.0 for label in range(3))
     return _CalibrationCase(
         foreground_cv=mean_czyx[:, near_zyx],
-        truth_v=decided(truth_czyx)[near_zyx],
+        truth_v=truth_zyx[near_zyx],
         intervals={name: volume_interval(np.array(v) * voxel_ml) for name, v in volumes.items()},
         truth_ml={"liver": liver_ml + tumour_ml, "tumour": tumour_ml},
     )

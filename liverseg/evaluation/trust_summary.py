@@ -19,6 +19,7 @@ from liverseg.evaluation.calibration import (
     ErrorRanking,
     ReliabilityCounts,
 )
+from liverseg.evaluation.neighbourhood import NEAR_MM
 from liverseg.evaluation.ranking import (
     Correlation,
     Coverage,
@@ -29,7 +30,7 @@ from liverseg.evaluation.ranking import (
     widened,
 )
 from liverseg.evaluation.scoring import CLASSES, interval, write_table
-from liverseg.evaluation.trust import NEAR_MM, CaseTrust, NativeCase
+from liverseg.evaluation.trust import CaseTrust, NativeCase
 from liverseg.evaluation.trust_calibration import Calibration
 from liverseg.inference.segment import keep_liver
 from liverseg.inference.uncertainty import (
@@ -43,24 +44,34 @@ from liverseg.pictures.sheet import save
 from liverseg.pictures.uncertainty_figures import UncertaintyMaps, uncertainty_figure
 
 UNCERTAINTY = "uncertainty"  # in the folder of an evaluation: a .json, a .csv, and a folder of pictures
+RELIABILITY, RISK_COVERAGE = "reliability.png", "risk_coverage.png"
+FILES = (f"{UNCERTAINTY}.json", f"{UNCERTAINTY}.csv", RELIABILITY, RISK_COVERAGE)
 
 
 def write_trust(out: Path, cases: Sequence[CaseTrust], calibration: Calibration | None) -> None:
     """Write ``uncertainty.json``, ``uncertainty.csv``, ``reliability.png`` and ``risk_coverage.png`` into ``out``.
 
+    Those of an earlier evaluation go, and so do its pictures of other cases: they would stand beside scores not theirs.
+
     Args:
         out: The folder of the evaluation.
-        cases: At least one.
+        cases: None without samples.
         calibration: What was fitted on other cases, if it was.
     """
+    pictures = {f"{case.case_id}.png" for case in cases}
+    stale = [path for path in (out / UNCERTAINTY).glob("*.png") if path.name not in pictures]
+    for path in (*stale, *((out / name for name in FILES) if not cases else ())):
+        path.unlink(missing_ok=True)
+    if not cases:
+        return
     summary = summarise_trust(cases, calibration)
     write_text(out / f"{UNCERTAINTY}.json", json.dumps(summary, indent=1, allow_nan=False) + "\n")
     write_table(out / f"{UNCERTAINTY}.csv", [trust_row(case) for case in cases])
     title = f"Are the probabilities right?\n{len(cases)} cases, within {NEAR_MM:g} mm of the liver"
-    save(reliability_figure(pooled(cases), pooled_tempered(cases), title=title), out / "reliability.png")
+    save(reliability_figure(pooled(cases), pooled_tempered(cases), title=title), out / RELIABILITY)
     curves = {"case uncertainty": coverage_curve(cases)}
     title = f"Are the doubtful cases the bad ones?\n{len(cases)} cases"
-    save(risk_coverage_figure(curves, title=title), out / "risk_coverage.png")
+    save(risk_coverage_figure(curves, title=title), out / RISK_COVERAGE)
 
 
 def uncertainty_picture(trust: CaseTrust, case: NativeCase, view: View) -> Figure:
@@ -95,6 +106,7 @@ def summarise_trust(cases: Sequence[CaseTrust], calibration: Calibration | None)
     curve = coverage_curve(cases)
     return {
         "n_cases": len(cases),
+        "samples": [case.doubts.samples for case in cases],
         "near_mm": NEAR_MM,
         "calibration": {name: counts.to_json() for name, counts in pooled(cases).items()},
         "calibration_tempered": _tempered_json(cases),

@@ -57,7 +57,7 @@ def export_model(run: Path, path: Path, *, licence: str = LICENCE_NOTE) -> Path:
     """Write the best network of ``run`` as ``path`` and return it; nothing of the optimizer goes along.
 
     The header holds the configuration, the spec, label names, the validation score, the summary of
-    ``RUN/evaluation`` where there is one, and ``licence``.
+    ``RUN/evaluation`` where there is one of this network alone, and ``licence``.
 
     Raises:
         RunError: ``path`` does not end in .safetensors, or the run has no checkpoint that can be read.
@@ -125,4 +125,5 @@ def _evaluation(run: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return summary
+    # Scores of an ensemble are not those of the one network that goes along.
+    return summary if len(summary.get("models", [run])) == 1 else None

@@ -16,6 +16,7 @@ from data_cache.files import write_text
 from liverseg.inference.dicom_seg import SUFFIX, write_dicom_seg
 from liverseg.inference.inputs import ScanInput, scan_notes
 from liverseg.inference.segment import Finding, Predictor, segment
+from liverseg.inference.uncertainty import decided
 from liverseg.inference.uncertainty_files import Doubts, map_values, write_uncertainty
 from pipeline.nifti import write_labels
 from pipeline.prepare import ThinScan, read_scan
@@ -70,7 +71,7 @@ def predict_scan(
 ) -> Prediction:
     """Segment a scan and write ``out/<its name>.nii.gz``; with the options, a ``.png`` and a ``.json`` beside it.
 
-    With samples also ``<its name>_uncertainty.json`` and the maps of ``write_uncertainty``.
+    With samples also the folder ``<its name>_uncertainty`` with what ``write_uncertainty`` writes.
     With ``dicom_seg`` also ``<its name>_seg.dcm``: the scan must then be a DICOM series.
 
     Raises:
@@ -90,7 +91,7 @@ def predict_scan(
     blocks = native_labels(found.foreground_czyx, found.window or thin.scan_window, thin.header)
     with one_thread():
         write_labels(label, thin.header, _counted(blocks, counts))
-    doubts = write_uncertainty(out / scan.name, found, thin) if predictor.samples else None
+    doubts = write_uncertainty(_doubts_folder(out, scan.name), found, thin) if predictor.samples else None
     times.append(time.perf_counter())
     voxel_ml = thin.header.grid.voxel_volume_ml
     read_s, network_s, write_s = np.diff(times).tolist()
@@ -130,9 +131,7 @@ def _draw_preview(
 
     # What the network saw, and no second pass over a file that may have 500 MB.
     view = thin.view(found.window or thin.scan_window, predictor.spec)
-    liver_zyx, tumour_zyx = found.foreground_czyx
-    label_zyx = (liver_zyx + tumour_zyx >= 0.5).astype(np.uint8)
-    label_zyx[(label_zyx == 1) & (tumour_zyx > liver_zyx)] = 2
+    label_zyx = decided(found.foreground_czyx)
     name, _, words = prediction.line().partition(": ")
     title = f"{Path(name).name}\n{words.partition(' (')[0]}"
     save(overlay_figure(view.image_zyx, None, label_zyx, view.grid.spacing_zyx_mm, title=title), path)
@@ -140,7 +139,11 @@ def _draw_preview(
         values = {f"{name}_zyx": value for name, value in map_values(found.samples_nczyx).items()}
         maps = UncertaintyMaps(label_zyx=label_zyx, **values)
         figure = uncertainty_figure(view.image_zyx, maps, view.grid.spacing_zyx_mm, title=title)
-        save(figure, path.with_name(f"{path.stem}_uncertainty.png"))
+        save(figure, _doubts_folder(path.parent, path.name.removesuffix(".png")) / "doubts.png")
+
+
+def _doubts_folder(out: Path, name: str) -> Path:
+    return out / f"{name}_uncertainty"
 
 
 def _counted(blocks: Iterable[NDArray[np.uint8]], counts: NDArray[np.int64]) -> Iterator[NDArray[np.uint8]]:

@@ -12,10 +12,11 @@ import torch
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from data_cache.errors import RunError
+from data_cache.errors import ConfigError, RunError
 from data_cache.geometry import DepthWindow, window_with_margin
 from data_cache.schema import PreprocessSpec
 from liverseg.inference.model_file import load_trained
+from liverseg.inference.uncertainty import mean_foreground
 from liverseg.model.inputs import InputConfig, network_input
 from liverseg.model.network import UNet
 from liverseg.model.stochastic import sample, shares
@@ -32,10 +33,11 @@ NO_LIVER_ML = 10.0  # a component smaller than this is no liver
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Member:
-    """One network, and how its input is made."""
+    """One network, how its input is made, and where it came from."""
 
     network: UNet
     input: InputConfig
+    source: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -56,9 +58,21 @@ class Predictor:
     tta: bool = False
     samples: int = 0
 
+    def __post_init__(self) -> None:
+        if self.samples < 0 or (self.tta and (self.fast or self.samples)):
+            raise ConfigError(
+                "tta excludes fast and samples, and samples must not be negative, got "
+                f"tta {self.tta}, fast {self.fast}, samples {self.samples}"
+            )
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Where the members came from."""
+        return tuple(member.source for member in self.members)
+
     @property
     def n_drawn(self) -> int:
-        """How many samples there will be: fewer than asked for where members are not stochastic."""
+        """How many samples there will be: fewer than asked for where no member is stochastic; see ``shares``."""
         return sum(self._counts()) if self.samples else 0
 
     @torch.inference_mode()
@@ -140,7 +154,8 @@ def load_predictor(
             raise RunError(f"{path}: trained with another preprocessing spec than {paths[0]}: no ensemble")
     return Predictor(
         members=tuple(
-            Member(network=model.network.eval().to(chosen), input=model.config.input) for model in models
+            Member(network=model.network.eval().to(chosen), input=model.config.input, source=str(path))
+            for path, model in zip(paths, models, strict=True)
         ),
         spec=models[0].spec,
         device=chosen,
@@ -169,7 +184,7 @@ def segment(scan: ThinScan, predictor: Predictor) -> Finding:
         foreground_czyx = _look_again(scan, window, predictor)
     samples = _draw(scan, window, predictor)
     if samples is not None:
-        foreground_czyx = _kept(samples.mean(axis=0), scan, window, predictor)
+        foreground_czyx = _kept(mean_foreground(samples), scan, window, predictor)
     if not (foreground_czyx.sum(axis=0) >= 0.5).any():
         return _no_liver(scan, predictor)
     return Finding(foreground_czyx=foreground_czyx, window=window, samples_nczyx=samples)

@@ -6,9 +6,8 @@ liver and tumour; the background has the rest. A single network's one answer is 
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,13 +16,11 @@ from scipy import ndimage, special
 
 from data_cache.geometry import Grid
 from liverseg.evaluation.lesions import equivalent_diameters_mm
-from liverseg.evaluation.metrics import Mask, dice_counts
 
 Samples = NDArray[np.float32]  # foreground_nczyx
 
 MOST_ENTROPY = math.log(3)  # nats, of three classes alike
 NEIGHBOURHOOD_VOXELS = 2  # around the liver: as far as segment.keep_liver leaves probabilities standing
-PATCH_VOXELS = 10  # along each axis, as ValUES has it (Kahl et al. 2024, arXiv:2401.08501)
 # About three voxels of a view, which are 3 mm wide: what is smaller in every sample is speckle.
 SMALLEST_LESION_MM = 5.0
 
@@ -106,13 +103,6 @@ def mutual_information(foreground_nczyx: Samples) -> NDArray[np.float32]:
     return np.maximum(gained_zyx, 0).astype(np.float32)
 
 
-def liver_neighbourhood(mean_czyx: NDArray[np.float32]) -> Mask:
-    """The predicted liver with its tumours and ``NEIGHBOURHOOD_VOXELS`` around; empty where none is predicted."""
-    liver_zyx = decided(mean_czyx) > 0
-    near_zyx: Mask = ndimage.binary_dilation(liver_zyx, iterations=NEIGHBOURHOOD_VOXELS)
-    return near_zyx
-
-
 # ---- volumes and lesions
 
 
@@ -179,79 +169,18 @@ def _ras_mm(grid: Grid, index_zyx: tuple[float, float, float]) -> tuple[float, f
     return x, y, z
 
 
-# ---- one number a case: the larger, the more a radiologist should look
+# ---- one number a case
 
 
-def near_entropy(foreground_nczyx: Samples) -> float:
-    """Mean predictive entropy of the liver's neighbourhood in nats; ln 3 where there is no liver."""
-    mean_czyx = mean_foreground(foreground_nczyx)
-    return _mean_near(entropy(mean_czyx), mean_czyx)
+def case_uncertainty(foreground_nczyx: Samples, label_zyx: NDArray[np.uint8]) -> float:
+    """To sort a worklist by, most doubtful first: mean predictive entropy, in nats, in and around the predicted liver.
 
-
-def near_information(foreground_nczyx: Samples) -> float:
-    """Mean mutual information of the liver's neighbourhood in nats; ln 3 where there is no liver, 0 for n = 1."""
-    return _mean_near(mutual_information(foreground_nczyx), mean_foreground(foreground_nczyx))
-
-
-def worst_patch(foreground_nczyx: Samples) -> float:
-    """Highest mean entropy of any cube of ``PATCH_VOXELS``, in nats; ln 3 where there is no liver.
-
-    A mean over the whole liver drowns one doubtful corner; this one does not see how many there are.
+    Args:
+        foreground_nczyx: Samples.
+        label_zyx: What was predicted, the liver's component alone. Without any liver the number is the highest
+            that there is, ln 3.
     """
-    mean_czyx = mean_foreground(foreground_nczyx)
-    if not decided(mean_czyx).any():
+    near_zyx = ndimage.binary_dilation(label_zyx > 0, iterations=NEIGHBOURHOOD_VOXELS)
+    if not near_zyx.any():
         return MOST_ENTROPY
-    return float(ndimage.uniform_filter(entropy(mean_czyx), PATCH_VOXELS, mode="constant").max())
-
-
-def sample_disagreement(foreground_nczyx: Samples) -> float:
-    """1 - Dice, mean over all pairs of samples and over liver and tumour; 0 for n = 1.
-
-    A class that neither of two samples has is agreed on. 1 where the mean has no liver.
-    """
-    if not decided(mean_foreground(foreground_nczyx)).any():
-        return 1.0
-    labels = [decided(foreground_czyx) for foreground_czyx in foreground_nczyx]
-    dice = [
-        dice_counts(a >= least, b >= least).dice
-        for a, b in itertools.combinations(labels, 2)
-        for least in (1, 2)
-    ]
-    return 1.0 - sum(dice) / len(dice) if dice else 0.0
-
-
-def expected_dice_loss(foreground_nczyx: Samples) -> float:
-    """1 - the Dice that the mean probabilities expect of their own decision; over liver, and tumour if decided.
-
-    With mask m and probability p of a class, 2 Σ pm / (Σ p + Σ m): the ratio of the expectations if p is
-    calibrated. 1 where there is no liver.
-    """
-    mean_czyx = mean_foreground(foreground_nczyx)
-    label_zyx = decided(mean_czyx)
-    classes = ((mean_czyx.sum(axis=0), label_zyx >= 1), (mean_czyx[1], label_zyx == 2))
-    expected = [
-        2 * p.sum(where=m, dtype=np.float64) / (p.sum(dtype=np.float64) + np.count_nonzero(m))
-        for p, m in classes
-        if m.any()
-    ]
-    return 1.0 - float(np.mean(expected)) if expected else 1.0
-
-
-CaseScore = Callable[[Samples], float]
-CASE_SCORES: Mapping[str, CaseScore] = {
-    "near_entropy": near_entropy,
-    "near_information": near_information,
-    "worst_patch": worst_patch,
-    "sample_disagreement": sample_disagreement,
-    "expected_dice_loss": expected_dice_loss,
-}
-
-
-def case_uncertainty(foreground_nczyx: Samples) -> float:
-    """The number to sort a worklist by, most doubtful first: ``near_entropy``."""
-    return near_entropy(foreground_nczyx)
-
-
-def _mean_near(map_zyx: NDArray[np.float32], mean_czyx: NDArray[np.float32]) -> float:
-    near_zyx = liver_neighbourhood(mean_czyx)
-    return float(map_zyx[near_zyx].mean(dtype=np.float64)) if near_zyx.any() else MOST_ENTROPY
+    return float(entropy(mean_foreground(foreground_nczyx))[near_zyx].mean(dtype=np.float64))

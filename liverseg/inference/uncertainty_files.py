@@ -18,6 +18,7 @@ from liverseg.inference.uncertainty import (
     LesionDoubt,
     VolumeInterval,
     case_uncertainty,
+    decided,
     entropy,
     lesion_doubts,
     mean_foreground,
@@ -70,16 +71,20 @@ def find_doubts(samples_nczyx: NDArray[np.float32], window: DepthWindow, header:
     """Judge the samples of a scan.
 
     Args:
-        samples_nczyx: As ``Finding`` has them: all of what the network said, on the view of ``window``.
+        samples_nczyx: As ``Finding`` has them: all of what the network said, on the view of ``window``. As much memory
+            again is taken: 8 MiB a sample of 64×128×128.
         window: The native slices of that view.
         header: Of the scan.
     """
     grid = resampled_grid(header.grid, window, samples_nczyx.shape[2:])
-    kept = np.stack([keep_liver(s, voxel_volume_ml=grid.voxel_volume_ml) for s in samples_nczyx])
+    kept = np.empty_like(samples_nczyx)
+    for kept_czyx, sample_czyx in zip(kept, samples_nczyx, strict=True):
+        kept_czyx[:] = keep_liver(sample_czyx, voxel_volume_ml=grid.voxel_volume_ml)
+    mean_czyx = keep_liver(mean_foreground(samples_nczyx), voxel_volume_ml=grid.voxel_volume_ml)
     liver_ml, tumour_ml = native_volumes_ml(kept, window, header)
     return Doubts(
         samples=len(samples_nczyx),
-        case_uncertainty=case_uncertainty(samples_nczyx),
+        case_uncertainty=case_uncertainty(samples_nczyx, decided(mean_czyx)),
         liver_ml=volume_interval(liver_ml),
         tumour_ml=volume_interval(tumour_ml),
         lesions=tuple(lesion_doubts(kept, grid)),
@@ -102,27 +107,28 @@ def native_volumes_ml(
     return voxels_nc.T * header.grid.voxel_volume_ml
 
 
-def write_uncertainty(stem: Path, finding: Finding, thin: ThinScan) -> Doubts:
-    """Write ``<stem>_entropy.nii.gz``, ``_information`` and ``_tumour``, maps of what ``finding`` drew, and ``_uncertainty.json``.
+def write_uncertainty(folder: Path, finding: Finding, thin: ThinScan) -> Doubts:
+    """Write ``entropy.nii.gz``, ``information.nii.gz`` and ``tumour.nii.gz``, maps of what ``finding`` drew, and ``doubts.json``.
 
     Args:
-        stem: The label's path without its suffixes.
+        folder: Made where there is none. One a scan: beside labels, a map would pass for the label of a scan of its name.
         finding: With samples.
         thin: The scan.
     """
+    folder.mkdir(parents=True, exist_ok=True)
     assert finding.samples_nczyx is not None
     window = finding.window or thin.scan_window
     maps = map_values(finding.samples_nczyx)
     with one_thread():
         for name, values_zyx in maps.items():
-            most, path = MOST[name], stem.with_name(f"{stem.name}_{name}.nii.gz")
+            most, path = MOST[name], folder / f"{name}.nii.gz"
             # What is less than half a step is written as 0: then it need not be interpolated either.
             values_zyx[values_zyx < most / LARGEST_BYTE / 2] = 0
             blocks = native_values(values_zyx, window, thin.header)
             write_map(path, thin.header, blocks, maximum=most, description=f"liverseg: {DESCRIPTIONS[name]}")
     doubts = find_doubts(finding.samples_nczyx, window, thin.header)
     content = json.dumps(asdict(doubts), indent=1, allow_nan=False)
-    write_text(stem.with_name(f"{stem.name}_uncertainty.json"), content + "\n")
+    write_text(folder / "doubts.json", content + "\n")
     return doubts
 
 

@@ -71,13 +71,15 @@ def begin(run: Path, asked: Mapping[str, Any], config: TrainConfig, *, warned: C
             raise RunError(f"{run}: was begun with {'; '.join(differences)}: name another folder for that")
         if there["software"] != software():
             warned(f"{run}: was begun with {there['software']}, this is {software()}")
+        if not (run / CONFIG).exists():
+            save_config(config, run / CONFIG)
         return
     if run.exists() and any(not p.name.startswith(".") for p in run.iterdir()):
         raise RunError(f"{run}: holds something else: name a folder that is new or empty")
     run.mkdir(parents=True, exist_ok=True)
-    save_config(config, run / CONFIG)
+    # First, since it says what the folder is: killed in between, the same command goes on.
     write_text(path, json.dumps({"software": software(), "asked": asked}, indent=1) + "\n")
-    return
+    save_config(config, run / CONFIG)
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -119,6 +119,11 @@ def find_subject(store: CacheStore, case_id: str) -> Subject:
     )
 
 
+def _overlap(key: str, other: str) -> bool:
+    """Whether setting one key, or a section at once, touches the other."""
+    return key == other or key.startswith(f"{other}.") or other.startswith(f"{key}.")
+
+
 def experiment_config(
     file: Path | None,
     overrides: Sequence[str],
@@ -150,9 +155,13 @@ def experiment_config(
         raise ConfigError(f"--steps {steps} is no multiple of --every {every}")
     for override in overrides:
         key = override.partition("=")[0].strip()
-        if any(key == given or key.startswith(f"{given}.") for given in (*GIVEN, *tried)):
-            raise ConfigError(f"--set {override}: the experiment itself decides {key}")
+        decided = next((given for given in (*GIVEN, *tried) if _overlap(key, given)), None)
+        if decided is not None:
+            raise ConfigError(f"--set {override}: the experiment itself decides {decided}")
     base = load_config(file, (*(NARROW if file is None else ()), *overrides))
+    if base.model.stochastic == "ssn":
+        # Its likelihood, a cross-entropy, is added to any loss: nothing could be said of one alone.
+        raise ConfigError("model.stochastic = 'ssn' adds a loss of its own: take 'none' to compare losses")
     return replace(
         base,
         data=DataConfig(train_cases=(case_id,), scan_share=0.0, window_share=0.0),

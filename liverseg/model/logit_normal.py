@@ -1,7 +1,7 @@
 """What a stochastic segmentation network says: one normal distribution over all logits of a scan together.
 
 Monteiro et al. 2020, arXiv:2006.06015: covariance F Fᵀ + diag(s²), F of low rank, so that a sample is a whole
-segmentation whose voxels agree with each other. Two things are done otherwise:
+segmentation whose voxels agree with each other. Three things are done otherwise:
 
 Training and sampling only ever draw, mean + F ε + s ε', and never ask for a density. The paper's code builds torch's
 ``LowRankMultivariateNormal``, whose Cholesky factorisation fails once covariances are large, and falls back on the
@@ -9,6 +9,8 @@ diagonal; here nothing is factorised and nothing can fail.
 
 F and s are zero in the air around the body. There every loss is flat once the logits are sure, so that nothing holds
 the covariance back, and it grows until it overflows.
+
+In training the mean has a loss of its own, and the likelihood's gradient stops before it (``UNet.forward``).
 """
 
 from __future__ import annotations

@@ -61,8 +61,8 @@ class LossConfig:
         sums: Over the ``batch``, in which fewer classes are absent, or over each ``sample``, then averaged. Over
             ``devices`` is over the batches of all devices of a run, the same as ``batch`` where there is one:
             training does so in place of ``batch``.
-        likelihood_samples: Of ``model.stochastic = "ssn"``: how many segmentations its likelihood is estimated from,
-            which is added to this loss of the mean. Alone it is a cross-entropy, and slow to find the tumour.
+        likelihood_samples: Of ``model.stochastic = "ssn"``: how many segmentations its likelihood is estimated from.
+            It is added to this loss, which is of the mean, and learns the spread around that.
 
     Raises:
         ConfigError: On construction, listing every fault.

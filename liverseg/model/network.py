@@ -143,7 +143,10 @@ class UNet(nn.Module):
         levels = self._levels(features)
         if self.config.stochastic != "ssn":
             return levels
-        return (*levels, self._distribution(levels[0], features[0], image_bczyx).sample(self.samples))
+        # The likelihood learns the spread around a mean that the loss of the levels learns alone. A cross-entropy,
+        # it would otherwise have most of the gradient, and small tumours were not found at all (EXPERIMENTS.md).
+        spread = self._distribution(levels[0].detach(), features[0], image_bczyx)
+        return (*levels, spread.sample(self.samples))
 
     def distribution(self, image_bczyx: Tensor) -> LogitNormal:
         """The distribution over logits that a network with ``ssn`` has learnt."""

@@ -7,6 +7,7 @@ several networks trained apart (Lakshminarayanan et al. 2017, arXiv:1612.01474),
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -18,7 +19,7 @@ from liverseg.model.network import UNet
 
 @torch.no_grad()
 def sample(network: UNet, image_bczyx: Tensor, n: int, *, generator: torch.Generator) -> Iterator[Tensor]:
-    """Draw n segmentations one by one, so that memory does not grow with n: logits (B, C, Z, Y, X), float32.
+    """Draw n segmentations, one at a time: logits (B, C, Z, Y, X), float32.
 
     All are the same where the network is not stochastic.
 
@@ -43,15 +44,14 @@ def sample(network: UNet, image_bczyx: Tensor, n: int, *, generator: torch.Gener
 
 
 def shares(networks: Sequence[UNet], n: int) -> tuple[int, ...]:
-    """How many of n samples each network of an ensemble draws: equal shares, at least one.
+    """How many samples each network of an ensemble draws: the same from all, so that their mean weighs all alike.
 
-    A network that is not stochastic draws one: its others would be copies, and count as agreement.
+    Together n or a few more. Where none is stochastic, one each: more would be copies, and count as agreement. Beside
+    a stochastic one, what is not is repeated, since it has its say as often.
     """
-    each, left = divmod(n, len(networks))
-    return tuple(
-        1 if network.config.stochastic == "none" else max(1, each + (i < left))
-        for i, network in enumerate(networks)
-    )
+    if all(network.config.stochastic == "none" for network in networks):
+        return (1,) * len(networks)
+    return (math.ceil(n / len(networks)),) * len(networks)
 
 
 def _with_dropout(network: UNet, image_bczyx: Tensor, generator: torch.Generator) -> Tensor:

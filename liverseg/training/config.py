@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tomllib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -230,8 +231,8 @@ def _optim_faults(config: OptimConfig) -> Iterator[str]:
         if getattr(config, name) < 1:
             yield f"{name} must be at least 1, got {getattr(config, name)}"
     for name in ("learning_rate", "clip_norm"):
-        if not getattr(config, name) > 0:
-            yield f"{name} must be above 0, got {getattr(config, name)}"
+        if not 0 < getattr(config, name) < math.inf:
+            yield f"{name} must be above 0 and finite, got {getattr(config, name)}"
     if config.weight_decay < 0 or config.warmup_steps < 0:
         yield f"weight_decay and warmup_steps must not be negative, got {config.weight_decay}, {config.warmup_steps}"
     if not 0 <= config.ema_decay < 1:
