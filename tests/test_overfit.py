@@ -312,9 +312,17 @@ def test_each_loss_has_its_own_numbers(tmp_path: Path) -> None:
 def test_options_that_would_do_nothing_are_refused() -> None:
     with pytest.raises(ConfigError, match="loss.gamma: none of dice has it"):
         loss_configs(("dice",), None, ["loss.gamma=1"])
-    for override in ("augment.noise_level=0.1", "optim.epochs=3", "data.folds=2", "loss.name=dice"):
+    for override in (
+        "augment.noise_level=0.1",
+        "optim.epochs=3",
+        "data.folds=2",
+        "loss.name=dice",
+        'loss={name="focal"}',
+    ):
         with pytest.raises(ConfigError, match="the experiment itself decides"):
             tiny_experiment(more=[override])
+    with pytest.raises(ConfigError, match="adds a loss of its own"):
+        tiny_experiment(more=["model.stochastic=ssn"])
     with pytest.raises(ConfigError, match="--steps 7 is no multiple of --every 2"):
         tiny_experiment(steps=7)
     with pytest.raises(ConfigError, match="'dice,dise'.*generalised_dice"):

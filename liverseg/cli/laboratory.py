@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from data_cache.words import counted
 from liverseg.cli.common import FILE, FOLDER
 
 if TYPE_CHECKING:
@@ -42,8 +44,11 @@ SET = click.option(
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Such as device=cuda; repeatable."
 )
 STEPS = click.option("--steps", default=300, show_default=True, type=click.IntRange(min=1))
+EVERY_STEPS = 10
 EVERY = click.option(
-    "--every", default=10, show_default=True, type=click.IntRange(min=1), help="Steps between two scores."
+    "--every",
+    type=click.IntRange(min=1),
+    help="Steps between two scores. Default: 10, or --steps if these are less.",
 )
 
 
@@ -62,7 +67,7 @@ def overfit(
     run: Path,
     losses: str,
     steps: int,
-    every: int,
+    every: int | None,
     config: Path | None,
     overrides: tuple[str, ...],
 ) -> None:
@@ -80,12 +85,13 @@ def overfit(
              liverseg overfit data/liver.zarr liver_31 runs/focal --losses focal,dice_focal --set loss.gamma=1
     """
     from data_cache.reader import CacheStore
-    from liverseg.console import say
+    from liverseg.console import complain, say
     from liverseg.laboratory.loss_choice import choose_losses, loss_configs, numbers_text
     from liverseg.laboratory.one_case import experiment_config
     from liverseg.laboratory.overfit import overfit as learn
 
     chosen = loss_configs(choose_losses(losses), config, overrides)
+    every = every or min(EVERY_STEPS, steps)
     settings = experiment_config(config, overrides, case_id=case, steps=steps, every=every)
     store = CacheStore.open(cache)
     with _watching_losses(steps, count=len(chosen)) as onlooker:
@@ -93,7 +99,11 @@ def overfit(
             say(f"{loss.name}: {numbers_text(loss)}")
         found = learn(store, run, settings, losses=chosen, onlooker=onlooker)
     _print_losses(found)
-    say(f"wrote summary.json, table.csv, curves.csv, curves.png and a picture of each loss to {run}")
+    n_pictures = counted(sum(not result.diverged for result in found.results), "picture")
+    say(f"wrote summary.json, table.csv, curves.csv, curves.png and {n_pictures} of probabilities to {run}")
+    if all(result.diverged for result in found.results):
+        complain("every loss diverged: lower optim.learning_rate")
+        sys.exit(1)
 
 
 @contextmanager
@@ -170,7 +180,7 @@ def tune(
     gammas: tuple[float, ...] | None,
     alphas: tuple[float, ...] | None,
     steps: int,
-    every: int,
+    every: int | None,
     rungs: int,
     keep: int,
     jobs: int | None,
@@ -198,6 +208,7 @@ def tune(
     from pipeline.build import physical_cores
 
     (chosen,) = loss_configs((choose_loss(loss),), config, overrides)
+    every = every or min(EVERY_STEPS, steps)
     given = experiment_config(config, overrides, case_id=case, steps=steps, every=every, tried=TRIED)
     settings = replace(given, loss=chosen)
     grid = settings_of(settings, learning_rates=learning_rates, gammas=gammas, alphas=alphas)

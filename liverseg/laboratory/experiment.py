@@ -44,6 +44,7 @@ def description(
         "command": kind,
         "case": subject.case_id,
         "image_sha256": subject.image_sha256,
+        "label_sha256": subject.label_sha256,
         "spec": store.schema.fingerprint,
         "steps": every * epochs,
         "every": every,

@@ -83,13 +83,14 @@ class Subject:
     """The case of an experiment, as its cached liver view shows it.
 
     Attributes:
-        image_sha256: Of the scan it was made from.
+        image_sha256, label_sha256: Of the files it was made from.
         tumour_voxels: Cached voxels that are mostly tumour.
         tumour_share: Of the liver with its tumours, native voxels.
     """
 
     case_id: str
     image_sha256: str
+    label_sha256: str
     tumour_voxels: int
     tumour_share: float
 
@@ -114,6 +115,7 @@ def find_subject(store: CacheStore, case_id: str) -> Subject:
     return Subject(
         case_id=case_id,
         image_sha256=meta.image.sha256,
+        label_sha256=meta.label.sha256,
         tumour_voxels=int((truth == 2).sum()),
         tumour_share=tumour / (liver + tumour),
     )
