@@ -191,14 +191,21 @@ def test_what_a_network_with_ssn_gives_in_training(deep_supervision: bool) -> No
     torch.testing.assert_close(value, expected)
 
 
-def test_every_weight_of_an_ssn_learns() -> None:
-    network = network_of(SSN).train()
+def test_the_spread_learns_and_the_network_learns_as_without_it() -> None:
     g = torch.softmax(torch.randn(2, 3, 8, 8, 12, generator=generator()), dim=1)
-    outputs_loss(network(IMAGE), g, LossConfig(), stochastic="ssn").backward()  # type: ignore[no-untyped-call]
-    still = [
-        name for name, p in network.named_parameters() if p.grad is None or not bool(p.grad.abs().sum() > 0)
-    ]
+    gradients = []
+    for config in (SSN, replace(SSN, stochastic="none")):
+        network = network_of(config).train()
+        loss = outputs_loss(network(IMAGE), g, LossConfig(), stochastic=config.stochastic)
+        loss.backward()  # type: ignore[no-untyped-call]
+        gradients.append({name: p.grad for name, p in network.named_parameters()})
+    with_spread, without = gradients
+    still = [name for name, grad in with_spread.items() if grad is None or not bool(grad.abs().sum() > 0)]
     assert not still
+    own = with_spread.keys() - without.keys()
+    assert own == {"factor_rcf", "deviation.weight", "deviation.bias"}
+    for name, grad in without.items():
+        torch.testing.assert_close(with_spread[name], grad)
 
 
 def test_an_ssn_learns_how_far_two_readers_differ() -> None:

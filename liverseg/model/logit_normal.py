@@ -10,7 +10,8 @@ diagonal; here nothing is factorised and nothing can fail.
 F and s are zero in the air around the body. There every loss is flat once the logits are sure, so that nothing holds
 the covariance back, and it grows until it overflows.
 
-In training the mean has a loss of its own, and the likelihood's gradient stops before it (``UNet.forward``).
+In training the mean has a loss of its own, and the likelihood's gradient stops at it and at the features
+(``UNet.forward``): the network learns what it would without a spread, and the spread what is left.
 """
 
 from __future__ import annotations

@@ -143,9 +143,9 @@ class UNet(nn.Module):
         levels = self._levels(features)
         if self.config.stochastic != "ssn":
             return levels
-        # The likelihood learns the spread around a mean that the loss of the levels learns alone. A cross-entropy,
-        # it would otherwise have most of the gradient, and small tumours were not found at all (EXPERIMENTS.md).
-        spread = self._distribution(levels[0].detach(), features[0], image_bczyx)
+        # The likelihood learns the spread, from features and around a mean that the loss of the levels learns alone.
+        # A cross-entropy, it has most of the gradient otherwise, and no tumour was found at all (EXPERIMENTS.md).
+        spread = self._distribution(levels[0].detach(), features[0].detach(), image_bczyx)
         return (*levels, spread.sample(self.samples))
 
     def distribution(self, image_bczyx: Tensor) -> LogitNormal:
