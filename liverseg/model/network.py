@@ -112,11 +112,12 @@ class UNet(nn.Module):
         # Finest first: the head that is always there keeps its name with and without deep supervision.
         heads = config.depth if config.deep_supervision else 1
         self.heads = nn.ModuleList(nn.Conv3d(c, config.classes, kernel_size=1) for c in channels[:heads])
-        if config.stochastic == "ssn":
-            self.factor_rcf = nn.Parameter(torch.empty(config.rank, config.classes, channels[0]))
-            self.deviation = nn.Conv3d(channels[0], config.classes, kernel_size=1)
         self.apply(_initialise)
         if config.stochastic == "ssn":
+            # After the rest, so that a seed gives the same network with and without them.
+            self.factor_rcf = nn.Parameter(torch.empty(config.rank, config.classes, channels[0]))
+            self.deviation = nn.Conv3d(channels[0], config.classes, kernel_size=1)
+            nn.init.zeros_(cast("Tensor", self.deviation.bias))
             # Kaiming's weights would begin with deviations of several logits, and drown the mean.
             for weight in (self.factor_rcf, self.deviation.weight):
                 nn.init.normal_(weight, std=SPREAD_STD)
