@@ -208,6 +208,22 @@ def test_the_spread_learns_and_the_network_learns_as_without_it() -> None:
         torch.testing.assert_close(with_spread[name], grad)
 
 
+def test_training_an_ssn_gives_the_network_without_it_and_a_spread(
+    tiny_world: TinyWorld, tmp_path: Path
+) -> None:
+    base = tiny_config(epochs=2, steps=2)
+    base = replace(base, model=replace(base.model, dropout=0.0), loss=LossConfig(likelihood_samples=3))
+    with_spread = replace(base, model=replace(base.model, stochastic="ssn", rank=2))
+    plain, ssn = (
+        train(tiny_world.store, tmp_path / name, config, resume=False, watcher=SILENT).network
+        for name, config in (("plain", base), ("ssn", with_spread))
+    )
+    weights = ssn.state_dict()
+    assert all(torch.equal(value, weights[name]) for name, value in plain.state_dict().items())
+    torch.manual_seed(base.seed)
+    assert not torch.equal(UNet(with_spread.model).factor_rcf, weights["factor_rcf"])
+
+
 def test_an_ssn_learns_how_far_two_readers_differ() -> None:
     # Scans that look alike, and whose truth is all liver or no liver: no mean can be right, one sample in two can.
     network = network_of(SSN).train()

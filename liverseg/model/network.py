@@ -154,6 +154,16 @@ class UNet(nn.Module):
         features = self._features(image_bczyx)
         return self._distribution(self.heads[0](features[0]), features[0], image_bczyx)
 
+    def parts(self) -> tuple[list[nn.Parameter], ...]:
+        """What learns apart: the weights that the loss of the levels reaches, and with ``ssn`` those of the spread.
+
+        Clipped together, a batch that is hard for the likelihood would count less for the network.
+        """
+        if self.config.stochastic != "ssn":
+            return (list(self.parameters()),)
+        spread = [self.factor_rcf, *self.deviation.parameters()]
+        return [p for p in self.parameters() if all(p is not s for s in spread)], spread
+
     def _distribution(self, mean_bczyx: Tensor, features_bfzyx: Tensor, image_bczyx: Tensor) -> LogitNormal:
         inside = body(image_bczyx).to(features_bfzyx.dtype)
         return LogitNormal(

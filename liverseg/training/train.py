@@ -283,7 +283,8 @@ class Trainer:
         for i, part in enumerate(parts):
             with self._meeting(last=i == len(parts) - 1):
                 values.append(self._gradient(next(batches), params.part(part)))
-        torch.nn.utils.clip_grad_norm_(state.network.parameters(), optim.clip_norm)
+        for weights in state.network.parts():
+            torch.nn.utils.clip_grad_norm_(weights, optim.clip_norm)
         state.optimizer.step()
         state.step += 1
         update_average(state.average, state.network, decay=optim.ema_decay, step=state.step)
