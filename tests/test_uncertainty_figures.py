@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +145,18 @@ def test_the_slices_of_most_doubt_and_of_most_tumour_are_shown() -> None:
         "axial z 5/20: most tumour",
         "coronal y 9/30: most tumour",
     ]
+
+
+def test_a_little_doubt_in_all_the_air_does_not_choose_the_slice() -> None:
+    doubtful = maps()
+    everywhere = np.maximum(doubtful.entropy_zyx, np.where(LIVER, 0, 0.2)).astype(np.float32)
+    everywhere[0] = 0.9  # a slice far from the liver
+    figure = uncertainty_figure(image(), replace(doubtful, entropy_zyx=everywhere), SPACING, title="case")
+    assert notes(figure)[0] != "axial z 1/20: most entropy"
+    nothing = replace(doubtful, entropy_zyx=everywhere, label_zyx=np.zeros_like(doubtful.label_zyx))
+    assert (
+        notes(uncertainty_figure(image(), nothing, SPACING, title="case"))[0] == "axial z 1/20: most entropy"
+    )
 
 
 def test_the_largest_true_tumour_decides_before_the_predicted() -> None:

@@ -13,6 +13,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from liverseg.inference.uncertainty import MOST_ENTROPY
 from liverseg.pictures.chart import draw_bar
@@ -21,6 +22,7 @@ from liverseg.pictures.panel import draw_outlines, line_key, note_sides, note_sl
 from liverseg.pictures.planes import Plane, Spacing, outlines_of, whole_view
 from liverseg.pictures.sheet import add_panel, draw_legend, rows_layout
 
+NEAR_VOXELS = 5
 LEAST_INFORMATION_SCALE = 0.05  # nats: the samples of a network without any chance differ by rounding alone
 # The predicted liver on the maps, thin over what lies beneath.
 MAP_PENS = (Pen(name="", from_label=1, colour=TEXT, width=0.6, style="solid"),)
@@ -102,10 +104,15 @@ def uncertainty_figure(
 
 
 def _planes(maps: UncertaintyMaps, truth_zyx: NDArray[np.uint8] | None) -> list[tuple[Plane, str]]:
-    """Axial and coronal plane with most entropy, then with most tumour, if any; one that is both comes once."""
+    """Axial and coronal plane with most entropy near the predicted liver, then with most tumour, if any; one that is both
+    comes once. A network that was hardly trained is a little unsure of all the air, which is most of a scan."""
+    liver_zyx = maps.label_zyx > 0
+    near_zyx = ndimage.binary_dilation(liver_zyx, iterations=NEAR_VOXELS) if liver_zyx.any() else ~liver_zyx
     truth = np.zeros(0) if truth_zyx is None else truth_zyx == 2
     tumour = truth if truth.any() else maps.label_zyx == 2
-    most = {"most entropy": maps.entropy_zyx} | ({"most tumour": tumour} if tumour.any() else {})
+    most = {"most entropy": np.where(near_zyx, maps.entropy_zyx, 0)} | (
+        {"most tumour": tumour} if tumour.any() else {}
+    )
     found: dict[tuple[int, int], list[str]] = {}
     for why, volume in most.items():
         for axis in (0, 1):
