@@ -22,7 +22,7 @@ from liverseg.pictures.panel import draw_outlines, line_key, note_sides, note_sl
 from liverseg.pictures.planes import Plane, Spacing, outlines_of, whole_view
 from liverseg.pictures.sheet import add_panel, draw_legend, rows_layout
 
-NEAR_VOXELS = 5
+NEAR_VOXELS = 3
 LEAST_INFORMATION_SCALE = 0.05  # nats: the samples of a network without any chance differ by rounding alone
 # The predicted liver on the maps, thin over what lies beneath.
 MAP_PENS = (Pen(name="", from_label=1, colour=TEXT, width=0.6, style="solid"),)
