@@ -376,7 +376,9 @@ def _print_trust(summary: Mapping[str, Any]) -> None:
         tempered = "–" if after is None else number(after[name]["ece"], 4)
         rows.append((name, number(counts["ece"], 4), tempered, *map(_covered, covered.values())))
     headers = ("class", "ECE", "tempered", "volume in interval", "widened")
-    title = f"uncertainty, {summary['n_cases']} cases, within {summary['near_mm']:g} mm of the liver"
+    title = (
+        f"uncertainty, {counted(summary['n_cases'], 'case')}, within {summary['near_mm']:g} mm of the liver"
+    )
     console.print(table(title, headers, rows))
     errors, rank = summary["errors"], summary["spearman"]
     say(

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from data_cache.files import write_text
 from data_cache.geometry import DepthWindow
 from data_cache.schema import View
+from data_cache.words import counted
 from liverseg.evaluation.calibration import (
     ErrorRanking,
     ReliabilityCounts,
@@ -67,10 +68,10 @@ def write_trust(out: Path, cases: Sequence[CaseTrust], calibration: Calibration 
     summary = summarise_trust(cases, calibration)
     write_text(out / f"{UNCERTAINTY}.json", json.dumps(summary, indent=1, allow_nan=False) + "\n")
     write_table(out / f"{UNCERTAINTY}.csv", [trust_row(case) for case in cases])
-    title = f"Are the probabilities right?\n{len(cases)} cases, within {NEAR_MM:g} mm of the liver"
+    title = f"Are the probabilities right?\n{counted(len(cases), 'case')}, within {NEAR_MM:g} mm of the liver"
     save(reliability_figure(pooled(cases), pooled_tempered(cases), title=title), out / RELIABILITY)
     curves = {"case uncertainty": coverage_curve(cases)}
-    title = f"Are the doubtful cases the bad ones?\n{len(cases)} cases"
+    title = f"Are the doubtful cases the bad ones?\n{counted(len(cases), 'case')}"
     save(risk_coverage_figure(curves, title=title), out / RISK_COVERAGE)
 
 
