@@ -148,6 +148,8 @@ def _weights_inside(
     matrix = _file_weights(header, axis.canonical, values_zyx.shape[axis.canonical], window)[:, view]
     matrix = matrix[::-1] if axis.flipped else matrix
     reached = np.flatnonzero(matrix.any(axis=1))
+    if not reached.size:  # a view finer than the file: what lies between two of its centres is not seen
+        return slice(0, 0), slice(0, 0), np.zeros((0, 0), dtype=np.float32)
     box = slice(int(reached[0]), int(reached[-1]) + 1)
     return view, box, matrix[box].astype(np.float32)
 

@@ -15,7 +15,7 @@ from data_cache.geometry import DepthWindow
 from data_cache.schema import FRACTION_ONE, PreprocessSpec, View
 from pipeline.nifti import VolumeHeader, VolumeStream
 from pipeline.prepare import prepare_case
-from pipeline.restore import native_labels
+from pipeline.restore import native_labels, native_values
 
 ON_DISK = settings(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -192,6 +192,22 @@ def interpolated(
 def canonical(label_kji: NDArray[np.uint8], header: VolumeHeader) -> NDArray[np.uint8]:
     flipped = np.flip(label_kji, tuple(i for i, axis in enumerate(header.axes_kji) if axis.flipped))
     return np.moveaxis(flipped, (0, 1, 2), tuple(axis.canonical for axis in header.axes_kji))
+
+
+@pytest.mark.parametrize("file_axes", ["RAS", "SAR", "ASL"])
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_what_lies_between_the_files_centres_is_not_seen(tmp_path: Path, axis: int, file_axes: str) -> None:
+    # A view of three voxels along an axis on which the file has one, whose centre is the middle one's.
+    header = header_of(
+        write_nifti(tmp_path / "a.nii", np.zeros((1, 1, 1), np.uint8), oriented_affine(file_axes))
+    )
+    foreground = np.zeros((2, *(3 if i == axis else 1 for i in range(3))), dtype=np.float32)
+    np.moveaxis(foreground, axis + 1, 1)[:, 0] = 0.5
+    window = DepthWindow(start=0, stop=1)
+    assert restored_ijk(foreground, window, header).item() == 0
+    assert next(native_values(foreground[1], window, header)).item() == 0
+    np.moveaxis(foreground, axis + 1, 1)[0, 1] = 0.9
+    assert restored_ijk(foreground, window, header).item() == 1
 
 
 # --- blocks
