@@ -11,7 +11,7 @@ import click
 FOLDER = click.Path(path_type=Path, file_okay=False)
 FILE = click.Path(path_type=Path, dir_okay=False)
 
-DRAWN = "{} samples for {}: networks that are not stochastic give one each, the others equal shares"
+DRAWN = "drawn: {} of {} samples asked for: all networks draw the same number, and one each where none of them is stochastic"
 
 
 class Shard(click.ParamType[tuple[int, int]]):
