@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import hashlib
+import io
+import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 
 @contextlib.contextmanager
@@ -28,6 +31,30 @@ def write_text(path: Path, text: str) -> None:
     """Write a text file in UTF-8, whole or not at all."""
     with replacing(path) as file:
         file.write(text.encode())
+
+
+def write_json(path: Path, content: object) -> None:
+    """Write plain dicts, lists, strings and finite numbers as JSON, whole or not at all.
+
+    Raises:
+        ValueError: ``content`` holds a NaN or an infinity, which JSON does not have.
+    """
+    write_text(path, json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write rows as CSV, whole or not at all.
+
+    The columns are the keys of all rows in order of appearance; None and a missing key are an empty field. Without
+    any row the file is empty.
+    """
+    table = io.StringIO(newline="")
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    writer = csv.DictWriter(table, fieldnames=columns)
+    if columns:
+        writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, table.getvalue())
 
 
 def sha256_of(path: Path) -> str:

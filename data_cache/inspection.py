@@ -10,6 +10,7 @@ from pathlib import Path
 
 from data_cache.errors import CacheError
 from data_cache.files import sha256_of
+from data_cache.metadata_checksum import has_valid_checksum
 from data_cache.reader import (
     METADATA,
     REBUILD,
@@ -20,7 +21,6 @@ from data_cache.reader import (
     read_schema,
 )
 from data_cache.schema import CacheSchema, CaseMeta, SourceFile
-from data_cache.seal import is_sealed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +65,7 @@ def verify_root(store: Path) -> tuple[str, ...]:
         if not has_cases(store):
             raise
         return (str(failure).removeprefix(f"{store / METADATA}: "),)
-    return () if is_sealed(store, alone=True) else (_UNSEALED,)
+    return () if has_valid_checksum(store, alone=True) else (_UNSEALED,)
 
 
 def set_root_aside(store: Path) -> None:
@@ -97,7 +97,7 @@ def verify_case(
     meta, unreadable = _attempt(store, case_id)
     if meta is None:
         return (unreadable.removeprefix(f"{folder / METADATA}: ").removeprefix(f"{store}: "),)
-    faults = [] if is_sealed(folder) else [_UNSEALED]
+    faults = [] if has_valid_checksum(folder) else [_UNSEALED]
     if meta.spec_fingerprint != schema.fingerprint:
         faults.append(f"built with the spec {meta.spec_fingerprint}, the store's is {schema.fingerprint}")
     faults += _view_faults(CacheStore(store, schema, {case_id: meta}), meta)

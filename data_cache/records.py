@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from typing import Any, TypeVar
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -58,3 +59,25 @@ def _fault(details: Any) -> str:
             # A section's own check names the section, as it must where it is built alone.
             return f"{key}: " + str(details["ctx"]["error"]).removeprefix(f"{key}: ")
     return f"{key}: {details['msg']}, found {details['input']!r}"
+
+
+def differences(
+    found: Any, expected: Any, *, found_in: str, expected_by: str, key: str = ""
+) -> Iterator[str]:
+    """Each setting in which two nested dicts of plain values differ: ``key: FOUND_IN has 2, EXPECTED_BY has 4``.
+
+    Args:
+        found: From ``to_json``, or any other plain value.
+        expected: What it is compared with.
+        found_in: Noun for the first, such as "checkpoint".
+        expected_by: Noun for the second, such as "configuration".
+        key: Dotted name of what is compared; empty at the top.
+    """
+    if isinstance(found, dict) and isinstance(expected, dict):
+        for part in dict.fromkeys((*found, *expected)):
+            name = f"{key}.{part}" if key else str(part)
+            yield from differences(
+                found.get(part), expected.get(part), found_in=found_in, expected_by=expected_by, key=name
+            )
+    elif found != expected:
+        yield f"{key}: {found_in} has {found!r}, {expected_by} has {expected!r}"

@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from zarr.codecs import BloscCodec, BloscShuffle, Crc32cCodec
 
 from data_cache.errors import CacheError, SpecMismatchError
+from data_cache.metadata_checksum import write_with_checksum
 from data_cache.reader import METADATA, has_cases, read_schema
-from data_cache.records import to_json
+from data_cache.records import differences, to_json
 from data_cache.schema import MISSING_HU, CacheSchema, Case, CaseMeta, PreprocessSpec, View, multiscales
-from data_cache.seal import write_sealed
 
 PARTIAL = ".partial"  # cases being written; a name that no case id may have
 
@@ -51,7 +51,7 @@ def _create_root(store: Path, schema: CacheSchema) -> None:
     try:
         with _partial_folder(store, "root") as partial:
             zarr.create_group(partial)
-            write_sealed(partial, {"liverseg": to_json(schema)})
+            write_with_checksum(partial, {"liverseg": to_json(schema)})
             _sync_tree(partial)
             # A second process may do the same at the same time: both files are equal, so either may win.
             os.replace(partial / METADATA, store / METADATA)
@@ -65,10 +65,7 @@ def _is_empty(store: Path) -> bool:
 
 
 def _difference(store: Path, found: PreprocessSpec, wanted: PreprocessSpec) -> str:
-    old, new = to_json(found), to_json(wanted)
-    changes = [
-        f"{key}: {old[key]!r} in the store, {new[key]!r} asked for" for key in old if old[key] != new[key]
-    ]
+    changes = differences(to_json(found), to_json(wanted), found_in="the store", expected_by="this command")
     return f"{store}: built with another spec ({'; '.join(changes)}): name another folder, or delete this one"
 
 
@@ -124,7 +121,7 @@ def _write_array(path: Path, values: NDArray[Any], *, fill_value: int) -> None:
 
 def _write_attributes(folder: Path, meta: CaseMeta, spec: PreprocessSpec) -> None:
     ome = {"version": "0.5", "multiscales": multiscales(meta, spec)}
-    write_sealed(folder, {"liverseg": to_json(meta), "ome": ome})
+    write_with_checksum(folder, {"liverseg": to_json(meta), "ome": ome})
 
 
 @contextlib.contextmanager

@@ -18,7 +18,7 @@ from rich.table import Table
 
 from data_cache.inspection import CaseSummary
 from data_cache.schema import CacheSchema, CaseMeta
-from data_cache.words import counted
+from data_cache.text import pluralise
 
 
 def _console(*, stderr: bool) -> Console:
@@ -81,7 +81,7 @@ def store_table(name: str, schema: CacheSchema, summaries: Sequence[CaseSummary]
     z, y, x = schema.spec.shape_zyx
     size_mib = sum(s.size_bytes for s in summaries) / 2**20
     title = (
-        f"{name}: {counted(len(summaries), 'case')} of {z}×{y}×{x}, {size_mib:.1f} MiB, spec {schema.fingerprint}, "
+        f"{name}: {pluralise(len(summaries), 'case')} of {z}×{y}×{x}, {size_mib:.1f} MiB, spec {schema.fingerprint}, "
         f"{schema.software}"
     )
     headers = ("case", "native x×y×z", "mm", "axes", "liver mL", "tumour mL", "liver slices", "KiB", "notes")

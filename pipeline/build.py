@@ -19,9 +19,9 @@ from data_cache.reader import is_marked, read_meta
 from data_cache.schema import PreprocessSpec, SourceFile
 from data_cache.writer import open_or_create, remove_leftovers, write_case
 from pipeline.decathlon import CaseFiles, RawDataSet
-from pipeline.fanout import UNSUPERVISED, Supervision, fan_out
 from pipeline.memory import affordable_jobs, free_bytes, worker_bytes
 from pipeline.prepare import prepare_case
+from pipeline.workers import DEFAULT_OPTIONS, WorkerOptions, run_parallel
 
 Outcome = Literal["done", "skipped", "failed"]
 
@@ -57,7 +57,7 @@ def build(
     *,
     jobs: int,
     report: Callable[[CaseResult], None],
-    supervision: Supervision = UNSUPERVISED,
+    options: WorkerOptions = DEFAULT_OPTIONS,
     verify_sources: bool = False,
 ) -> list[CaseResult]:
     """Bring ``store`` up to date with ``data_set``.
@@ -84,12 +84,12 @@ def build(
             report(results[-1])
         else:
             pending.append(files)
-    if supervision.scheduler is None:
-        jobs = _bounded_jobs(pending, spec, jobs=min(jobs, len(pending)), warn=supervision.warn)
+    if options.scheduler is None:
+        jobs = _bounded_jobs(pending, spec, jobs=min(jobs, len(pending)), warn=options.warn)
     # Workers that fill the cores have none to spare for a second thread each.
-    ahead = supervision.scheduler is None and jobs < physical_cores()
-    task = partial(build_case, store=store, spec=spec, root=data_set.root, ahead=ahead)
-    fresh = fan_out(task, pending, jobs=jobs, killed=_killed, supervision=supervision)
+    prefetch = options.scheduler is None and jobs < physical_cores()
+    task = partial(build_case, store=store, spec=spec, root=data_set.root, prefetch=prefetch)
+    fresh = run_parallel(task, pending, jobs=jobs, killed=_killed, options=options)
     try:
         with contextlib.closing(fresh):  # stops the workers first, so that what they leave is seen as left
             for result in fresh:
@@ -146,16 +146,16 @@ def _is_same(path: Path, source: SourceFile, *, by_content: bool) -> bool:
 
 
 def build_case(
-    files: CaseFiles, *, store: Path, spec: PreprocessSpec, root: Path, ahead: bool = False
+    files: CaseFiles, *, store: Path, spec: PreprocessSpec, root: Path, prefetch: bool = False
 ) -> CaseResult:
     """Build one case; a failure comes back as a result, so that the others go on.
 
-    Where ``ahead`` is set, a second thread inflates: for where a core would be idle.
+    Where ``prefetch`` is set, a second thread inflates: for where a core would be idle.
     """
     start = time.perf_counter()
     result = partial(CaseResult, case_id=files.case_id)
     try:
-        case = prepare_case(files.case_id, files.image, files.label, spec, root=root, ahead=ahead)
+        case = prepare_case(files.case_id, files.image, files.label, spec, root=root, prefetch=prefetch)
         write_case(store, case, spec)
     except LiversegError as failure:
         return result(outcome="failed", message=str(failure), seconds=time.perf_counter() - start)

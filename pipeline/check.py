@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 
 from data_cache.errors import LabelError, VolumeError
 from data_cache.reader import natural_order
-from pipeline.fanout import fan_out
 from pipeline.listing import FILE, Finding, Scan, check_listing
 from pipeline.nifti import CorruptStreamError, VolumeHeader, VolumeStream
-from pipeline.prepare import HU_RANGE, check_same_grid, foreground_and_tumour, with_second_opinion
+from pipeline.prepare import HU_RANGE, check_same_grid, foreground_and_tumour, retry_with_stdlib_gzip
+from pipeline.workers import run_parallel
 
 SAMPLED_VOXELS = 200_000  # of an image, evenly spread: enough for percentiles, and bounded
 NARROW_HU = 300.0  # fat to enhanced liver alone is wider
@@ -79,7 +79,7 @@ def check_data_set(root: Path, *, jobs: int, report: Callable[[ScanCheck, int], 
     """
     scans, findings = check_listing(root)
     checks = []
-    for check in fan_out(partial(check_scan, root=root), scans, jobs=jobs, killed=_killed):
+    for check in run_parallel(partial(check_scan, root=root), scans, jobs=jobs, killed=_killed):
         checks.append(check)
         report(check, len(scans))
     findings += [finding for check in checks for finding in check.findings]
@@ -119,7 +119,7 @@ def _attempt(
         faults.append(_fault(scan, f"{_short(path, root)} is missing", AGAIN))
         return None
     try:
-        return with_second_opinion(lambda trusted: read(path, trusted))
+        return retry_with_stdlib_gzip(lambda use_stdlib: read(path, use_stdlib))
     except VolumeError as failure:
         remedy = AGAIN if isinstance(failure, CorruptStreamError) else CONVERT
         faults.append(_fault(scan, _relative(str(failure), root).removesuffix(f": {remedy}"), remedy))
@@ -129,9 +129,9 @@ def _attempt(
 # ---- image
 
 
-def read_image(path: Path, trusted: bool = False) -> ImageFacts:
+def read_image(path: Path, use_stdlib: bool = False) -> ImageFacts:
     """Stream an image once; raises VolumeError where it cannot be read to its end."""
-    with VolumeStream.open(path, trusted=trusted) as stream:
+    with VolumeStream.open(path, use_stdlib=use_stdlib) as stream:
         header = stream.header
         digest = hashlib.sha256(f"{header.shape_kji} {header.dtype.str}".encode())
         # Odd, so that the sample does not stay in one column of voxels.
@@ -225,8 +225,8 @@ class _LabelFacts:
     wrong_values: tuple[float, ...]
 
 
-def _read_label(path: Path, trusted: bool) -> _LabelFacts:
-    with VolumeStream.open(path, trusted=trusted) as stream:
+def _read_label(path: Path, use_stdlib: bool) -> _LabelFacts:
+    with VolumeStream.open(path, use_stdlib=use_stdlib) as stream:
         header, wrong = stream.header, set[float]()
         counts = np.zeros(2, dtype=np.int64)
         for _, block in stream.blocks():

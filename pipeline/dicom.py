@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_cache.errors import VolumeError
-from data_cache.words import counted
+from data_cache.text import pluralise
 from pipeline.nifti import write_slices
 
 SAME_MM = 0.01  # closer slices are one and the same position
@@ -183,7 +183,7 @@ def _check_one_series(source: Path, slices: Sequence[Slice]) -> None:
     found = {s.series: s.description for s in slices}
     if len(found) > 1:
         counts = [
-            f"{name!r} ({counted(sum(s.series == uid for s in slices), 'image')})"
+            f"{name!r} ({pluralise(sum(s.series == uid for s in slices), 'image')})"
             for uid, name in found.items()
         ]
         raise VolumeError(
@@ -215,7 +215,7 @@ def _spacing_faults(slices: Sequence[Slice], steps_mm: NDArray[np.float64]) -> I
             yield f"{names} are at the same position: delete one of them"
         elif abs(step_mm - usual_mm) > UNEVEN * usual_mm:
             missing = round(float(step_mm) / usual_mm) - 1
-            missed = f"{counted(missing, 'slice')} {'is' if missing == 1 else 'are'} missing"
+            missed = f"{pluralise(missing, 'slice')} {'is' if missing == 1 else 'are'} missing"
             what = missed if missing > 0 else "the slices are not evenly spaced"
             yield f"{what} between {names}: {step_mm:.2f} mm apart, the others {usual_mm:.2f} mm"
 

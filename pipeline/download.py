@@ -19,7 +19,7 @@ from typing import Any, Self
 from urllib.parse import unquote, urlsplit
 
 from data_cache.errors import DataSetError
-from data_cache.files import write_text
+from data_cache.files import write_json
 from pipeline.decathlon import RawDataSet, read_data_set
 from pipeline.unpack import Progress, check_space, unpack
 
@@ -212,7 +212,7 @@ def _receive(url: str, partial: Path, known: Path, *, progress: Progress) -> Non
             partial.unlink(
                 missing_ok=True
             )  # before the note: it must not vouch for the bytes of another file
-        write_text(known, json.dumps(asdict(remote)) + "\n")
+        write_json(known, asdict(remote))
         _append(response, partial, start=start, size=remote.size, progress=progress)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -13,15 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_cache.errors import CacheError, LiversegError
-from data_cache.files import write_text
 from data_cache.geometry import DepthWindow
 from data_cache.reader import CacheStore
 from data_cache.schema import FRACTION_ONE, CacheSchema, CaseMeta
-from pipeline.fanout import fan_out
+from pipeline.average import Z
 from pipeline.nifti import VolumeHeader, VolumeStream
-from pipeline.prepare import foreground_and_tumour, with_second_opinion
+from pipeline.prepare import foreground_and_tumour, retry_with_stdlib_gzip
 from pipeline.restore import native_labels
-from pipeline.thin import Z
+from pipeline.workers import run_parallel
 
 Block = NDArray[np.uint8]
 
@@ -69,7 +67,7 @@ def measure(
         raise CacheError(f"{store.path}: has no labelled case: there is nothing to compare")
     task = partial(measure_case, raw=raw, store=store.path, schema=store.schema)
     found = {}
-    for result in fan_out(task, metas, jobs=jobs, killed=_killed):
+    for result in run_parallel(task, metas, jobs=jobs, killed=_killed):
         report(result)
         if isinstance(result, CaseFidelity):
             found[result.case] = result
@@ -94,8 +92,8 @@ def _measure_case(meta: CaseMeta, raw: Path, store: CacheStore) -> CaseFidelity:
     assert meta.label is not None
     path, window = raw / meta.label.path, meta.windows.get("liver", meta.windows["scan"])
     shape_zyx = store.schema.spec.shape_zyx
-    nearest = with_second_opinion(
-        lambda trusted: _nearest_ids(path, meta, window, shape_zyx, trusted=trusted)
+    nearest = retry_with_stdlib_gzip(
+        lambda use_stdlib: _nearest_ids(path, meta, window, shape_zyx, use_stdlib=use_stdlib)
     )
     if "liver" not in meta.windows:
         return CaseFidelity(
@@ -104,8 +102,8 @@ def _measure_case(meta: CaseMeta, raw: Path, store: CacheStore) -> CaseFidelity:
     fractions = store.read(meta.case_id, "liver").fractions_czyx
     assert fractions is not None
     foreground = fractions.astype(np.float32) / np.float32(FRACTION_ONE)
-    return with_second_opinion(
-        lambda trusted: _compare(path, meta.case_id, foreground, nearest, window, trusted=trusted)
+    return retry_with_stdlib_gzip(
+        lambda use_stdlib: _compare(path, meta.case_id, foreground, nearest, window, use_stdlib=use_stdlib)
     )
 
 
@@ -113,14 +111,14 @@ def _measure_case(meta: CaseMeta, raw: Path, store: CacheStore) -> CaseFidelity:
 
 
 def _nearest_ids(
-    path: Path, meta: CaseMeta, window: DepthWindow, shape_zyx: tuple[int, int, int], *, trusted: bool
+    path: Path, meta: CaseMeta, window: DepthWindow, shape_zyx: tuple[int, int, int], *, use_stdlib: bool
 ) -> Block:
     """Ids at the voxel nearest to each cached voxel's centre; axes in the file's order, canonical directions.
 
     Raises:
         CacheError: The file is not the one that the case was built from.
     """
-    with VolumeStream.open(path, trusted=trusted) as stream:
+    with VolumeStream.open(path, use_stdlib=use_stdlib) as stream:
         header = stream.header
         if header.grid.shape_zyx != meta.grid.shape_zyx:
             raise _not_the_source(path)
@@ -214,9 +212,9 @@ def _compare(
     nearest_kji: Block,
     window: DepthWindow,
     *,
-    trusted: bool,
+    use_stdlib: bool,
 ) -> CaseFidelity:
-    with VolumeStream.open(path, trusted=trusted) as stream:
+    with VolumeStream.open(path, use_stdlib=use_stdlib) as stream:
         header = stream.header
         restored = (
             native_labels(foreground_czyx, window, header),
@@ -278,9 +276,3 @@ def mean(values: Sequence[float | None]) -> float | None:
 def to_json(results: Sequence[CaseFidelity]) -> dict[str, Any]:
     """``{"cases": [{"case", "liver", "tumour", "nearest_liver", "nearest_tumour"}, …]}``."""
     return {"cases": [asdict(result) for result in results]}
-
-
-def write_json(path: Path, results: Sequence[CaseFidelity]) -> None:
-    """Write the results, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, json.dumps(to_json(results), indent=1, allow_nan=False) + "\n")

@@ -13,7 +13,6 @@ Everything is measured on prepared cases, so that a cache and a raw data set go 
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -26,13 +25,12 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from data_cache.errors import LiversegError
-from data_cache.files import write_text
 from data_cache.geometry import Grid
 from data_cache.reader import CacheStore, natural_order
 from data_cache.schema import FRACTION_ONE, LABEL_NAMES, CaseMeta, PreprocessSpec, View
 from pipeline.decathlon import CaseFiles, RawDataSet
-from pipeline.fanout import fan_out
 from pipeline.prepare import prepare_case
+from pipeline.workers import run_parallel
 
 HU_FIRST, N_HU = -32768, 65536  # one bin a value of int16
 PERCENTILES = (0.5, 5.0, 25.0, 50.0, 75.0, 95.0, 99.5)
@@ -56,7 +54,7 @@ class Moments:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class CasePrint:
+class CaseFingerprint:
     """What one case adds.
 
     Attributes:
@@ -85,7 +83,7 @@ class CasePrint:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FailedPrint:
+class FailedFingerprint:
     """A case that could not be measured, and why."""
 
     case_id: str
@@ -108,13 +106,15 @@ class AugmentationLevels:
     contrast: float | None
 
 
-def print_cache(store: CacheStore, *, report: Callable[[CasePrint | FailedPrint], None]) -> list[CasePrint]:
+def fingerprint_cache(
+    store: CacheStore, *, report: Callable[[CaseFingerprint | FailedFingerprint], None]
+) -> list[CaseFingerprint]:
     """Measure the cached cases; one thread reads 380 views a second."""
     found = []
     for case_id in store.case_ids:
         result = _attempt(case_id, partial(_cached_print, store, case_id))
         report(result)
-        if isinstance(result, CasePrint):
+        if isinstance(result, CaseFingerprint):
             found.append(result)
     return found
 
@@ -124,25 +124,25 @@ def print_raw(
     spec: PreprocessSpec,
     *,
     jobs: int,
-    report: Callable[[CasePrint | FailedPrint], None],
-) -> list[CasePrint]:
+    report: Callable[[CaseFingerprint | FailedFingerprint], None],
+) -> list[CaseFingerprint]:
     """Prepare the cases of a raw data set in memory, write nothing, and measure them; natural order."""
     found = []
     task = partial(_raw_print, spec=spec, root=data_set.root)
-    for result in fan_out(task, data_set.cases, jobs=jobs, killed=_killed):
+    for result in run_parallel(task, data_set.cases, jobs=jobs, killed=_killed):
         report(result)
-        if isinstance(result, CasePrint):
+        if isinstance(result, CaseFingerprint):
             found.append(result)
     return sorted(found, key=lambda case: natural_order(case.case_id))
 
 
-def _cached_print(store: CacheStore, case_id: str) -> CasePrint:
+def _cached_print(store: CacheStore, case_id: str) -> CaseFingerprint:
     meta = store.meta(case_id)
     return case_print(meta, store.read(case_id, _view_name(meta)))
 
 
-def _raw_print(files: CaseFiles, *, spec: PreprocessSpec, root: Path) -> CasePrint | FailedPrint:
-    def measured() -> CasePrint:
+def _raw_print(files: CaseFiles, *, spec: PreprocessSpec, root: Path) -> CaseFingerprint | FailedFingerprint:
+    def measured() -> CaseFingerprint:
         case = prepare_case(files.case_id, files.image, files.label, spec, root=root)
         return case_print(case.meta, case.views[_view_name(case.meta)])
 
@@ -153,25 +153,25 @@ def _view_name(meta: CaseMeta) -> str:
     return "liver" if "liver" in meta.windows else "scan"
 
 
-def _attempt(case_id: str, measured: Callable[[], CasePrint]) -> CasePrint | FailedPrint:
+def _attempt(case_id: str, measured: Callable[[], CaseFingerprint]) -> CaseFingerprint | FailedFingerprint:
     try:
         return measured()
     except LiversegError as failure:
-        return FailedPrint(case_id=case_id, message=str(failure))
+        return FailedFingerprint(case_id=case_id, message=str(failure))
     except Exception as failure:
-        return FailedPrint(case_id=case_id, message=f"{type(failure).__name__}: {failure}")
+        return FailedFingerprint(case_id=case_id, message=f"{type(failure).__name__}: {failure}")
 
 
-def _killed(files: CaseFiles, reason: str) -> FailedPrint:
-    return FailedPrint(case_id=files.case_id, message=reason)
+def _killed(files: CaseFiles, reason: str) -> FailedFingerprint:
+    return FailedFingerprint(case_id=files.case_id, message=reason)
 
 
 # ---- one case
 
 
-def case_print(meta: CaseMeta, view: View) -> CasePrint:
+def case_print(meta: CaseMeta, view: View) -> CaseFingerprint:
     """Measure one view of a case; without a label the histogram has no weight."""
-    return CasePrint(
+    return CaseFingerprint(
         case_id=meta.case_id,
         grid=meta.grid,
         voxel_counts=meta.voxel_counts,
@@ -212,7 +212,7 @@ def diameter_mm(volume_ml: float) -> float:
 # ---- all cases
 
 
-def draw_images(cases: Sequence[CasePrint], *, rng: np.random.Generator) -> list[CasePrint]:
+def draw_images(cases: Sequence[CaseFingerprint], *, rng: np.random.Generator) -> list[CaseFingerprint]:
     """Up to 20 cases, drawn without replacement, in the order of ``cases``."""
     drawn = rng.choice(len(cases), size=min(LEVEL_IMAGES, len(cases)), replace=False)
     return [cases[i] for i in sorted(drawn)]
@@ -229,7 +229,7 @@ def augmentation_levels(images: Sequence[Moments]) -> AugmentationLevels:
     )
 
 
-def fingerprint(cases: Sequence[CasePrint], *, seed: int) -> dict[str, Any]:
+def fingerprint(cases: Sequence[CaseFingerprint], *, seed: int) -> dict[str, Any]:
     """The fingerprint of a data set as plain numbers, strings and None.
 
     Args:
@@ -261,13 +261,13 @@ def fingerprint(cases: Sequence[CasePrint], *, seed: int) -> dict[str, Any]:
     }
 
 
-def total_histogram(cases: Sequence[CasePrint]) -> NDArray[np.int64]:
+def total_histogram(cases: Sequence[CaseFingerprint]) -> NDArray[np.int64]:
     """The cases' histograms added up."""
     total: NDArray[np.int64] = np.sum([case.histogram_ch for case in cases], axis=0)
     return total
 
 
-def voxel_ratios(cases: Sequence[CasePrint]) -> dict[str, list[float] | None]:
+def voxel_ratios(cases: Sequence[CaseFingerprint]) -> dict[str, list[float] | None]:
     """Background : liver : tumour in voxels of all cases, the rarest that occurs scaled to 1; None without a label.
 
     "native" counts the labels' own voxels in whole scans, "view" the cached ones of the liver's slices, which is
@@ -302,7 +302,7 @@ def hu_statistics(weights_h: NDArray[np.int64]) -> dict[str, Any]:
     }
 
 
-def _tumours(cases: Sequence[CasePrint]) -> dict[str, Any]:
+def _tumours(cases: Sequence[CaseFingerprint]) -> dict[str, Any]:
     labelled = [case for case in cases if case.voxel_counts is not None]
     counts = [len(case.tumour_volumes_ml) for case in labelled]
     volumes_ml = [v for case in labelled for v in case.tumour_volumes_ml]
@@ -329,9 +329,3 @@ def _spread(values: Any) -> dict[str, float] | None:
         "max": high,
         "mean": float(array.mean()),
     }
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write the fingerprint, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")

@@ -30,9 +30,9 @@ from data_cache.schema import (
     SourceFile,
     View,
 )
+from pipeline.average import Channels, average_in_plane
 from pipeline.nifti import CorruptStreamError, VolumeHeader, VolumeStream
 from pipeline.resample import Slab, resample_depth
-from pipeline.thin import Channels, thin_slabs
 
 T = TypeVar("T")
 OpenStream = Callable[[Path], VolumeStream]
@@ -42,7 +42,7 @@ HU_RANGE = (MISSING_HU + 1, 32767)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class ThinScan:
+class InPlaneScan:
     """An image averaged in the plane: any depth window can be cut from it without reading the file again.
 
     Attributes:
@@ -67,17 +67,17 @@ class ThinScan:
         return _view(values, None, resampled_grid(grid, window, spec.shape_zyx))
 
 
-def read_scan(image: Path, spec: PreprocessSpec) -> ThinScan:
+def read_scan(image: Path, spec: PreprocessSpec) -> InPlaneScan:
     """Read an image once, for inference.
 
     Raises:
         VolumeError: The file is missing, damaged or no NIfTI volume.
     """
-    return with_second_opinion(lambda trusted: _read_scan(image, spec, trusted=trusted))
+    return retry_with_stdlib_gzip(lambda use_stdlib: _read_scan(image, spec, use_stdlib=use_stdlib))
 
 
 def prepare_case(
-    case_id: str, image: Path, label: Path, spec: PreprocessSpec, *, root: Path, ahead: bool = False
+    case_id: str, image: Path, label: Path, spec: PreprocessSpec, *, root: Path, prefetch: bool = False
 ) -> Case:
     """Read a scan and its label once each, into the views of a case.
 
@@ -96,19 +96,19 @@ def prepare_case(
         VolumeError: A file is missing, damaged or no NIfTI volume.
         LabelError: The label has other values, or lies on another grid than the image.
     """
-    return with_second_opinion(
-        lambda trusted: _prepare_case(
+    return retry_with_stdlib_gzip(
+        lambda use_stdlib: _prepare_case(
             case_id,
             image,
             label,
             spec,
             root=root,
-            open_stream=partial(VolumeStream.open, trusted=trusted, ahead=ahead),
+            open_stream=partial(VolumeStream.open, use_stdlib=use_stdlib, prefetch=prefetch),
         )
     )
 
 
-def with_second_opinion(read: Callable[[bool], T]) -> T:
+def retry_with_stdlib_gzip(read: Callable[[bool], T]) -> T:
     """Call ``read`` with ISA-L, and once more with the standard library (True) if the stream looks corrupt."""
     try:
         return read(False)
@@ -117,11 +117,15 @@ def with_second_opinion(read: Callable[[bool], T]) -> T:
         return read(True)
 
 
-def _read_scan(image: Path, spec: PreprocessSpec, *, trusted: bool) -> ThinScan:
-    with VolumeStream.open(image, trusted=trusted, ahead=True) as stream:  # one file: other cores are idle
+def _read_scan(image: Path, spec: PreprocessSpec, *, use_stdlib: bool) -> InPlaneScan:
+    with VolumeStream.open(
+        image, use_stdlib=use_stdlib, prefetch=True
+    ) as stream:  # one file: other cores are idle
         tally = _ImageTally()
         slabs = tuple(_image_slabs(stream, spec, tally))
-        return ThinScan(header=stream.header, slabs=slabs, notes=(*stream.header.notes, *tally.notes(spec)))
+        return InPlaneScan(
+            header=stream.header, slabs=slabs, notes=(*stream.header.notes, *tally.notes(spec))
+        )
 
 
 def _prepare_case(
@@ -186,7 +190,7 @@ def _image_slabs(stream: VolumeStream, spec: PreprocessSpec, tally: _ImageTally)
         tally.minimum, tally.maximum = min(tally.minimum, *ends), max(tally.maximum, *ends)
         return Channels(values=(values,), largest=int(max(-low, high)))
 
-    for slab in thin_slabs(stream, spec.shape_zyx[1:], split=split):
+    for slab in average_in_plane(stream, spec.shape_zyx[1:], split=split):
         if (slope, intercept) == (1.0, 0.0):
             yield slab
         else:
@@ -260,7 +264,7 @@ def _read_label(
                 counts[i] += int(np.count_nonzero(mask))
             return Channels(values=masks, largest=1)
 
-        slabs = tuple(map(_cropped, thin_slabs(stream, spec.shape_zyx[1:], split=split)))
+        slabs = tuple(map(_cropped, average_in_plane(stream, spec.shape_zyx[1:], split=split)))
         foreground, tumour = counts
         background = int(np.prod(stream.header.shape_kji)) - foreground
         return _ThinLabel(

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from data_cache.geometry import DepthWindow
+from pipeline.average import Z
 from pipeline.nifti import FileAxis, VolumeHeader
 from pipeline.resample import linear_weights
-from pipeline.thin import Z
 
 BLOCK_VOXELS = 4 << 20
 

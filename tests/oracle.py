@@ -15,16 +15,16 @@ from data_cache.schema import PreprocessSpec, View
 from liverseg.inference.segment import Member, Predictor
 from liverseg.model.inputs import InputConfig
 from liverseg.model.network import NetworkConfig, UNet
-from pipeline.prepare import ThinScan
+from pipeline.prepare import InPlaneScan
 from pipeline.resample import box_weights
 
 
 def oracle(truth_zyx: NDArray[Any], monkeypatch: pytest.MonkeyPatch) -> Predictor:
     """A predictor that answers with the truth, averaged over whatever window of the scan it is shown."""
     shown: list[DepthWindow] = []
-    original = ThinScan.view
+    original = InPlaneScan.view
 
-    def remember(scan: ThinScan, window: DepthWindow, spec: PreprocessSpec) -> View:
+    def remember(scan: InPlaneScan, window: DepthWindow, spec: PreprocessSpec) -> View:
         shown.append(window)
         return original(scan, window, spec)
 
@@ -36,7 +36,7 @@ def oracle(truth_zyx: NDArray[Any], monkeypatch: pytest.MonkeyPatch) -> Predicto
         masks = np.stack([truth_zyx == 1, truth_zyx == 2]).astype(float)
         return np.asarray(np.einsum("czyx,Zz,Yy,Xx->cZYX", masks, z, y, x, optimize=True), dtype=np.float32)
 
-    monkeypatch.setattr(ThinScan, "view", remember)
+    monkeypatch.setattr(InPlaneScan, "view", remember)
     monkeypatch.setattr(Predictor, "foreground", know)
     member = Member(
         network=UNet(NetworkConfig(base_channels=1, depth=1)), input=InputConfig(), source="oracle"

@@ -26,11 +26,11 @@ from liverseg.inference.inputs import ScanInput
 from liverseg.inference.predict import Prediction, predict_scan
 from liverseg.inference.segment import (
     Predictor,
-    keep_liver,
+    extend_window,
+    keep_largest_component,
     liver_window,
     load_predictor,
     segment,
-    widened,
 )
 from liverseg.training.split import Split, load_split
 from pipeline.nifti import read_canonical
@@ -48,7 +48,7 @@ def foreground(shape: tuple[int, int, int], *boxes: tuple[slice, slice, slice]) 
 
 def test_the_largest_component_is_the_liver_and_keeps_its_soft_edge() -> None:
     large, small = np.s_[2:6, 2:6, 2:6], np.s_[9:11, 9:11, 9:11]
-    kept = keep_liver(foreground((12, 12, 12), large, small), voxel_volume_ml=1.0)
+    kept = keep_largest_component(foreground((12, 12, 12), large, small), voxel_volume_ml=1.0)
     assert (kept[0][large] == np.float32(0.9)).all()
     assert not kept[0][small].any()
     assert kept[0, 0, 3, 3] == np.float32(0.1)  # two voxels from the box: what interpolation needs
@@ -57,21 +57,21 @@ def test_the_largest_component_is_the_liver_and_keeps_its_soft_edge() -> None:
 
 def test_a_neighbouring_component_does_not_come_back_as_a_soft_edge() -> None:
     liver, near = np.s_[2:8, 2:8, 2:8], np.s_[9:11, 2:4, 2:4]
-    kept = keep_liver(foreground((12, 12, 12), liver, near), voxel_volume_ml=1.0)
+    kept = keep_largest_component(foreground((12, 12, 12), liver, near), voxel_volume_ml=1.0)
     assert not kept[0][near].any()
 
 
 def test_specks_are_no_liver() -> None:
     # 8 voxels of 1 mL are less than 10 mL.
-    assert not keep_liver(foreground((6, 6, 6), np.s_[0:2, 0:2, 0:2]), voxel_volume_ml=1.0).any()
-    assert keep_liver(foreground((6, 6, 6), np.s_[0:2, 0:2, 0:3]), voxel_volume_ml=1.0).any()
-    assert not keep_liver(np.zeros((2, 4, 4, 4), dtype=np.float32), voxel_volume_ml=1.0).any()
+    assert not keep_largest_component(foreground((6, 6, 6), np.s_[0:2, 0:2, 0:2]), voxel_volume_ml=1.0).any()
+    assert keep_largest_component(foreground((6, 6, 6), np.s_[0:2, 0:2, 0:3]), voxel_volume_ml=1.0).any()
+    assert not keep_largest_component(np.zeros((2, 4, 4, 4), dtype=np.float32), voxel_volume_ml=1.0).any()
 
 
 def test_tumour_and_liver_are_one_component() -> None:
     probabilities = foreground((6, 6, 12), np.s_[1:5, 1:5, 1:4])
     probabilities[1][1:5, 1:5, 4:11] = 0.9
-    kept = keep_liver(probabilities, voxel_volume_ml=1.0)
+    kept = keep_largest_component(probabilities, voxel_volume_ml=1.0)
     assert (kept[1][1:5, 1:5, 4:11] == np.float32(0.9)).all()
 
 
@@ -86,11 +86,11 @@ def test_liver_window_on_a_hand_example() -> None:
 def test_windows_widen_only_where_the_liver_touches_and_the_scan_goes_on() -> None:
     window = DepthWindow(start=20, stop=52)
     top = foreground((16, 8, 8), np.s_[14:16, 2:4, 2:4])
-    assert widened(window, top, depth=100) == DepthWindow(start=20, stop=56)  # 32 // 8 = 4
-    assert widened(window, top, depth=53) == DepthWindow(start=20, stop=53)
+    assert extend_window(window, top, depth=100) == DepthWindow(start=20, stop=56)  # 32 // 8 = 4
+    assert extend_window(window, top, depth=53) == DepthWindow(start=20, stop=53)
     both = foreground((16, 8, 8), np.s_[0:16, 2:4, 2:4])
-    assert widened(window, both, depth=100) == DepthWindow(start=16, stop=56)
-    assert widened(DepthWindow(start=0, stop=9), both, depth=9) == DepthWindow(start=0, stop=9)
+    assert extend_window(window, both, depth=100) == DepthWindow(start=16, stop=56)
+    assert extend_window(DepthWindow(start=0, stop=9), both, depth=9) == DepthWindow(start=0, stop=9)
 
 
 def predict_file(image: Path, out: Path, predictor: Predictor) -> Prediction:

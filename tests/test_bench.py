@@ -16,8 +16,8 @@ from liverseg.bench.preprocess import measure
 from liverseg.bench.timing import fastest
 from liverseg.bench.train import measure_steps, measure_whole
 from liverseg.cli import main
+from liverseg.device import matmul_peak
 from liverseg.model.network import NetworkConfig, forward_flops
-from liverseg.training.devices import matmul_peak
 from pipeline.build import CaseResult, build_case
 from pipeline.decathlon import CaseFiles
 
@@ -53,22 +53,22 @@ def test_preprocessing_is_timed_with_and_without_its_second_thread(
 
 
 @pytest.mark.parametrize(
-    ("name", "cores", "ahead"),
+    ("name", "cores", "prefetch"),
     [("liverseg", 1, False), ("liverseg", 2, True), ("liverseg, one thread", 2, False)],
 )
 def test_the_second_thread_is_where_the_name_says(
-    phantoms: Path, monkeypatch: pytest.MonkeyPatch, name: str, cores: int, ahead: bool
+    phantoms: Path, monkeypatch: pytest.MonkeyPatch, name: str, cores: int, prefetch: bool
 ) -> None:
     asked = []
 
     def noted(files: CaseFiles, **options: Any) -> CaseResult:
-        asked.append(options["ahead"])
+        asked.append(options["prefetch"])
         return build_case(files, **options)
 
     monkeypatch.setattr("pipeline.build.physical_cores", lambda: cores)
     monkeypatch.setattr("pipeline.build.build_case", noted)
     CONTENDERS[name](phantoms / "imagesTr/liver_0.nii.gz", phantoms / "labelsTr/liver_0.nii.gz")
-    assert asked == [ahead]
+    assert asked == [prefetch]
 
 
 def test_share_of_the_peak_is_counted_from_the_network() -> None:

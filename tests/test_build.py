@@ -185,7 +185,7 @@ def test_notes_are_passed_on(raw: Path, store: Path) -> None:
 
 
 def killed_by_its_image(
-    files: CaseFiles, *, store: Path, spec: PreprocessSpec, root: Path, ahead: bool
+    files: CaseFiles, *, store: Path, spec: PreprocessSpec, root: Path, prefetch: bool
 ) -> CaseResult:
     """In place of ``build_case``: a worker that is killed as the kernel does when memory runs out."""
     image = files.image.read_bytes()
@@ -193,7 +193,7 @@ def killed_by_its_image(
         files.image.write_bytes(image.removeprefix(b"KILL ONCE"))
     if image.startswith(b"KILL"):
         os.kill(os.getpid(), signal.SIGKILL)
-    return build_case(files, store=store, spec=spec, root=root, ahead=ahead)
+    return build_case(files, store=store, spec=spec, root=root, prefetch=prefetch)
 
 
 def test_a_killed_worker_is_named_and_the_others_survive(
@@ -219,20 +219,20 @@ def test_a_worker_that_is_killed_once_loses_nothing(
     assert list_cases(store) == CASES
 
 
-@pytest.mark.parametrize(("cores", "ahead"), [(1, False), (2, True)])
+@pytest.mark.parametrize(("cores", "prefetch"), [(1, False), (2, True)])
 def test_a_second_thread_reads_ahead_only_where_a_core_is_idle(
-    raw: Path, store: Path, monkeypatch: pytest.MonkeyPatch, cores: int, ahead: bool
+    raw: Path, store: Path, monkeypatch: pytest.MonkeyPatch, cores: int, prefetch: bool
 ) -> None:
     asked = []
 
     def noted(files: CaseFiles, **options: Any) -> CaseResult:
-        asked.append(options["ahead"])
+        asked.append(options["prefetch"])
         return build_case(files, **options)
 
     monkeypatch.setattr(pipeline.build, "physical_cores", lambda: cores)
     monkeypatch.setattr(pipeline.build, "build_case", noted)
     assert outcomes(run(raw, store, jobs=1)) == ["done"] * 4
-    assert asked == [ahead] * 4
+    assert asked == [prefetch] * 4
 
 
 def test_there_is_a_core() -> None:

@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from liverseg.evaluation.calibration import (
-    LEAST_PROBABILITY,
+from liverseg.measure.calibration import (
+    MIN_PROBABILITY,
     TEMPERATURES,
-    ErrorRanking,
+    ErrorDetection,
     ReliabilityCounts,
     fit_temperature,
     tempered,
@@ -80,11 +80,11 @@ def test_counts_of_blocks_are_those_of_the_whole(seed: int, cut: int) -> None:
     np.testing.assert_array_equal(parts.n_voxels, whole.n_voxels)
     np.testing.assert_array_equal(parts.n_correct, whole.n_correct)
     np.testing.assert_allclose(parts.confidence_sum, whole.confidence_sum)
-    ranking = ErrorRanking.from_block(prob, is_class)
-    other = ErrorRanking.from_block(prob[:cut], is_class[:cut]) + ErrorRanking.from_block(
+    ranking = ErrorDetection.from_block(prob, is_class)
+    other = ErrorDetection.from_block(prob[:cut], is_class[:cut]) + ErrorDetection.from_block(
         prob[cut:], is_class[cut:]
     )
-    np.testing.assert_array_equal((other + ErrorRanking.empty()).n_wrong, ranking.n_wrong)
+    np.testing.assert_array_equal((other + ErrorDetection.empty()).n_wrong, ranking.n_wrong)
     np.testing.assert_array_equal(other.n_right, ranking.n_right)
 
 
@@ -99,7 +99,7 @@ def test_no_voxel_has_no_error() -> None:
     counts = ReliabilityCounts.empty()
     assert (counts.ece, counts.mce) == (None, None)
     assert np.isnan(counts.confidence).all()
-    ranking = ErrorRanking.empty()
+    ranking = ErrorDetection.empty()
     assert (ranking.auroc, ranking.auprc, ranking.error_rate) == (None, None, None)
 
 
@@ -124,7 +124,7 @@ def test_reliability_goes_to_json_as_plain_numbers() -> None:
 def test_auroc_of_errors_by_hand() -> None:
     # Right at 0.1, 0.2, 0.4; wrong at 0.2, 0.9. Pairs (wrong above right): 0.2: 1 + 1/2 + 0; 0.9: 3. 4.5 / 6 = 0.75.
     entropy = np.array([0.1, 0.2, 0.4, 0.2, 0.9], dtype=np.float32)
-    ranking = ErrorRanking.from_block(entropy, np.array([False, False, False, True, True]))
+    ranking = ErrorDetection.from_block(entropy, np.array([False, False, False, True, True]))
     assert ranking.auroc == pytest.approx(0.75)
     # From the top: 0.9 (1 of 1 wrong), 0.4 (1 of 2), both of 0.2 (2 of 4): (1 · 1 + 1 · 2/4) / 2 = 0.75.
     assert ranking.auprc == pytest.approx(0.75)
@@ -139,7 +139,7 @@ def test_auroc_of_errors_is_its_definition(seed: int, n: int) -> None:
         np.float32
     )  # each in a bin of its own
     wrong = generator.random(n) < 0.4
-    ranking = ErrorRanking.from_block(entropy, wrong)
+    ranking = ErrorDetection.from_block(entropy, wrong)
     pairs = [(w > r) + 0.5 * (w == r) for w in entropy[wrong] for r in entropy[~wrong]]
     assert ranking.auroc == (pytest.approx(np.mean(pairs)) if pairs else None)
     steps = [(entropy[wrong] == h).sum() * wrong[entropy >= h].mean() for h in np.unique(entropy[wrong])]
@@ -148,8 +148,8 @@ def test_auroc_of_errors_is_its_definition(seed: int, n: int) -> None:
 
 def test_all_right_and_all_wrong_have_no_ranking() -> None:
     entropy = np.linspace(0, 1, 7, dtype=np.float32)
-    right = ErrorRanking.from_block(entropy, np.zeros(7, dtype=np.bool_))
-    wrong = ErrorRanking.from_block(entropy, np.ones(7, dtype=np.bool_))
+    right = ErrorDetection.from_block(entropy, np.zeros(7, dtype=np.bool_))
+    wrong = ErrorDetection.from_block(entropy, np.ones(7, dtype=np.bool_))
     assert (right.auroc, right.auprc, right.error_rate) == (None, None, 0.0)
     assert (wrong.auroc, wrong.auprc, wrong.error_rate) == (None, 1.0, 1.0)
 
@@ -158,15 +158,15 @@ def test_small_entropies_are_told_apart_and_the_largest_has_a_bin() -> None:
     entropy = np.array(
         [1e-5, 1e-4, math.log(3), 1.0986125], dtype=np.float32
     )  # the last above ln 3 by rounding
-    assert ErrorRanking.from_block(entropy[:2], np.array([False, True])).auroc == 1.0
-    assert ErrorRanking.from_block(entropy[2:], np.array([False, True])).auroc == 0.5
+    assert ErrorDetection.from_block(entropy[:2], np.array([False, True])).auroc == 1.0
+    assert ErrorDetection.from_block(entropy[2:], np.array([False, True])).auroc == 0.5
 
 
 def test_binning_costs_the_fourth_digit() -> None:
     generator = np.random.default_rng(1)
     right, wrong = generator.exponential(0.02, 2000), 0.3 * generator.random(300)
     entropy = np.concatenate((right, wrong)).astype(np.float32)
-    got = ErrorRanking.from_block(entropy, np.arange(2300) >= 2000).auroc
+    got = ErrorDetection.from_block(entropy, np.arange(2300) >= 2000).auroc
     exact = np.mean(wrong[:, None] > right[None, :])
     assert got == pytest.approx(exact, abs=1e-3)
 
@@ -225,7 +225,7 @@ def test_the_temperature_of_the_data_is_found(temperature: float) -> None:
 
 def nll_brute(foreground: Probabilities, truth: NDArray[np.uint8]) -> float:
     p = np.concatenate((1 - foreground.sum(axis=0, keepdims=True), foreground)).astype(np.float64)
-    return float(-np.log(np.maximum(p[truth, np.arange(truth.size)], LEAST_PROBABILITY)).mean())
+    return float(-np.log(np.maximum(p[truth, np.arange(truth.size)], MIN_PROBABILITY)).mean())
 
 
 def test_the_likelihood_by_hand() -> None:
@@ -239,7 +239,7 @@ def test_the_likelihood_by_hand() -> None:
 def test_an_impossible_truth_costs_much_but_not_infinitely() -> None:
     fit = fit_temperature([np.array([[1.0], [0.0]], dtype=np.float32)], [np.array([2], dtype=np.uint8)])
     assert fit is not None
-    assert fit.nll_before == pytest.approx(-math.log(LEAST_PROBABILITY), abs=1e-4)
+    assert fit.nll_before == pytest.approx(-math.log(MIN_PROBABILITY), abs=1e-4)
     assert fit.temperature == pytest.approx(TEMPERATURES[1], rel=0.01)  # as soft as allowed
 
 

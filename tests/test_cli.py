@@ -164,7 +164,10 @@ def test_preprocess_skips_what_is_done_and_refuses_another_spec(
     assert "0 cases built, 2 were up to date" in run("preprocess", raw, cache).output
     assert {p: p.stat().st_mtime_ns for p in cache.rglob("*")} == before
     line = error_line(run("preprocess", raw, tiny_world.cache))
-    assert "built with another spec (shape_zyx: [16, 32, 32] in the store, [64, 128, 128] asked for)" in line
+    assert (
+        "built with another spec (shape_zyx: the store has [16, 32, 32], this command has [64, 128, 128])"
+        in line
+    )
 
 
 def test_inspect_prints_the_table_and_draws_a_case(run: Run, tiny_world: TinyWorld, tmp_path: Path) -> None:

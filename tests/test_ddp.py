@@ -17,7 +17,7 @@ from data_cache.errors import ConfigError
 from liverseg.model.network import NetworkConfig, UNet
 from liverseg.training.checkpoint import LAST, load_checkpoint
 from liverseg.training.config import TrainConfig, save_config
-from liverseg.training.devices import Team, replace_norms, synchronise_norms
+from liverseg.training.process_group import ProcessGroup, replace_norms, synchronise_norms
 from liverseg.training.train import train
 
 TESTS = Path(__file__).parent
@@ -64,21 +64,21 @@ def test_two_processes_learn_what_one_does_and_one_goes_on(tiny_world: TinyWorld
 
 
 def test_losses_over_devices_are_those_of_the_whole_batch() -> None:
-    result = torchrun([TESTS / "team_of_losses.py"])
+    result = torchrun([TESTS / "losses_in_processes.py"])
     assert result.returncode == 0, result.stderr
     assert "terminate" not in result.stderr
 
 
 def test_shares_and_gathering_alone_change_nothing() -> None:
-    team = Team(rank=0, size=1, device=torch.device("cpu"))
-    assert team.gather(team.share([3, 1, 2])) == [3, 1, 2]
-    assert team.leads
+    group = ProcessGroup(rank=0, size=1, device=torch.device("cpu"))
+    assert group.gather(group.share([3, 1, 2])) == [3, 1, 2]
+    assert group.is_main_process
 
 
 def test_batch_norm_is_refused_on_several_cpus_and_replaced_on_gpus() -> None:
     network = UNet(NetworkConfig(base_channels=2, depth=1))
     with pytest.raises(ConfigError, match="set it to instance or group"):
-        synchronise_norms(network, Team(rank=0, size=2, device=torch.device("cpu")))
+        synchronise_norms(network, ProcessGroup(rank=0, size=2, device=torch.device("cpu")))
     names = list(network.state_dict())
     parameters = list(network.parameters())
     replace_norms(network)
@@ -91,4 +91,4 @@ def test_batch_norm_is_refused_on_several_cpus_and_replaced_on_gpus() -> None:
 
 def test_instance_norm_needs_no_synchronising() -> None:
     network = UNet(NetworkConfig(base_channels=2, depth=1, norm="instance"))
-    synchronise_norms(network, Team(rank=0, size=2, device=torch.device("cpu")))
+    synchronise_norms(network, ProcessGroup(rank=0, size=2, device=torch.device("cpu")))

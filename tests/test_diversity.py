@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from liverseg.evaluation import diversity
-from liverseg.evaluation.diversity import Overlap, PairCounts
+from liverseg.measure import diversity
+from liverseg.measure.diversity import Overlap, PairCounts
 
 SHAPE = (3, 4, 5)
 Labels = NDArray[np.uint8]

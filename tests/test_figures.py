@@ -21,11 +21,11 @@ from numpy.typing import NDArray
 
 from liverseg.laboratory.figures import curves_figure
 from liverseg.laboratory.one_case import Point
-from liverseg.laboratory.probability_figure import probability_figure
 from liverseg.pictures import palette
 from liverseg.pictures.figures import case_montage, overlay_figure
 from liverseg.pictures.panel import draw_edge, line_key
 from liverseg.pictures.planes import Plane
+from liverseg.pictures.probability_figure import probability_figure
 from liverseg.pictures.progress import progress_figure
 from liverseg.pictures.sheet import draw_legend, new_figure, save
 

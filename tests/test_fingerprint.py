@@ -25,7 +25,7 @@ from liverseg.pictures.sheet import save
 from pipeline import fingerprint as fp
 from pipeline.build import build
 from pipeline.decathlon import read_data_set
-from pipeline.fingerprint import CasePrint, FailedPrint, Moments
+from pipeline.fingerprint import CaseFingerprint, FailedFingerprint, Moments
 from pipeline.nifti import read_canonical
 
 SPEC = PreprocessSpec()
@@ -47,9 +47,9 @@ def case(
     image: Moments | None = None,
     tumours: tuple[float, ...] = (),
     weights: NDArray[np.int64] | None = None,
-) -> CasePrint:
+) -> CaseFingerprint:
     moments = Moments(mean=0.0, sd=1.0) if image is None else image
-    return CasePrint(
+    return CaseFingerprint(
         case_id=case_id,
         grid=GRID,
         voxel_counts=(10, 4, 2),
@@ -67,8 +67,8 @@ def store(phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> CacheStor
     return CacheStore.open(path)
 
 
-def of_cache(store: CacheStore) -> list[CasePrint]:
-    return fp.print_cache(store, report=lambda _: None)
+def of_cache(store: CacheStore) -> list[CaseFingerprint]:
+    return fp.fingerprint_cache(store, report=lambda _: None)
 
 
 # --- Intensities
@@ -178,10 +178,10 @@ def test_raw_files_give_the_same_numbers_as_their_cache(phantoms: Path, store: C
 def test_a_case_that_fails_is_reported_and_stops_no_other(phantoms: Path, tmp_path: Path) -> None:
     shutil.copytree(phantoms, tmp_path, dirs_exist_ok=True)
     (tmp_path / "imagesTr" / "liver_2.nii.gz").write_bytes(b"no NIfTI")
-    told: list[CasePrint | FailedPrint] = []
+    told: list[CaseFingerprint | FailedFingerprint] = []
     cases = fp.print_raw(read_data_set(tmp_path), SPEC, jobs=1, report=told.append)
     assert [c.case_id for c in cases] == [f"liver_{i}" for i in (0, 1, 3, 4, 5)]
-    (failure,) = (result for result in told if isinstance(result, FailedPrint))
+    (failure,) = (result for result in told if isinstance(result, FailedFingerprint))
     assert (failure.case_id, "is no NIfTI file" in failure.message) == ("liver_2", True)
 
 
@@ -236,7 +236,7 @@ def with_weights(*, tumour: bool) -> NDArray[np.int64]:
     ],
     ids=["one case without anything", "no tumour", "forty"],
 )
-def test_the_page_bears_anything(cases: list[CasePrint], tmp_path: Path) -> None:
+def test_the_page_bears_anything(cases: list[CaseFingerprint], tmp_path: Path) -> None:
     content = fp.fingerprint(cases, seed=0)
     json.dumps(content, allow_nan=False)
     figure = fingerprint_figure(cases, content, name="a$b$c[bold]")

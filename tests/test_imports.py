@@ -51,6 +51,55 @@ def test_imports_never_point_back(package: str, forbidden: set[str]) -> None:
         assert not imported_packages(path) & forbidden, path
 
 
+# From the ground up: what stands on a floor imports from its own floor and from those before it, never from a later one.
+FLOORS = (
+    ("console", "device"),
+    ("measure", "model"),
+    ("pictures",),
+    ("training",),
+    ("inference",),
+    ("evaluation",),
+    ("laboratory", "bench"),
+    ("api",),
+    ("cli",),
+)
+FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
+
+
+def imported_rooms(path: Path) -> set[str]:
+    """The rooms of liverseg/ that a file imports from, wherever in the file it does."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        match node:
+            case ast.Import(names=names):
+                modules = [name.name for name in names]
+            case ast.ImportFrom(module="liverseg", names=names):
+                modules = [f"liverseg.{name.name}" for name in names]
+            case ast.ImportFrom(module=str(module)):
+                modules = [module]
+            case _:
+                continue
+        found |= {module.split(".")[1] for module in modules if module.startswith("liverseg.")}
+    return found
+
+
+def test_no_room_imports_from_a_floor_above() -> None:
+    entrances = {"__init__", "__main__"}
+    for path in sources("liverseg"):
+        room = path.relative_to(REPOSITORY / "liverseg").parts[0].removesuffix(".py")
+        if room in entrances:
+            continue
+        upwards = {other for other in imported_rooms(path) if FLOOR_OF[other] > FLOOR_OF[room]}
+        beside = {other for other in imported_rooms(path) - {room} if FLOOR_OF[other] == FLOOR_OF[room]}
+        assert not upwards | beside, f"{path}: imports {upwards | beside} from {room}"
+
+
+def test_measure_is_numpy_only() -> None:
+    for path in sources("liverseg/measure"):
+        assert not imported_packages(path) & {"torch", "matplotlib", "zarr", "nibabel"}, path
+        assert imported_rooms(path) <= {"measure"}, path
+
+
 def test_one_package_knows_nibabel() -> None:
     for package in PACKAGES:
         for path in sources(package):

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis.extra import numpy as hnp
 
-from liverseg.evaluation.lesions import (
+from liverseg.measure.lesions import (
     DetectionCounts,
     burden_errors,
     equivalent_diameters_mm,
@@ -19,7 +19,7 @@ from liverseg.evaluation.lesions import (
     score_lesions,
     tumour_burden,
 )
-from liverseg.evaluation.metrics import Mask, Spacing
+from liverseg.measure.overlap import Mask, Spacing
 
 ONE_MM: Spacing = (1.0, 1.0, 1.0)
 Voxel = tuple[int, int, int]

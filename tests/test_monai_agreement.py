@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor
 
-from liverseg.evaluation.metrics import ClassScores, score_class
+from liverseg.measure.overlap import ClassScores, score_class
 from liverseg.model.losses import LossConfig, LossName, Sums, loss
 
 # As Any: MONAI's modules pass their names on without exporting them.
@@ -89,7 +89,7 @@ def test_metrics_of_one_voxel_and_of_equal_masks() -> None:
 
 
 # Not compared: empty masks. MONAI gives NaN or infinity there and leaves the rule to its caller; ours are the LiTS
-# challenge's, in the docstring of liverseg.evaluation.metrics and in tests/test_metrics.py.
+# challenge's, in the docstring of liverseg.measure.overlap and in tests/test_metrics.py.
 
 
 # ---- losses

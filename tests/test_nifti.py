@@ -54,9 +54,9 @@ def stored(dtype: str = "int16", shape: tuple[int, ...] = SHAPE, *, seed: int = 
     return rng.integers(max(info.min, -3024), min(info.max, 3000), shape).astype(dtype)
 
 
-def read(path: Path, *, trusted: bool = False) -> tuple[NDArray[np.float64], VolumeHeader]:
+def read(path: Path, *, use_stdlib: bool = False) -> tuple[NDArray[np.float64], VolumeHeader]:
     """All blocks, scaled, in canonical orientation."""
-    with VolumeStream.open(path, trusted=trusted) as stream:
+    with VolumeStream.open(path, use_stdlib=use_stdlib) as stream:
         header = stream.header
         blocks = [(first, block.astype(np.float64)) for first, block in stream.blocks()]
     assert [first for first, _ in blocks] == list(np.cumsum([0, *(len(b) for _, b in blocks)])[:-1])
@@ -171,7 +171,7 @@ def test_a_vox_offset_of_zero_means_right_after_the_header(tmp_path: Path) -> No
 @pytest.mark.parametrize("gunzip", ["isal", "standard library"])
 def test_both_ways_to_inflate_agree_and_hash_the_file(tmp_path: Path, gunzip: str) -> None:
     path = write_nifti(tmp_path / "a.nii.gz", stored())
-    with VolumeStream.open(path, trusted=gunzip != "isal") as stream:
+    with VolumeStream.open(path, use_stdlib=gunzip != "isal") as stream:
         for _ in stream.blocks():
             pass
         assert stream.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
@@ -192,15 +192,15 @@ def inflating_threads() -> list[str]:
     return [thread.name for thread in threading.enumerate() if thread.name.startswith("inflate")]
 
 
-@pytest.mark.parametrize("trusted", [False, True])
-def test_reading_ahead_gives_the_same_blocks_and_hash(long_path: Path, trusted: bool) -> None:
+@pytest.mark.parametrize("use_stdlib", [False, True])
+def test_reading_ahead_gives_the_same_blocks_and_hash(long_path: Path, use_stdlib: bool) -> None:
     # Zeros may follow a gzip stream: bytes that are read, and hashed, after the last block.
     long_path.write_bytes(long_path.read_bytes() + bytes(1 << 20))
     found = []
-    for ahead in (False, True):
-        with VolumeStream.open(long_path, trusted=trusted, ahead=ahead) as stream:
+    for prefetch in (False, True):
+        with VolumeStream.open(long_path, use_stdlib=use_stdlib, prefetch=prefetch) as stream:
             blocks = [(first, block.tobytes()) for first, block in stream.blocks()]
-            assert len(inflating_threads()) == ahead
+            assert len(inflating_threads()) == prefetch
         found.append((blocks, stream.sha256))
     assert found[0] == found[1]
     assert len(found[0][0]) == 40
@@ -217,7 +217,7 @@ def test_reading_ahead_stays_one_block_ahead(long_path: Path, monkeypatch: pytes
         return block_of(self, first, n_slices)
 
     monkeypatch.setattr(VolumeStream, "_block", counted)
-    with VolumeStream.open(long_path, ahead=True) as stream:
+    with VolumeStream.open(long_path, prefetch=True) as stream:
         for first, _ in stream.blocks():
             time.sleep(0.01)  # time enough for the thread to run away
             assert len(asked) <= first + 2
@@ -233,10 +233,10 @@ def test_what_fails_in_the_thread_fails_as_it_does_without(long_path: Path, kept
         damaged[-6] ^= 1  # the checksum
     long_path.write_bytes(damaged)
     failures = []
-    for ahead in (False, True):
+    for prefetch in (False, True):
         with (
             pytest.raises(CorruptStreamError, match="long.nii.gz: ") as failure,
-            VolumeStream.open(long_path, ahead=ahead) as stream,
+            VolumeStream.open(long_path, prefetch=prefetch) as stream,
         ):
             for _ in stream.blocks():
                 pass
@@ -246,7 +246,7 @@ def test_what_fails_in_the_thread_fails_as_it_does_without(long_path: Path, kept
 
 
 def test_the_thread_ends_where_reading_is_given_up(long_path: Path) -> None:
-    with VolumeStream.open(long_path, ahead=True) as stream:
+    with VolumeStream.open(long_path, prefetch=True) as stream:
         blocks = stream.blocks()
         next(blocks)
         assert len(inflating_threads()) == 1
@@ -256,7 +256,7 @@ def test_the_thread_ends_where_reading_is_given_up(long_path: Path) -> None:
         for _ in stream.blocks():
             raise ZeroDivisionError
 
-    with pytest.raises(ZeroDivisionError), VolumeStream.open(long_path, ahead=True) as stream:
+    with pytest.raises(ZeroDivisionError), VolumeStream.open(long_path, prefetch=True) as stream:
         use(stream)
     assert inflating_threads() == []
 
@@ -497,10 +497,10 @@ def test_a_file_that_ends_early_is_refused(tmp_path: Path, suffix: str, keep: fl
         read(path)
 
 
-@pytest.mark.parametrize("trusted", [False, True], ids=["isal", "standard library"])
+@pytest.mark.parametrize("use_stdlib", [False, True], ids=["isal", "standard library"])
 @given(where=st.floats(0, 1, exclude_max=True))
 @settings(ON_DISK, max_examples=150)
-def test_no_flipped_bit_of_a_gz_gives_wrong_voxels(tmp_path: Path, trusted: bool, where: float) -> None:
+def test_no_flipped_bit_of_a_gz_gives_wrong_voxels(tmp_path: Path, use_stdlib: bool, where: float) -> None:
     path = write_nifti(tmp_path / "a.nii.gz", stored(shape=(12, 11, 10)) // 100)
     before, header_before = read(path)
     content = bytearray(path.read_bytes())
@@ -508,7 +508,7 @@ def test_no_flipped_bit_of_a_gz_gives_wrong_voxels(tmp_path: Path, trusted: bool
     content[bit // 8] ^= 1 << bit % 8
     path.write_bytes(content)
     try:
-        after, header = read(path, trusted=trusted)
+        after, header = read(path, use_stdlib=use_stdlib)
     except VolumeError as failure:
         assert str(path) in str(failure)  # noqa: PT017
     else:  # such as the time stamp of the gzip header
@@ -516,8 +516,8 @@ def test_no_flipped_bit_of_a_gz_gives_wrong_voxels(tmp_path: Path, trusted: bool
         assert header.grid == header_before.grid
 
 
-@pytest.mark.parametrize("trusted", [False, True], ids=["isal", "standard library"])
-def test_every_bit_of_the_checksum_counts(tmp_path: Path, trusted: bool) -> None:
+@pytest.mark.parametrize("use_stdlib", [False, True], ids=["isal", "standard library"])
+def test_every_bit_of_the_checksum_counts(tmp_path: Path, use_stdlib: bool) -> None:
     path = write_nifti(tmp_path / "a.nii.gz", stored())
     content = path.read_bytes()
     for bit in range(8 * (len(content) - 8), 8 * len(content)):  # CRC-32 and length
@@ -525,15 +525,15 @@ def test_every_bit_of_the_checksum_counts(tmp_path: Path, trusted: bool) -> None
         changed[bit // 8] ^= 1 << bit % 8
         path.write_bytes(changed)
         with pytest.raises(CorruptStreamError, match="damaged gzip data"):
-            read(path, trusted=trusted)
+            read(path, use_stdlib=use_stdlib)
 
 
-@pytest.mark.parametrize("trusted", [False, True], ids=["isal", "standard library"])
-def test_bytes_after_the_gzip_are_refused(tmp_path: Path, trusted: bool) -> None:
+@pytest.mark.parametrize("use_stdlib", [False, True], ids=["isal", "standard library"])
+def test_bytes_after_the_gzip_are_refused(tmp_path: Path, use_stdlib: bool) -> None:
     path = write_nifti(tmp_path / "a.nii.gz", stored())
     path.write_bytes(path.read_bytes() + b"garbage")
     with pytest.raises(VolumeError, match=str(path)):
-        read(path, trusted=trusted)
+        read(path, use_stdlib=use_stdlib)
 
 
 @suffixes

@@ -21,8 +21,8 @@ from data_cache.errors import CacheError, ConfigError, RunError
 from data_cache.reader import CacheStore
 from data_cache.writer import open_or_create, write_case
 from liverseg.cli import main
-from liverseg.laboratory.claims import CLAIMS, Claim, Course, Outcome, judge, steps_to
 from liverseg.laboratory.experiment import begin
+from liverseg.laboratory.hypotheses import CLAIMS, Claim, Outcome, TrainingCurve, judge, steps_to
 from liverseg.laboratory.loss_choice import ALL, choose_losses, loss_configs, numbers_of
 from liverseg.laboratory.one_case import Learner, Point, experiment_config, find_subject
 from liverseg.laboratory.overfit import LossResult, Onlooker, overfit, read_results
@@ -366,13 +366,13 @@ IN_100 = Claim(loss="dice_focal", learns=True, within=100)
     ],
 )
 def test_verdicts(claim: Claim, points: tuple[Point, ...], outcome: Outcome, reason: str) -> None:
-    verdict = judge(claim, {claim.loss: Course(curve=points, diverged=False)})
+    verdict = judge(claim, {claim.loss: TrainingCurve(curve=points, diverged=False)})
     assert verdict.outcome == outcome
     assert reason in verdict.reason
 
 
 def test_nothing_is_concluded_from_a_loss_that_diverged_or_was_not_run() -> None:
-    diverged = Course(curve=curve(0.1, 0.2), diverged=True)
+    diverged = TrainingCurve(curve=curve(0.1, 0.2), diverged=True)
     assert judge(NOT_IN_300, {"dice": diverged}).text == (
         "dice does not learn the tumour within 300 steps: not decided "
         "(the loss was not finite: lower optim.learning_rate)"

@@ -319,7 +319,7 @@ def test_nothing_but_the_same_phantoms_is_overwritten(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", get_args(Unlike))
 def test_a_phantom_that_is_unlike_others_is_the_same_patient(kind: Unlike) -> None:
     seed = max(range(9), key=lambda seed: max((t.radii_mm[0] for t in drawn(seed).tumours), default=0.0))
-    usual, unusual = drawn(seed), drawn(seed, replace(SMALL, unlike=kind))
+    usual, unusual = drawn(seed), drawn(seed, replace(SMALL, domain_shift=kind))
     (image, label, grid), (other, same, other_grid) = render(usual), render(unusual)
     assert np.array_equal(label, same)
     assert grid == other_grid
@@ -343,7 +343,7 @@ def test_a_phantom_that_is_unlike_others_is_the_same_patient(kind: Unlike) -> No
 
 
 def test_phantoms_that_are_unlike_others_say_so(tmp_path: Path) -> None:
-    write_phantoms(tmp_path, cases=1, tests=0, shape_xyz=(16, 16, 16), unlike="noise", jobs=1)
+    write_phantoms(tmp_path, cases=1, tests=0, shape_xyz=(16, 16, 16), domain_shift="noise", jobs=1)
     assert (
         "unlike ordinary ones in noise" in json.loads((tmp_path / "dataset.json").read_text())["description"]
     )

@@ -25,7 +25,7 @@ from data_cache.geometry import DepthWindow
 from liverseg.cli import main
 from liverseg.inference.inputs import find_scans
 from liverseg.inference.model_file import describe, export_model, load_trained
-from liverseg.inference.segment import load_predictor, moved, segment
+from liverseg.inference.segment import load_predictor, resample_to_window, segment
 from pipeline.nifti import write_slices
 from pipeline.prepare import read_scan
 
@@ -210,8 +210,8 @@ def test_fast_looks_once_and_tta_looks_more(
 def test_moving_between_windows_keeps_what_is_smooth() -> None:
     ramp = np.broadcast_to(np.linspace(0, 1, 16, dtype=np.float32)[None, :, None, None], (2, 16, 2, 2))
     source, target = DepthWindow(start=0, stop=64), DepthWindow(start=16, stop=48)
-    np.testing.assert_allclose(moved(ramp, source, source), ramp, atol=0.02)
-    inner = moved(ramp, source, target)
+    np.testing.assert_allclose(resample_to_window(ramp, source, source), ramp, atol=0.02)
+    inner = resample_to_window(ramp, source, target)
     # Target voxels are 2 slices wide from 16 on: centres 17, 19, …; the ramp is (z - 2) / 60 at slice edges z.
     np.testing.assert_allclose(inner[0, :, 0, 0], (np.arange(17, 48, 2) - 2) / 60, atol=1e-5)
 

@@ -474,7 +474,7 @@ def test_reading_ahead_changes_nothing(
     files = [tmp_path / folder / "liver_0.nii.gz" for folder in ("imagesTr", "labelsTr")]
     before, after = (
         prepared(tmp_path),
-        prepare_case("liver_0", files[0], files[1], SPEC, root=tmp_path, ahead=True),
+        prepare_case("liver_0", files[0], files[1], SPEC, root=tmp_path, prefetch=True),
     )
     assert before.meta == after.meta
     for name, view in before.views.items():
@@ -490,25 +490,25 @@ from pathlib import Path
 from data_cache.schema import PreprocessSpec
 from pipeline.prepare import prepare_case
 root = Path(sys.argv[1])
-image, label, ahead = root / "imagesTr/a.nii.gz", root / "labelsTr/a.nii.gz", sys.argv[2] == "ahead"
+image, label, ahead = root / "imagesTr/a.nii.gz", root / "labelsTr/a.nii.gz", sys.argv[2] == "prefetch"
 prepare_case("a", image, label, PreprocessSpec(), root=root, ahead=ahead)
 # Not ru_maxrss: that one also counts the process that started this one.
 print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
 """
 
 
-def peak_mb(root: Path, n_slices: int, *, ahead: bool) -> float:
+def peak_mb(root: Path, n_slices: int, *, prefetch: bool) -> float:
     image = np.zeros((256, 256, n_slices), dtype=np.int16)
     label = np.zeros(image.shape, dtype=np.uint8)
     label[80:160, 90:190, 20:80] = 1
     write_pair(root, "a", image, label)
-    command = [sys.executable, "-c", PEAK, str(root), "ahead" if ahead else "not ahead"]
+    command = [sys.executable, "-c", PEAK, str(root), "prefetch" if prefetch else "not prefetch"]
     run = subprocess.run(command, check=True, capture_output=True, text=True)
     return int(run.stdout) / 1024
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-@pytest.mark.parametrize("ahead", [False, True])
-def test_memory_does_not_follow_the_number_of_slices(tmp_path: Path, ahead: bool) -> None:
-    few, many = (peak_mb(tmp_path / str(n), n, ahead=ahead) for n in (100, 400))
+@pytest.mark.parametrize("prefetch", [False, True])
+def test_memory_does_not_follow_the_number_of_slices(tmp_path: Path, prefetch: bool) -> None:
+    few, many = (peak_mb(tmp_path / str(n), n, prefetch=prefetch) for n in (100, 400))
     assert many - few < 30  # the larger image has 300 · 256 · 256 · 2 bytes = 39 MB more

@@ -24,12 +24,12 @@ from data_cache.errors import RunError
 from data_cache.geometry import DepthWindow, Grid
 from liverseg.cli import main
 from liverseg.evaluation.evaluate import evaluate
-from liverseg.evaluation.scoring import CLASSES
+from liverseg.evaluation.report import write_report
 from liverseg.inference.segment import load_predictor
+from liverseg.measure.summary import CLASSES
 from liverseg.pictures.curves import LOSS, chart, read_history, training_charts
 from liverseg.pictures.histogram import intensity_histogram
 from liverseg.pictures.page import Page, PageCase, write_page
-from liverseg.pictures.report import write_report
 from liverseg.pictures.slices import (
     MAX_CASE_BYTES,
     PREDICTION,

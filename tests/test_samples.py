@@ -22,17 +22,17 @@ import liverseg
 from data_cache.errors import CacheError, ConfigError
 from data_cache.geometry import DepthWindow, resampled_grid
 from liverseg.cli import main
-from liverseg.evaluation.calibration import ErrorRanking, ReliabilityCounts
-from liverseg.evaluation.diversity import PairCounts
+from liverseg.evaluation.calibrate import Calibration, _calibration_case, calibrate, calibrate_apart
 from liverseg.evaluation.evaluate import evaluate
-from liverseg.evaluation.neighbourhood import NEAR_MM, near_liver
-from liverseg.evaluation.scoring import score_labels
-from liverseg.evaluation.trust import CaseTrust, NativeCase, judge_case, risk_of
-from liverseg.evaluation.trust_calibration import Calibration, _calibration_case, calibrate, calibrate_apart
-from liverseg.evaluation.trust_summary import summarise_trust, trust_row
-from liverseg.inference.segment import Predictor, keep_liver, load_predictor, segment
-from liverseg.inference.uncertainty import MOST_ENTROPY, VolumeInterval, decided, entropy, mutual_information
-from liverseg.inference.uncertainty_files import Doubts, find_doubts, native_volumes_ml
+from liverseg.evaluation.uncertainty import CaseUncertainty, NativeCase, evaluate_uncertainty, risk_of
+from liverseg.evaluation.uncertainty_summary import summarise_uncertainties, uncertainty_row
+from liverseg.inference.segment import Predictor, keep_largest_component, load_predictor, segment
+from liverseg.inference.uncertainty_files import UncertaintySummary, native_volumes_ml, summarise_uncertainty
+from liverseg.measure.calibration import ErrorDetection, ReliabilityCounts
+from liverseg.measure.diversity import PairCounts
+from liverseg.measure.near_liver import NEAR_MM, near_liver
+from liverseg.measure.summary import score_labels
+from liverseg.measure.uncertainty import MAX_ENTROPY, VolumeInterval, decided, entropy, mutual_information
 from liverseg.model.losses import LossConfig
 from liverseg.training.split import Split, load_split, together
 from liverseg.training.train import train
@@ -84,7 +84,7 @@ def test_samples_of_a_scan_are_the_same_every_time_and_their_mean_is_the_answer(
     assert found.samples_nczyx.shape == (5, 2, *predictor.spec.shape_zyx)
     assert not np.array_equal(found.samples_nczyx[0], found.samples_nczyx[1])
     grid = resampled_grid(thin.header.grid, found.window, predictor.spec.shape_zyx)
-    mean = keep_liver(found.samples_nczyx.mean(axis=0), voxel_volume_ml=grid.voxel_volume_ml)
+    mean = keep_largest_component(found.samples_nczyx.mean(axis=0), voxel_volume_ml=grid.voxel_volume_ml)
     np.testing.assert_allclose(found.foreground_czyx, mean, atol=3e-7)
 
 
@@ -119,11 +119,11 @@ def test_a_scan_without_a_liver_has_samples_of_the_whole_scan(
     found = segment(thin, predictor)
     assert found.window is None
     assert found.samples_nczyx is not None
-    doubts = find_doubts(found.samples_nczyx, thin.scan_window, thin.header)
-    assert doubts.liver_ml.mean_ml == 0
-    assert doubts.lesions == ()
+    uncertainty = summarise_uncertainty(found.samples_nczyx, thin.scan_window, thin.header)
+    assert uncertainty.liver_ml.mean_ml == 0
+    assert uncertainty.lesions == ()
     # What is too small for a liver may be sure of itself: the scan is as doubtful as any all the same.
-    assert doubts.case_uncertainty == MOST_ENTROPY
+    assert uncertainty.case_uncertainty == MAX_ENTROPY
 
 
 # ---- what predict writes
@@ -135,12 +135,16 @@ def test_what_predict_writes_beside_the_label(run: Run, ssn_run: Path, image: Pa
     assert {p.name for p in tmp_path.iterdir()} == {"liver_0.nii.gz", "liver_0.png", "liver_0_uncertainty"}
     folder = tmp_path / "liver_0_uncertainty"
     maps = {"entropy.nii.gz", "information.nii.gz", "tumour.nii.gz"}
-    assert {p.name for p in folder.iterdir()} == {"doubts.json", "doubts.png", *maps}
-    doubts = json.loads((folder / "doubts.json").read_text())
-    assert doubts["samples"] == 4
-    assert doubts["liver_ml"]["low_ml"] <= doubts["liver_ml"]["mean_ml"] <= doubts["liver_ml"]["high_ml"]
-    assert doubts["liver_ml"]["low_ml"] < doubts["liver_ml"]["high_ml"]
-    assert f"uncertainty {doubts['case_uncertainty']:.3f}" in result.output.replace("\n", " ")
+    assert {p.name for p in folder.iterdir()} == {"uncertainty.json", "doubts.png", *maps}
+    uncertainty = json.loads((folder / "uncertainty.json").read_text())
+    assert uncertainty["samples"] == 4
+    assert (
+        uncertainty["liver_ml"]["low_ml"]
+        <= uncertainty["liver_ml"]["mean_ml"]
+        <= uncertainty["liver_ml"]["high_ml"]
+    )
+    assert uncertainty["liver_ml"]["low_ml"] < uncertainty["liver_ml"]["high_ml"]
+    assert f"uncertainty {uncertainty['case_uncertainty']:.3f}" in result.output.replace("\n", " ")
     for name in maps:
         read = nib.Nifti1Image.from_filename(folder / name)
         np.testing.assert_array_equal(read.affine, nib.Nifti1Image.from_filename(image).affine)
@@ -172,7 +176,7 @@ def test_maps_are_those_of_the_samples_on_the_scans_grid(
         native = np.concatenate(list(native_values(values, found.window, thin.header)))
         written = voxels(tmp_path / "out" / "turned_uncertainty" / f"{name}.nii.gz").transpose(2, 1, 0)
         # A step is 1/255 of the most, and what is below half of one is cut before it is interpolated.
-        most = 1.0 if name == "tumour" else MOST_ENTROPY
+        most = 1.0 if name == "tumour" else MAX_ENTROPY
         np.testing.assert_allclose(written, native, atol=1.01 * most / 255)
 
 
@@ -194,7 +198,7 @@ def test_predict_says_what_cannot_be_drawn(run: Run, tiny_run: Path, image: Path
     result = run("predict", tiny_run, image, "--out", tmp_path, "--samples", 8, "--device", "cpu")
     assert result.exit_code == 0, result.output
     assert "drawn: 1 of 8 samples asked for" in " ".join(result.output.split())
-    assert json.loads((tmp_path / "liver_0_uncertainty" / "doubts.json").read_text())["samples"] == 1
+    assert json.loads((tmp_path / "liver_0_uncertainty" / "uncertainty.json").read_text())["samples"] == 1
     assert not voxels(tmp_path / "liver_0_uncertainty" / "information.nii.gz").any()
     clash = run("predict", tiny_run, image, "--out", tmp_path, "--samples", 8, "--tta")
     assert clash.exit_code == 2
@@ -203,14 +207,14 @@ def test_predict_says_what_cannot_be_drawn(run: Run, tiny_run: Path, image: Path
 
 def test_doubts_from_python(run: Run, ssn_run: Path, image: Path, tmp_path: Path) -> None:
     found = liverseg.load(ssn_run, device="cpu", samples=3).segment(image)
-    assert found.doubts is not None
+    assert found.uncertainty is not None
     assert found.samples_nczyx is not None
-    assert len(found.samples_nczyx) == found.doubts.samples == 3
+    assert len(found.samples_nczyx) == found.uncertainty.samples == 3
     result = run("predict", ssn_run, image, "--out", tmp_path, "--samples", 3, "--device", "cpu")
     assert result.exit_code == 0, result.output
-    written = json.loads((tmp_path / "liver_0_uncertainty" / "doubts.json").read_text())
-    assert written["tumour_ml"] == asdict(found.doubts.tumour_ml)
-    assert liverseg.load(ssn_run, device="cpu").segment(image).doubts is None
+    written = json.loads((tmp_path / "liver_0_uncertainty" / "uncertainty.json").read_text())
+    assert written["tumour_ml"] == asdict(found.uncertainty.tumour_ml)
+    assert liverseg.load(ssn_run, device="cpu").segment(image).uncertainty is None
 
 
 # ---- trust
@@ -248,7 +252,7 @@ def test_a_case_is_judged_as_whole_arrays_are(
     spacing = case.header.grid.spacing_zyx_mm
     scores = score_labels(case.predicted_zyx, case.truth_zyx, spacing)
     monkeypatch.setattr("pipeline.restore.BLOCK_VOXELS", per_block * 40 * 40)
-    trust = judge_case(case_id, case, scores)
+    uncertainty = evaluate_uncertainty(case_id, case, scores)
     mean = case.samples_nczyx.mean(axis=0)
     liver, tumour = (on_native(channel, case) for channel in mean)
     near = near_liver((case.truth_zyx > 0) | (case.predicted_zyx > 0), spacing)
@@ -256,25 +260,25 @@ def test_a_case_is_judged_as_whole_arrays_are(
         ("liver", liver + tumour, case.truth_zyx >= 1),
         ("tumour", tumour, case.truth_zyx == 2),
     ):
-        counts = trust.reliability[name]
+        counts = uncertainty.reliability[name]
         assert counts.n_voxels.sum() == near.sum()
         assert counts.n_correct.sum() == is_class[near].sum()
         assert counts.confidence_sum.sum() == pytest.approx(p[near].sum(), rel=1e-4)
     wrong = (case.predicted_zyx != case.truth_zyx)[near]
-    assert trust.errors.n_wrong.sum() == wrong.sum()
+    assert uncertainty.errors.n_wrong.sum() == wrong.sum()
     h = entropy(np.stack((liver, tumour)))[near]
     pairs = (h[wrong][:, None] > h[~wrong][None, ::7]).mean()
-    assert trust.errors.auroc == pytest.approx(float(pairs), abs=0.02)
+    assert uncertainty.errors.auroc == pytest.approx(float(pairs), abs=0.02)
     grid = resampled_grid(case.header.grid, case.window, mean.shape[1:])
-    kept = [keep_liver(s, voxel_volume_ml=grid.voxel_volume_ml) for s in case.samples_nczyx]
+    kept = [keep_largest_component(s, voxel_volume_ml=grid.voxel_volume_ml) for s in case.samples_nczyx]
     labels = [
         to_canonical(np.concatenate(list(native_labels(s, case.window, case.header))), case.header.axes_kji)
         for s in kept
     ]
-    assert trust.pairs.shared_cmm[0, 0, 1] == ((labels[0] > 0) & (labels[1] > 0)).sum()
-    assert trust.pairs.shared_cmm[0, 2, -1] == ((labels[2] > 0) & (case.truth_zyx > 0)).sum()
-    assert trust.tempered is None
-    assert trust.risk == risk_of(scores)
+    assert uncertainty.pairs.shared_cmm[0, 0, 1] == ((labels[0] > 0) & (labels[1] > 0)).sum()
+    assert uncertainty.pairs.shared_cmm[0, 2, -1] == ((labels[2] > 0) & (case.truth_zyx > 0)).sum()
+    assert uncertainty.tempered is None
+    assert uncertainty.risk == risk_of(scores)
 
 
 def test_near_the_liver_on_a_brute_force() -> None:
@@ -326,14 +330,16 @@ def test_a_temperature_changes_what_is_counted_after_it_and_nothing_else(
     scores = score_labels(case.predicted_zyx, case.truth_zyx, case.header.grid.spacing_zyx_mm)
     calibration = calibrate(predictor, tiny_world.store, ["liver_1"])
     assert calibration.temperature is not None
-    plain = judge_case("a", case, scores)
-    trust = judge_case("a", case, scores, calibration=calibration)
-    assert trust.tempered is not None
+    plain = evaluate_uncertainty("a", case, scores)
+    uncertainty = evaluate_uncertainty("a", case, scores, calibration=calibration)
+    assert uncertainty.tempered is not None
     np.testing.assert_array_equal(
-        plain.reliability["liver"].confidence_sum, trust.reliability["liver"].confidence_sum
+        plain.reliability["liver"].confidence_sum, uncertainty.reliability["liver"].confidence_sum
     )
-    moved = trust.tempered["liver"].confidence_sum - trust.reliability["liver"].confidence_sum
-    assert np.abs(moved).sum() > 0
+    resample_to_window = (
+        uncertainty.tempered["liver"].confidence_sum - uncertainty.reliability["liver"].confidence_sum
+    )
+    assert np.abs(resample_to_window).sum() > 0
 
 
 def test_an_ensemble_was_trained_on_what_any_member_was() -> None:
@@ -394,7 +400,7 @@ def test_evaluate_without_samples_writes_none_of_it_and_leaves_none(
         out=tmp_path,
         report=lambda *_: None,
     )
-    assert done.trust is None
+    assert done.uncertainty is None
     assert not list(tmp_path.glob("uncertainty.*"))
     assert not list(tmp_path.glob("uncertainty/*"))
     assert not list(tmp_path.glob("reliability.png"))
@@ -422,19 +428,21 @@ def test_uncertainty_is_at_borders_and_not_in_the_air(ssn_run: Path, image: Path
 
 def hand_case(
     case_id: str, *, uncertainty: float, risk: float, interval: tuple[float, float], truth_ml: float
-) -> CaseTrust:
+) -> CaseUncertainty:
     """Liver and tumour volumes of the mean of ``interval``, a sixth of it for a standard deviation."""
     low, high = interval
     volume = VolumeInterval(mean_ml=(low + high) / 2, sd_ml=(high - low) / 6, low_ml=low, high_ml=high)
     voxels_zyx = np.array([[[0.2, 0.9]]], dtype=np.float32)
     counts = ReliabilityCounts.from_block(voxels_zyx, voxels_zyx > 0.5)
-    return CaseTrust(
+    return CaseUncertainty(
         case_id=case_id,
-        doubts=Doubts(samples=2, case_uncertainty=uncertainty, liver_ml=volume, tumour_ml=volume, lesions=()),
+        uncertainty=UncertaintySummary(
+            samples=2, case_uncertainty=uncertainty, liver_ml=volume, tumour_ml=volume, lesions=()
+        ),
         risk=risk,
         reliability={"liver": counts, "tumour": counts},
         tempered=None,
-        errors=ErrorRanking.from_block(voxels_zyx, voxels_zyx < 0.5),
+        errors=ErrorDetection.from_block(voxels_zyx, voxels_zyx < 0.5),
         pairs=PairCounts.from_block(np.ones((2, 1, 1, 2), np.uint8), np.ones((1, 1, 2), np.uint8)),
         truth_ml={"liver": truth_ml, "tumour": 0.0},
     )
@@ -447,7 +455,7 @@ def test_a_summary_of_three_cases_by_hand() -> None:
         hand_case("c", uncertainty=0.3, risk=0.5, interval=(90, 102), truth_ml=130),  # 34 from 96: 17 sd
     ]
     calibration = Calibration(case_ids=("v",), temperature=None, widening={"liver": 5.0, "tumour": None})
-    summary = summarise_trust(cases, calibration)
+    summary = summarise_uncertainties(cases, calibration)
     # The more doubtful, the lower the Dice: against the Dice, and not against the risk.
     assert summary["spearman"]["rho"] == pytest.approx(-1)
     covered = summary["volume_intervals"]["liver"]
@@ -461,7 +469,7 @@ def test_a_summary_of_three_cases_by_hand() -> None:
     # |0.2 - 0| and |0.9 - 1|, one voxel each: 0.15.
     assert summary["calibration"]["liver"]["ece"] == pytest.approx(0.15)
     assert summary["ged_iou"]["mean"] == 0
-    assert [row["case"] for row in map(trust_row, cases)] == ["a", "b", "c"]
+    assert [row["case"] for row in map(uncertainty_row, cases)] == ["a", "b", "c"]
 
 
 def test_a_calibration_case_has_liver_and_tumour_of_its_label(ssn_run: Path, tiny_world: TinyWorld) -> None:
@@ -489,7 +497,7 @@ def test_only_cases_with_a_tumour_say_how_far_its_intervals_reach(
         asked.append(len(intervals))
         return float(min(truths_ml))
 
-    monkeypatch.setattr("liverseg.evaluation.trust_calibration.fit_widening", remember)
+    monkeypatch.setattr("liverseg.evaluation.calibrate.fit_widening", remember)
     predictor, store = load_predictor(ssn_run, device="cpu", samples=2), tiny_world.store
     with_tumour = {i for i in store.case_ids if store.meta(i).volume_ml(2)}
     none = replace(store.meta("liver_0"), voxel_counts=(3000, 700, 0))

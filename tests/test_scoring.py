@@ -19,9 +19,9 @@ from tiny import TinyWorld
 
 from data_cache.errors import DataSetError, LabelError
 from liverseg.cli import main
-from liverseg.evaluation.comparison import paired_differences, shared_cases, write_folds
-from liverseg.evaluation.labels import LabelPair, pair_labels, score_files
-from liverseg.evaluation.scoring import (
+from liverseg.evaluation.compare import paired_differences, shared_cases, write_folds
+from liverseg.evaluation.label_files import LabelPair, pair_labels, score_files
+from liverseg.measure.summary import (
     LabelScores,
     pooled_lesions,
     score_columns,

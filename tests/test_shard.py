@@ -20,7 +20,7 @@ from data_cache.reader import list_cases, natural_order
 from liverseg.cli import main
 from pipeline.build import build
 from pipeline.decathlon import CaseFiles, RawDataSet, read_data_set, take_shard
-from pipeline.fanout import Supervision, fan_out
+from pipeline.workers import WorkerOptions, run_parallel
 
 CASES = tuple(f"liver_{i}" for i in (0, 1, 2, 10, 11))
 
@@ -148,7 +148,7 @@ def test_a_bad_case_stops_no_other_on_a_cluster(scheduler: str, raw: Path, tmp_p
         SMALL_SPEC,
         jobs=1,
         report=lambda _: None,
-        supervision=Supervision(scheduler=scheduler),
+        options=WorkerOptions(scheduler=scheduler),
     )
     assert {r.case_id: r.outcome for r in results} == {
         c: "failed" if c == "liver_2" else "done" for c in CASES
@@ -168,8 +168,8 @@ def test_a_task_that_kills_dask_workers_is_named_and_stops_no_other(scheduler: s
         reasons.append(reason)
         return -number
 
-    supervision = Supervision(scheduler=scheduler)
-    results = fan_out(square_or_die, [1, 2, 3, 4], jobs=1, killed=killed, supervision=supervision)
+    options = WorkerOptions(scheduler=scheduler)
+    results = run_parallel(square_or_die, [1, 2, 3, 4], jobs=1, killed=killed, options=options)
     assert sorted(results) == [-3, 1, 4, 16]
     assert len(reasons) == 1
     assert reasons[0].startswith("its workers were killed, also alone: ")

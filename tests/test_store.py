@@ -370,8 +370,8 @@ def test_another_spec_is_refused_with_both_values(store: Path) -> None:
     with pytest.raises(SpecMismatchError) as caught:
         open_or_create(store, other)
     message = str(caught.value)
-    assert "shape_zyx: [6, 5, 4] in the store, [6, 5, 8] asked for" in message
-    assert "air_hu: -1024 in the store, -1000 asked for" in message
+    assert "shape_zyx: the store has [6, 5, 4], this command has [6, 5, 8]" in message
+    assert "air_hu: the store has -1024, this command has -1000" in message
     assert "margin_fraction" not in message
 
 

@@ -14,7 +14,7 @@ from tiny import TinyWorld
 from data_cache.schema import CaseMeta
 from liverseg.model.inputs import InputConfig, class_fractions, decide, network_input
 from liverseg.training.config import DataConfig, Resident
-from liverseg.training.stream import Batch, Draw, Prefetch, Volumes, choose_place, epoch_draws
+from liverseg.training.stream import Batch, Prefetch, SampleSpec, Volumes, choose_place, epoch_draws
 
 CPU = torch.device("cpu")
 
@@ -85,7 +85,9 @@ def test_a_case_without_liver_shows_its_scan(tiny_world: TinyWorld) -> None:
 def test_every_place_gives_the_voxels_of_the_store(tiny_world: TinyWorld, resident: Resident) -> None:
     store = tiny_world.store
     draws = [
-        Draw(case_id=i, view=v, window=(0.1, 0.9)) for i in store.case_ids[:2] for v in ("liver", "scan")
+        SampleSpec(case_id=i, view=v, window=(0.1, 0.9))
+        for i in store.case_ids[:2]
+        for v in ("liver", "scan")
     ]
     volumes = Volumes(store, store.case_ids[:2], resident=resident, device=CPU)
     assert volumes.place == resident
@@ -128,7 +130,7 @@ def test_prefetch_never_runs_further_ahead_than_it_may() -> None:
         return a_batch(i)
 
     taken = 0
-    for _ in Prefetch(range(30), fetch, ahead=2):
+    for _ in Prefetch(range(30), fetch, prefetch=2):
         taken += 1
         # Two in the queue, one in the thread's hands, one that it may have begun since.
         assert len(fetched) <= taken + 4

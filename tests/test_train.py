@@ -24,8 +24,10 @@ from tiny import SILENT, TinyWorld, tiny_config
 
 from data_cache.errors import ConfigError, RunError
 from data_cache.schema import PreprocessSpec
+from liverseg.device import choose_device, matmul_peak, trains_in_bf16
 from liverseg.model.losses import LossConfig, loss
 from liverseg.model.network import NetworkConfig, Norm, UNet
+from liverseg.training.callbacks import Callbacks
 from liverseg.training.checkpoint import BEST, LAST, load_checkpoint, restore, save_checkpoint
 from liverseg.training.config import (
     DataConfig,
@@ -34,9 +36,9 @@ from liverseg.training.config import (
     load_config,
     save_config,
 )
-from liverseg.training.devices import choose_device, matmul_peak, trains_in_bf16
 from liverseg.training.provenance import RUN, git_commit
-from liverseg.training.split import SPLIT, deal, load_split, make_split, save_split
+from liverseg.training.run_files import HISTORY, PROGRESS
+from liverseg.training.split import SPLIT, k_fold_split, load_split, make_split, save_split
 from liverseg.training.state import (
     class_shares,
     learning_rate,
@@ -47,7 +49,6 @@ from liverseg.training.state import (
 )
 from liverseg.training.train import levels_loss, train
 from liverseg.training.validate import class_dice, native_dice
-from liverseg.training.watching import HISTORY, PROGRESS, Watcher
 
 TIMES = {"seconds", "samples_per_second", "wait_share", "mfu"}
 CPU = torch.device("cpu")
@@ -490,13 +491,13 @@ def _has_passed(run: Path, epochs: int) -> bool:
 
 def test_folds_are_disjoint_and_cover_everything() -> None:
     ids = [f"liver_{i}" for i in range(13)]
-    held_back = [deal(ids, folds=5, fold=fold, seed=0)[1] for fold in range(5)]
+    held_back = [k_fold_split(ids, folds=5, fold=fold, seed=0)[1] for fold in range(5)]
     assert sorted(i for val in held_back for i in val) == sorted(ids)
     assert sorted(map(len, held_back)) == [2, 2, 3, 3, 3]
     for fold, val in enumerate(held_back):
-        assert deal(ids, folds=5, fold=fold, seed=0) == ([i for i in ids if i not in val], val)
-    assert deal(ids, folds=5, fold=0, seed=1) != deal(ids, folds=5, fold=0, seed=0)
-    assert deal(list(reversed(ids)), folds=5, fold=0, seed=0)[1][::-1] == held_back[0]
+        assert k_fold_split(ids, folds=5, fold=fold, seed=0) == ([i for i in ids if i not in val], val)
+    assert k_fold_split(ids, folds=5, fold=0, seed=1) != k_fold_split(ids, folds=5, fold=0, seed=0)
+    assert k_fold_split(list(reversed(ids)), folds=5, fold=0, seed=0)[1][::-1] == held_back[0]
 
 
 def test_named_cases_make_the_split(tiny_world: TinyWorld) -> None:
@@ -679,7 +680,7 @@ def test_a_device_that_is_not_there(name: str) -> None:
 
 def test_the_watcher_is_told_everything(tiny_world: TinyWorld, tmp_path: Path) -> None:
     told: list[tuple[object, ...]] = []
-    watcher = Watcher(
+    watcher = Callbacks(
         started=lambda text: told.append(("started", text)),
         stepped=lambda epoch, step, _: told.append((epoch, step)),
         finished_epoch=lambda row: told.append(("epoch", row["epoch"])),

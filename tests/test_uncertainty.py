@@ -16,14 +16,14 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from data_cache.geometry import Grid
-from liverseg.inference.uncertainty import (
-    MOST_ENTROPY,
-    LesionDoubt,
+from liverseg.measure.uncertainty import (
+    MAX_ENTROPY,
+    LesionCandidate,
     Samples,
     case_uncertainty,
     decided,
     entropy,
-    lesion_doubts,
+    lesion_candidates,
     mean_foreground,
     mutual_information,
     volume_interval,
@@ -58,7 +58,7 @@ def from_labels(*labels: NDArray[np.int64]) -> Samples:
     return np.stack([np.stack([label == 1, label == 2]) for label in labels]).astype(np.float32)
 
 
-def rows(lesions: list[LesionDoubt]) -> NDArray[np.float64]:
+def rows(lesions: list[LesionCandidate]) -> NDArray[np.float64]:
     """Probability, volume, peak and centre, a row a lesion."""
     found = [(d.probability, d.volume_ml, d.peak, *d.centre_mm) for d in lesions]
     return np.array(found, dtype=np.float64).reshape(-1, 6)
@@ -76,7 +76,7 @@ def test_entropy_is_its_definition(foreground: Samples) -> None:
         assert got[at] == pytest.approx(-sum(q * math.log(q) for q in p.tolist() if q > 0), abs=3e-6)
     assert got.dtype == np.float32
     assert (got >= 0).all()
-    assert (got <= np.float32(MOST_ENTROPY) + np.float32(1e-6)).all()
+    assert (got <= np.float32(MAX_ENTROPY) + np.float32(1e-6)).all()
 
 
 @settings(deadline=None, max_examples=40)
@@ -101,7 +101,7 @@ def test_the_order_of_the_samples_changes_nothing(foreground: Samples, data: st.
     np.testing.assert_allclose(mean_foreground(other), mean_foreground(foreground), rtol=1e-6)
     np.testing.assert_allclose(mutual_information(other), mutual_information(foreground), atol=1e-6)
     np.testing.assert_allclose(
-        rows(lesion_doubts(other, GRID)), rows(lesion_doubts(foreground, GRID)), rtol=1e-6
+        rows(lesion_candidates(other, GRID)), rows(lesion_candidates(foreground, GRID)), rtol=1e-6
     )
     label = decided(foreground[0])
     assert case_uncertainty(other, label) == pytest.approx(case_uncertainty(foreground, label), abs=1e-6)
@@ -138,7 +138,7 @@ def test_arguments_are_left_as_they_were() -> None:
     foreground = random_samples(0, 3)
     before = foreground.copy()
     mutual_information(foreground)
-    lesion_doubts(foreground, GRID)
+    lesion_candidates(foreground, GRID)
     case_uncertainty(foreground, decided(foreground[0]))
     np.testing.assert_array_equal(foreground, before)
 
@@ -237,7 +237,7 @@ def test_lesions_are_their_definition(seed: int, n: int, rate: float) -> None:
         share = np.count_nonzero(counts) / n
         peak = float(votes.max() / n)
         expected.append((share, float(np.mean(counts)) * 0.024, peak, 100 - 2 * x, 3 * y, -10 + 4 * z))
-    got = rows(lesion_doubts(from_labels(*labels), GRID, smallest_mm=0.0))
+    got = rows(lesion_candidates(from_labels(*labels), GRID, smallest_mm=0.0))
     assert got[:, 0].tolist() == sorted(got[:, 0], reverse=True)
     # Lesions that agree in probability and volume may come in any order among themselves.
     wanted = np.array(expected).reshape(-1, 6)
@@ -250,11 +250,11 @@ def test_lesions_by_hand() -> None:
     first[0, 0, 0:3] = 2  # three voxels in the first sample, two of them in the second
     second[0, 0, 1:3] = 2
     second[2, 3, 1:5] = 2  # four voxels in the second sample alone
-    got = lesion_doubts(from_labels(first, second), GRID)
+    got = lesion_candidates(from_labels(first, second), GRID)
     # Votes 1, 2, 2 along i: (0 · 1 + 1 · 2 + 2 · 2) / 5 = 1.2; 100 - 2.4 = 97.6. The other: i = 2.5, j = 3, k = 2.
     expected = [
-        LesionDoubt(probability=1.0, peak=1.0, volume_ml=2.5 * 0.024, centre_mm=(97.6, 0.0, -10.0)),
-        LesionDoubt(probability=0.5, peak=0.5, volume_ml=2.0 * 0.024, centre_mm=(95.0, 9.0, -2.0)),
+        LesionCandidate(probability=1.0, peak=1.0, volume_ml=2.5 * 0.024, centre_mm=(97.6, 0.0, -10.0)),
+        LesionCandidate(probability=0.5, peak=0.5, volume_ml=2.0 * 0.024, centre_mm=(95.0, 9.0, -2.0)),
     ]
     np.testing.assert_allclose(rows(got), rows(expected))
 
@@ -262,7 +262,7 @@ def test_lesions_by_hand() -> None:
 def test_voxels_that_touch_at_a_corner_are_one_lesion() -> None:
     label = np.ones(SHAPE, dtype=np.int64)
     label[0, 0, 0] = label[1, 1, 1] = 2
-    (lesion,) = lesion_doubts(from_labels(label), GRID, smallest_mm=0.0)
+    (lesion,) = lesion_candidates(from_labels(label), GRID, smallest_mm=0.0)
     assert lesion.volume_ml == pytest.approx(2 * 0.024)
 
 
@@ -271,9 +271,9 @@ def test_what_is_a_speck_in_every_sample_is_noise() -> None:
     one, other = np.ones(SHAPE, dtype=np.int64), np.ones(SHAPE, dtype=np.int64)
     one[1, 1, 0:2] = 2
     other[1, 1, 2:4] = 2
-    assert lesion_doubts(from_labels(one, other), GRID) == []
+    assert lesion_candidates(from_labels(one, other), GRID) == []
     other[1, 1, 1] = 2
-    assert len(lesion_doubts(from_labels(one, other), GRID)) == 1
+    assert len(lesion_candidates(from_labels(one, other), GRID)) == 1
 
 
 def test_the_likeliest_comes_first_then_the_largest() -> None:
@@ -282,17 +282,17 @@ def test_the_likeliest_comes_first_then_the_largest() -> None:
     both[0, 0, 0] = once[0, 0, 0] = 2  # in both samples, small
     once[0, 0, 2:4] = 2  # in one, of two voxels
     once[0, 0, 5:9] = 2  # in one, of four
-    got = lesion_doubts(from_labels(both, once), grid)
+    got = lesion_candidates(from_labels(both, once), grid)
     np.testing.assert_allclose(rows(got)[:, :2], [(1.0, 1.0), (0.5, 2.0), (0.5, 1.0)])
 
 
 def test_no_tumour_is_no_lesion() -> None:
-    assert lesion_doubts(from_labels(np.ones(SHAPE, dtype=np.int64)), GRID) == []
+    assert lesion_candidates(from_labels(np.ones(SHAPE, dtype=np.int64)), GRID) == []
 
 
 def test_a_lesion_goes_to_json_as_it_is() -> None:
     label = np.full(SHAPE, 2)
-    (lesion,) = lesion_doubts(from_labels(label), GRID)
+    (lesion,) = lesion_candidates(from_labels(label), GRID)
     content = json.loads(json.dumps(dataclasses.asdict(lesion), allow_nan=False))
     assert content == {
         "probability": 1.0,
@@ -308,14 +308,14 @@ def test_a_lesion_goes_to_json_as_it_is() -> None:
 @settings(deadline=None, max_examples=30)
 @given(foreground=samples)
 def test_the_case_uncertainty_has_its_range(foreground: Samples) -> None:
-    assert 0 <= case_uncertainty(foreground, decided(foreground[0])) <= MOST_ENTROPY + 1e-6
+    assert 0 <= case_uncertainty(foreground, decided(foreground[0])) <= MAX_ENTROPY + 1e-6
 
 
 def test_a_case_without_a_liver_comes_first_and_a_sure_one_last() -> None:
     label = np.random.default_rng(0).integers(0, 3, SHAPE).astype(np.uint8)
     sure = from_labels(label.astype(np.int64), label.astype(np.int64))
     assert case_uncertainty(sure, label) == 0.0
-    assert case_uncertainty(sure, np.zeros_like(label)) == MOST_ENTROPY
+    assert case_uncertainty(sure, np.zeros_like(label)) == MAX_ENTROPY
 
 
 def test_the_case_uncertainty_is_the_entropy_near_the_liver_by_hand() -> None:

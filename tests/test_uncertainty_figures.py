@@ -15,9 +15,9 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 from numpy.typing import NDArray
 
-from liverseg.evaluation.calibration import ReliabilityCounts
-from liverseg.evaluation.ranking import risk_coverage
-from liverseg.inference.uncertainty import MOST_ENTROPY
+from liverseg.measure.calibration import ReliabilityCounts
+from liverseg.measure.selective import risk_coverage
+from liverseg.measure.uncertainty import MAX_ENTROPY
 from liverseg.pictures.palette import LIVER_PRED, LIVER_TRUTH, TUMOUR_PRED, TUMOUR_TRUTH
 from liverseg.pictures.reliability_figures import reliability_figure, risk_coverage_figure
 from liverseg.pictures.sheet import save
@@ -200,7 +200,7 @@ def test_pictures_hang_with_right_front_and_head_first_and_in_true_aspect() -> N
 def test_scales_are_the_same_for_all_cases_but_that_of_the_information() -> None:
     figure = uncertainty_figure(image(), maps(), SPACING, title="case")
     limits = [axis.images[0].get_clim() for axis in figure.axes[:4]]
-    assert limits == [(-110, 190), (0, MOST_ENTROPY), (0, pytest.approx(0.3)), (0, 1)]
+    assert limits == [(-110, 190), (0, MAX_ENTROPY), (0, pytest.approx(0.3)), (0, 1)]
     labels = [axis.get_xlabel() for axis in figure.axes if axis.get_xlabel()]
     assert labels == [
         "CT, HU",

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 
 from data_cache.errors import CacheError
 from data_cache.inspection import cases_to_verify, verify_case, verify_root
+from data_cache.metadata_checksum import has_valid_checksum
 from data_cache.reader import REBUILD_MARK, CacheStore, is_marked, mark_for_rebuild, read_schema
 from data_cache.schema import PreprocessSpec
-from data_cache.seal import is_sealed
 from data_cache.writer import open_or_create, write_case
 from liverseg.cli import main
 from pipeline.build import build, is_current
@@ -172,11 +172,11 @@ def test_a_folder_that_is_no_cache_is_refused_and_left_alone(tmp_path: Path) -> 
 def test_metadata_without_a_seal_is_not_sealed(filled: Path, tmp_path: Path) -> None:
     shutil.copytree(filled / "liver_0", tmp_path / "liver_0")
     path = tmp_path / "liver_0/zarr.json"
-    assert is_sealed(tmp_path / "liver_0")
+    assert has_valid_checksum(tmp_path / "liver_0")
     path.write_text(path.read_text().replace("metadata_sha256", "another_key"))
-    assert not is_sealed(tmp_path / "liver_0")
+    assert not has_valid_checksum(tmp_path / "liver_0")
     path.unlink()
-    assert not is_sealed(tmp_path / "liver_0")
+    assert not has_valid_checksum(tmp_path / "liver_0")
 
 
 # --- what preprocess does then

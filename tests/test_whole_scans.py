@@ -124,9 +124,9 @@ def test_a_small_field_of_view_cuts_the_liver_in_the_plane(
     image, label, affine = phantom
     x = np.flatnonzero((label > 0).any(axis=(1, 2)))
     kept = slice(int(x[0] + x[-1]) // 2, image.shape[0])
-    moved = affine.copy()
-    moved[:3, 3] += kept.start * affine[:3, 0]
-    found, written = predict(image[kept], label[kept], moved, tmp_path, monkeypatch)
+    resample_to_window = affine.copy()
+    resample_to_window[:3, 3] += kept.start * affine[:3, 0]
+    found, written = predict(image[kept], label[kept], resample_to_window, tmp_path, monkeypatch)
     assert found.found
     assert dice(written, label[kept]) > 0.96
 

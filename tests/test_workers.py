@@ -27,8 +27,8 @@ from data_cache.schema import PreprocessSpec
 from liverseg.cli import main
 from pipeline.build import CaseResult, build
 from pipeline.decathlon import CaseFiles, read_data_set
-from pipeline.fanout import InFlight, Supervision, fan_out
 from pipeline.memory import WORKER_BYTES, affordable_jobs, free_bytes, worker_bytes
+from pipeline.workers import RunningTask, WorkerOptions, run_parallel
 
 MIB = 1 << 20
 
@@ -80,10 +80,10 @@ def test_a_worker_that_dies_or_hangs_costs_its_own_item_alone(tmp_path: Path) ->
     jobs = jobs_of(
         tmp_path, a="take a while", b="die", c="hang", d="square", e="die once", f="exit", g="square"
     )
-    seen: list[Sequence[InFlight]] = []
-    supervision = Supervision(timeout_s=8, watch=seen.append)
+    seen: list[Sequence[RunningTask]] = []
+    options = WorkerOptions(timeout_s=8, watch=seen.append)
     start = time.monotonic()
-    results = sorted(fan_out(do, jobs, jobs=3, killed=killed, supervision=supervision))
+    results = sorted(run_parallel(do, jobs, jobs=3, killed=killed, options=options))
     assert time.monotonic() - start < 60
     assert [results[i] for i in (0, 3, 4, 6)] == ["a", "d", "e", "g"]
     assert results[1].startswith("b: its worker was killed twice, the second time alone: SIGKILL, out of mem")
@@ -99,7 +99,7 @@ def test_a_worker_that_dies_or_hangs_costs_its_own_item_alone(tmp_path: Path) ->
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the system does not tell")
 def test_the_peak_memory_of_a_killed_worker_is_told(tmp_path: Path) -> None:
     (job,) = jobs_of(tmp_path, a="grow and die")
-    (result,) = fan_out(do, [job], jobs=1, killed=killed, supervision=Supervision(timeout_s=60))
+    (result,) = run_parallel(do, [job], jobs=1, killed=killed, options=WorkerOptions(timeout_s=60))
     held_mib = int(result.rpartition("it held ")[2].removesuffix(" MiB or more"))
     assert 200 < held_mib < 800
 
@@ -107,7 +107,7 @@ def test_the_peak_memory_of_a_killed_worker_is_told(tmp_path: Path) -> None:
 def test_an_exception_of_a_task_is_raised_with_its_traceback(tmp_path: Path) -> None:
     jobs = jobs_of(tmp_path, a="square", b="raise")
     with pytest.raises(ZeroDivisionError, match="a bug") as caught:
-        list(fan_out(do, jobs, jobs=2, killed=killed))
+        list(run_parallel(do, jobs, jobs=2, killed=killed))
     assert "in do" in caught.value.__notes__[0]
 
 
@@ -120,8 +120,8 @@ def test_closing_stops_the_workers_at_once(tmp_path: Path) -> None:
         pids.update(children() - others)
 
     start = time.monotonic()
-    supervision = Supervision(timeout_s=500, watch=watch)
-    with closing(fan_out(do, jobs, jobs=2, killed=killed, supervision=supervision)) as results:
+    options = WorkerOptions(timeout_s=500, watch=watch)
+    with closing(run_parallel(do, jobs, jobs=2, killed=killed, options=options)) as results:
         assert next(results) == "a"
     assert time.monotonic() - start < 30
     assert pids
@@ -155,12 +155,14 @@ def raw(tmp_path: Path) -> Path:
     return tmp_path / "raw"
 
 
-def slow_case(files: CaseFiles, *, store: Path, spec: PreprocessSpec, root: Path, ahead: bool) -> CaseResult:
+def slow_case(
+    files: CaseFiles, *, store: Path, spec: PreprocessSpec, root: Path, prefetch: bool
+) -> CaseResult:
     """In place of ``build_case``: one that never ends, while it writes."""
     if files.case_id == "liver_2":
         (store / ".partial" / f"{os.uname().nodename}@{os.getpid()}@0@liver_2").mkdir(parents=True)
         time.sleep(1000)
-    return BUILD_CASE(files, store=store, spec=spec, root=root, ahead=ahead)
+    return BUILD_CASE(files, store=store, spec=spec, root=root, prefetch=prefetch)
 
 
 BUILD_CASE = pipeline.build.build_case
@@ -178,7 +180,7 @@ def test_a_case_out_of_time_is_named_and_tried_again_by_the_next_run(
             SMALL_SPEC,
             jobs=2,
             report=lambda _: None,
-            supervision=Supervision(timeout_s=6),
+            options=WorkerOptions(timeout_s=6),
         )
         return {result.case_id: f"{result.outcome} {result.message}" for result in results}
 
@@ -296,7 +298,7 @@ def test_a_build_says_that_memory_limits_its_workers(
 
     def record(*arguments: Any, jobs: int, **options: Any) -> Any:
         asked.append(jobs)
-        return fan_out(*arguments, jobs=1, **options)
+        return run_parallel(*arguments, jobs=1, **options)
 
     monkeypatch.setattr(pipeline.build, "fan_out", record)
     said: list[str] = []
@@ -308,7 +310,7 @@ def test_a_build_says_that_memory_limits_its_workers(
             SMALL_SPEC,
             jobs=8,
             report=lambda _: None,
-            supervision=Supervision(warn=said.append),
+            options=WorkerOptions(warn=said.append),
         )
     assert asked == [2, 4, 4]  # four cases need no more than four workers
     (line,) = said

@@ -10,15 +10,15 @@ import pytest
 from data_cache.reader import CacheStore
 from data_cache.schema import PreprocessSpec
 from liverseg.model.network import NetworkConfig
+from liverseg.training.callbacks import Callbacks
 from liverseg.training.config import DataConfig, OptimConfig, TrainConfig
 from liverseg.training.train import train
-from liverseg.training.watching import Watcher
 from pipeline.build import build
 from pipeline.decathlon import read_data_set
 from pipeline.phantom import write_phantoms
 
 SPEC = PreprocessSpec(shape_zyx=(16, 32, 32))
-SILENT = Watcher(started=lambda _: None, stepped=lambda *_: None, finished_epoch=lambda _: None)
+SILENT = Callbacks(started=lambda _: None, stepped=lambda *_: None, finished_epoch=lambda _: None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -40,15 +40,15 @@ def liverseg(image: Path, label: Path) -> None:
     """The whole of ``preprocess`` with one worker, which inflates in a second thread where there is a core for it."""
     from pipeline.build import physical_cores
 
-    _preprocess(image, label, ahead=physical_cores() > 1)
+    _preprocess(image, label, prefetch=physical_cores() > 1)
 
 
 def one_thread(image: Path, label: Path) -> None:
     """The same without that thread, as each worker has it where they fill the cores."""
-    _preprocess(image, label, ahead=False)
+    _preprocess(image, label, prefetch=False)
 
 
-def _preprocess(image: Path, label: Path, *, ahead: bool) -> None:
+def _preprocess(image: Path, label: Path, *, prefetch: bool) -> None:
     """Read, check, both views, compress, write, sync to disk."""
     from threadpoolctl import threadpool_limits
 
@@ -61,7 +61,7 @@ def _preprocess(image: Path, label: Path, *, ahead: bool) -> None:
         open_or_create(store, spec)
         files = CaseFiles(case_id="case", image=image, label=label)
         with threadpool_limits(1):  # as its workers have it
-            result = build_case(files, store=store, spec=spec, root=image.parent, ahead=ahead)
+            result = build_case(files, store=store, spec=spec, root=image.parent, prefetch=prefetch)
         if result.outcome != "done":
             raise RuntimeError(result.message)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from liverseg.training.devices import synchronise
+from liverseg.device import synchronise
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,15 +16,16 @@ from torch.utils.flop_counter import FlopCounterMode
 from data_cache.reader import CacheStore
 from liverseg.bench.augment import SHAPE_ZYX
 from liverseg.bench.timing import fastest
+from liverseg.device import computes_in_bf16, matmul_peak, synchronise
 from liverseg.model.losses import LossConfig, loss
 from liverseg.model.network import NetworkConfig, UNet
 from liverseg.training.augment import AugmentConfig, augment
+from liverseg.training.callbacks import SILENT
 from liverseg.training.config import OptimConfig, TrainConfig
-from liverseg.training.devices import Team, computes_in_bf16, matmul_peak, synchronise
+from liverseg.training.process_group import ProcessGroup
 from liverseg.training.split import Split
 from liverseg.training.state import new_state, update_average
 from liverseg.training.train import PASSES, Trainer
-from liverseg.training.watching import SILENT
 
 Make = Callable[[tuple[int, ...]], nn.Module]
 
@@ -177,9 +178,9 @@ def measure_whole(
         optim=OptimConfig(epochs=10, steps_per_epoch=steps, batch_size=batch_size),
     )
     split = Split(train=store.case_ids, val=store.case_ids[:1], train_sha256=())
-    team = Team(rank=0, size=1, device=device)
+    group = ProcessGroup(rank=0, size=1, device=device)
     state = new_state(config, device)
-    trainer = Trainer(store, split, config, team, state)
+    trainer = Trainer(store, split, config, group, state)
     trainer.train_epoch(SILENT)
     synchronise(device)
     start = time.perf_counter()

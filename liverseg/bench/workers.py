@@ -12,12 +12,12 @@ from pathlib import Path
 
 from data_cache.errors import DataSetError
 from data_cache.schema import PreprocessSpec
-from data_cache.words import counted
+from data_cache.text import pluralise
 from data_cache.writer import open_or_create
 from pipeline.build import build_case
 from pipeline.decathlon import CaseFiles, RawDataSet
-from pipeline.fanout import Supervision, fan_out
 from pipeline.memory import affordable_jobs, free_bytes, worker_bytes
+from pipeline.workers import WorkerOptions, run_parallel
 
 BUSY = 0.8  # the share of its time that a worker computes, or waits for a core, where the disk does not hold it up
 TIMEOUT_S = 600.0
@@ -124,8 +124,8 @@ def _trial(cases: Sequence[CaseFiles], root: Path, *, jobs: int) -> Trial:
         for files in cases:
             _forget(files)
         task = partial(_timed_case, store=store, spec=spec, root=root)
-        supervision = Supervision(timeout_s=TIMEOUT_S)  # in processes of their own, also where it is one
-        found = list(fan_out(task, cases, jobs=jobs, killed=_killed, supervision=supervision))
+        options = WorkerOptions(timeout_s=TIMEOUT_S)  # in processes of their own, also where it is one
+        found = list(run_parallel(task, cases, jobs=jobs, killed=_killed, options=options))
     for case in found:
         if case.message:
             raise DataSetError(f"bench workers: {case.message}")
@@ -187,7 +187,7 @@ def _bound(trials: Sequence[Trial], *, cores: int, memory_jobs: int) -> str:
     if waiting > 1 - BUSY:
         return f"the disk: workers wait for it {waiting:.0%} of their time, {best.read_mib_per_s:.0f} MiB/s are read"
     if best.jobs == memory_jobs < cores:
-        return f"memory: it allows {counted(memory_jobs, 'worker')} on {counted(cores, 'core')}"
+        return f"memory: it allows {pluralise(memory_jobs, 'worker')} on {pluralise(cores, 'core')}"
     slower = best.cpu_s_per_case / alone.cpu_s_per_case
     line = f"the CPU: {best.cores_used:.1f} of {cores} cores compute"
     if best.queued > 1 - BUSY:

@@ -54,7 +54,7 @@ def predict(
 
     With --samples the answer is the mean of N segmentations, drawn as the run was trained to (model.stochastic: dropout
     kept on, or a stochastic segmentation network) or one from each of several runs (--with). Beside each label, a folder
-    NAME_uncertainty: maps of predictive entropy, mutual information and tumour probability on the scan's grid, and doubts.json:
+    NAME_uncertainty: maps of predictive entropy, mutual information and tumour probability on the scan's grid, and uncertainty.json:
     volumes with 5-95 % intervals, possible lesions with their probability, and one number to sort a worklist by.
 
     \b

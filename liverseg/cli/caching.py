@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from data_cache.words import counted
+from data_cache.text import pluralise
 from liverseg.cli.common import FOLDER, Shard
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from data_cache.schema import CacheSchema
     from pipeline.build import CaseResult
-    from pipeline.fanout import InFlight
+    from pipeline.workers import RunningTask
 
 TIMEOUT_S = 600.0  # a case takes about a second
 HEARTBEAT_S = 30.0
@@ -74,7 +74,7 @@ def preprocess(
     from liverseg.console import complain, progress_bar, say, warn
     from pipeline.build import build, physical_cores
     from pipeline.decathlon import NO_CASE_ID, RENAME, read_data_set, take_shard
-    from pipeline.fanout import Supervision
+    from pipeline.workers import WorkerOptions
 
     _check_backend(backend, scheduler, jobs=jobs, timeout_s=timeout_s)
     data_set = read_data_set(raw)
@@ -91,7 +91,7 @@ def preprocess(
             bar.update(task, advance=1)
             _report_case(result)
 
-        supervision = Supervision(
+        options = WorkerOptions(
             timeout_s=TIMEOUT_S if timeout_s is None else timeout_s,
             scheduler=scheduler,
             watch=_heartbeat(bar, task),
@@ -103,14 +103,14 @@ def preprocess(
             PreprocessSpec(),
             jobs=jobs or physical_cores(),
             report=report,
-            supervision=supervision,
+            options=options,
             verify_sources=verify_sources,
         )
     outcomes = [result.outcome for result in results]
     done, skipped, failed = (outcomes.count(o) for o in ("done", "skipped", "failed"))
     failed += len(data_set.misnamed)
     were = "was" if skipped == 1 else "were"
-    say(f"{cache}: {counted(done, 'case')} built, {skipped} {were} up to date, {failed} failed")
+    say(f"{cache}: {pluralise(done, 'case')} built, {skipped} {were} up to date, {failed} failed")
     if failed:
         sys.exit(1)
 
@@ -133,20 +133,20 @@ def _report_case(result: CaseResult) -> None:
         warn(f"{result.case_id}: {note}")
 
 
-def _heartbeat(bar: Progress, task: TaskID) -> Callable[[Sequence[InFlight]], None]:
+def _heartbeat(bar: Progress, task: TaskID) -> Callable[[Sequence[RunningTask]], None]:
     """The cases in flight beside the bar; where the output is no terminal, in a line now and then."""
     from liverseg.console import console, say
 
     spoken = time.monotonic()
 
-    def watch(running: Sequence[InFlight]) -> None:
+    def watch(running: Sequence[RunningTask]) -> None:
         nonlocal spoken
         note = ", ".join(f"{case.item.case_id} {case.seconds:.0f} s" for case in running)
         bar.update(task, note=note)
         if not console.is_terminal and time.monotonic() - spoken >= HEARTBEAT_S:
             spoken = time.monotonic()
             progress = bar.tasks[task]
-            say(f"{progress.completed:.0f} of {counted(int(progress.total or 0), 'case')}; at work: {note}")
+            say(f"{progress.completed:.0f} of {pluralise(int(progress.total or 0), 'case')}; at work: {note}")
 
     return watch
 
@@ -185,7 +185,7 @@ def verify(cache: Path, raw: Path | None) -> None:
     if rows:
         console.print(table(f"{cache}: what is bad", ("case", "what"), rows))
     say(
-        f"{cache}: {counted(len(verdicts), 'case')} verified, {len(bad)} bad{' and the store itself' * bool(root_faults)}"
+        f"{cache}: {pluralise(len(verdicts), 'case')} verified, {len(bad)} bad{' and the store itself' * bool(root_faults)}"
     )
     if rows:
         say(f"liverseg preprocess {'RAW' if raw is None else raw} {cache} builds what is bad again")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from data_cache.errors import DataSetError
-from data_cache.words import counted
+from data_cache.text import pluralise
 from liverseg.cli.common import FILE, FOLDER
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from pipeline.check import ScanCheck
     from pipeline.fidelity import CaseFidelity, FailedCase
-    from pipeline.fingerprint import CasePrint, FailedPrint
+    from pipeline.fingerprint import CaseFingerprint, FailedFingerprint
     from pipeline.listing import Finding
 
 JOBS = click.option(
@@ -64,7 +64,7 @@ def download(raw: Path, url: str | None, md5: str | None, keep_archive: bool) ->
             notify=warn,
         )
     labelled, unlabelled = (
-        counted(len(cases), f"{kind} case")
+        pluralise(len(cases), f"{kind} case")
         for kind, cases in (("labelled", data_set.cases), ("unlabelled", data_set.tests))
     )
     was_there = "" if tasks else ", complete already"
@@ -128,7 +128,7 @@ def check(raw: Path, jobs: int | None) -> None:
         console.print(_findings_table(raw, findings))
     faults = sum(finding.severity == "fault" for finding in findings)
     say(
-        f"{raw}: {counted(len(checked), 'scan')} read, {counted(faults, 'fault')}, {counted(len(findings) - faults, 'warning')}"
+        f"{raw}: {pluralise(len(checked), 'scan')} read, {pluralise(faults, 'fault')}, {pluralise(len(findings) - faults, 'warning')}"
     )
     if has_faults(findings):
         sys.exit(1)
@@ -165,10 +165,11 @@ def fidelity(raw: Path, cache: Path, json_path: Path | None, jobs: int | None) -
     \b
     Example: liverseg fidelity data/Task03_Liver data/liver.zarr --json fidelity.json
     """
+    from data_cache.files import write_json
     from data_cache.reader import CacheStore
     from liverseg.console import complain, console, progress_bar, say
     from pipeline.build import physical_cores
-    from pipeline.fidelity import FailedCase, measure, write_json
+    from pipeline.fidelity import FailedCase, measure, to_json
 
     if not raw.is_dir():
         raise DataSetError(f"{raw}: no such folder: name the data set that {cache} was built from")
@@ -187,7 +188,8 @@ def fidelity(raw: Path, cache: Path, json_path: Path | None, jobs: int | None) -
     if results:
         console.print(_fidelity_table(cache, results))
     if json_path:
-        write_json(json_path, results)
+        json_path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(json_path, to_json(results))
         say(f"wrote {json_path}")
     if failed:
         sys.exit(1)
@@ -226,9 +228,9 @@ def fingerprint(data: Path, json_path: Path | None, png: Path | None, seed: int,
     \b
     Example: liverseg fingerprint data/liver.zarr --json fingerprint.json --png fingerprint.png
     """
+    from data_cache.files import write_json
     from liverseg.console import console, say
     from pipeline.fingerprint import fingerprint as summarise
-    from pipeline.fingerprint import write_json
 
     cases, failed = _measured(data, jobs)
     if not cases:
@@ -237,6 +239,7 @@ def fingerprint(data: Path, json_path: Path | None, png: Path | None, seed: int,
     for part in _fingerprint_tables(data, content):
         console.print(part)
     if json_path:
+        json_path.parent.mkdir(parents=True, exist_ok=True)
         write_json(json_path, content)
         say(f"wrote {json_path}")
     if png:
@@ -249,14 +252,14 @@ def fingerprint(data: Path, json_path: Path | None, png: Path | None, seed: int,
         sys.exit(1)
 
 
-def _measured(data: Path, jobs: int | None) -> tuple[list[CasePrint], int]:
+def _measured(data: Path, jobs: int | None) -> tuple[list[CaseFingerprint], int]:
     """The cases of a store or a raw data set, and how many failed."""
     from data_cache.reader import METADATA, CacheStore
     from data_cache.schema import PreprocessSpec
     from liverseg.console import complain, progress_bar
     from pipeline.build import physical_cores
     from pipeline.decathlon import NO_CASE_ID, RENAME, read_data_set
-    from pipeline.fingerprint import print_cache, print_raw
+    from pipeline.fingerprint import fingerprint_cache, print_raw
 
     with progress_bar() as bar:
         task = bar.add_task("fingerprint", total=None, note="")
@@ -264,7 +267,7 @@ def _measured(data: Path, jobs: int | None) -> tuple[list[CasePrint], int]:
             store = CacheStore.open(data)
             bar.update(task, total=len(store.case_ids))
             report, failed = _fingerprint_report(bar, task)
-            cases = print_cache(store, report=report)
+            cases = fingerprint_cache(store, report=report)
         else:
             data_set = read_data_set(data)
             bar.update(task, total=len(data_set.cases))
@@ -278,15 +281,15 @@ def _measured(data: Path, jobs: int | None) -> tuple[list[CasePrint], int]:
 
 def _fingerprint_report(
     bar: RichProgress, task: Any
-) -> tuple[Callable[[CasePrint | FailedPrint], None], list[str]]:
+) -> tuple[Callable[[CaseFingerprint | FailedFingerprint], None], list[str]]:
     from liverseg.console import complain
-    from pipeline.fingerprint import FailedPrint
+    from pipeline.fingerprint import FailedFingerprint
 
     failed: list[str] = []
 
-    def report(result: CasePrint | FailedPrint) -> None:
+    def report(result: CaseFingerprint | FailedFingerprint) -> None:
         bar.update(task, advance=1, note=result.case_id)
-        if isinstance(result, FailedPrint):
+        if isinstance(result, FailedFingerprint):
             failed.append(result.case_id)
             complain(f"{result.case_id}: {result.message}")
 
@@ -306,7 +309,9 @@ def _intensity_table(data: Path, content: dict[str, Any]) -> Any:
         at = hu["percentiles"] or {}
         values = (number(at.get(p), 0) for p in percentiles)
         rows.append((name, number(hu["mean"], 1), number(hu["sd"], 1), *values))
-    title = f"{data}: {counted(content['n_cases'], 'case')}; HU of cached voxels, weighted by class fractions"
+    title = (
+        f"{data}: {pluralise(content['n_cases'], 'case')}; HU of cached voxels, weighted by class fractions"
+    )
     return table(title, ("class", "mean", "SD", *(f"{p} %" for p in percentiles)), rows)
 
 
@@ -339,8 +344,8 @@ def _levels_table(content: dict[str, Any]) -> Any:
     rows = [
         ("background : liver : tumour, native voxels", written["native"]),
         ("background : liver : tumour, cached voxels", written["view"]),
-        (f"brightness level, {counted(n, 'image')}, in 200 HU", number(levels["brightness"])),
-        (f"contrast level, {counted(n, 'image')}", number(levels["contrast"])),
+        (f"brightness level, {pluralise(n, 'image')}, in 200 HU", number(levels["brightness"])),
+        (f"contrast level, {pluralise(n, 'image')}", number(levels["contrast"])),
         (
             "  with padding below -1024 HU as air",
             f"{number(plain['brightness'])}, {number(plain['contrast'])}",

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 @click.option("--shape", default="192x192x96", show_default=True, type=Shape(), help="Voxels along x, y, z.")
 @click.option("--seed", default=0, show_default=True, help="The same seed writes the same files.")
 @click.option(
-    "--unlike",
+    "--domain-shift",
     type=click.Choice(["noise", "contrast", "tumour"]),
     help="The same patients, scanned as no ordinary phantom is: double noise, hardly any contrast, dense tumours.",
 )
@@ -34,14 +34,14 @@ def phantom(
     tests: int,
     shape: tuple[int, int, int],
     seed: int,
-    unlike: Unlike | None,
+    domain_shift: Unlike | None,
     jobs: int | None,
 ) -> None:
     """Write a synthetic Decathlon data set to RAW.
 
     \b
     Example: liverseg phantom data/phantoms --cases 16
-             liverseg phantom data/noisy --cases 16 --unlike noise
+             liverseg phantom data/noisy --cases 16 --domain-shift noise
     """
     from liverseg.console import progress_bar, say
     from pipeline.build import physical_cores
@@ -59,7 +59,7 @@ def phantom(
             tests=tests,
             shape_xyz=shape,
             seed=seed,
-            unlike=unlike,
+            domain_shift=domain_shift,
             jobs=jobs or physical_cores(),
             progress=lambda name: bar.update(task, advance=1, note=name),
         )
@@ -113,7 +113,7 @@ def inspect(
     if histogram:
         _print_histogram(store, cases[0], view)
     if html:
-        from liverseg.pictures.report import write_cache_page
+        from liverseg.evaluation.report import write_cache_page
 
         path = write_cache_page(store, cases or store.case_ids, html)
         say(f"wrote {path} ({path.stat().st_size / 2**20:.1f} MiB)")

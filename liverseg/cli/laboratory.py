@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from data_cache.words import counted
+from data_cache.text import pluralise
 from liverseg.cli.common import FILE, FOLDER
 
 if TYPE_CHECKING:
     from liverseg.laboratory.halving import Halving
-    from liverseg.laboratory.overfit import Onlooker as LossOnlooker
+    from liverseg.laboratory.overfit import Onlooker as LossCallbacks
     from liverseg.laboratory.overfit import Overfit
-    from liverseg.laboratory.tune import Onlooker as SettingOnlooker
+    from liverseg.laboratory.tune import Onlooker as SettingCallbacks
     from liverseg.laboratory.tune import Tuning
     from liverseg.training.config import TrainConfig
 
@@ -99,7 +99,7 @@ def overfit(
             say(f"{loss.name}: {numbers_text(loss)}")
         found = learn(store, run, settings, losses=chosen, onlooker=onlooker)
     _print_losses(found)
-    n_pictures = counted(sum(not result.diverged for result in found.results), "picture")
+    n_pictures = pluralise(sum(not result.diverged for result in found.results), "picture")
     say(f"wrote summary.json, table.csv, curves.csv, curves.png and {n_pictures} of probabilities to {run}")
     if all(result.diverged for result in found.results):
         complain("every loss diverged: lower optim.learning_rate")
@@ -107,7 +107,7 @@ def overfit(
 
 
 @contextmanager
-def _watching_losses(steps: int, *, count: int) -> Iterator[LossOnlooker]:
+def _watching_losses(steps: int, *, count: int) -> Iterator[LossCallbacks]:
     from liverseg.console import number, progress_bar, say, warn
     from liverseg.laboratory.overfit import LossResult, Onlooker
 
@@ -131,7 +131,7 @@ def _watching_losses(steps: int, *, count: int) -> Iterator[LossOnlooker]:
 
 def _print_losses(found: Overfit) -> None:
     from liverseg.console import console, number, say, table
-    from liverseg.laboratory.claims import GOOD_DICE, LEARNT_DICE, steps_to
+    from liverseg.laboratory.hypotheses import GOOD_DICE, LEARNT_DICE, steps_to
     from liverseg.laboratory.overfit import CLASSES, subject_text
 
     levels = (LEARNT_DICE, GOOD_DICE)
@@ -199,12 +199,12 @@ def tune(
     """
     from data_cache.reader import CacheStore
     from liverseg.console import say
+    from liverseg.device import choose_device
     from liverseg.laboratory.halving import Halving
     from liverseg.laboratory.loss_choice import choose_loss, loss_configs
     from liverseg.laboratory.one_case import experiment_config
     from liverseg.laboratory.tune import TRIED, settings_of
     from liverseg.laboratory.tune import tune as try_all
-    from liverseg.training.devices import choose_device
     from pipeline.build import physical_cores
 
     (chosen,) = loss_configs((choose_loss(loss),), config, overrides)
@@ -229,7 +229,7 @@ def tune(
 
 
 @contextmanager
-def _watching_settings(halving: Halving) -> Iterator[SettingOnlooker]:
+def _watching_settings(halving: Halving) -> Iterator[SettingCallbacks]:
     from liverseg.console import number, progress_bar, say, warn
     from liverseg.laboratory.halving import Attempt, Setting
     from liverseg.laboratory.tune import Onlooker, note_of

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from data_cache.words import counted
+from data_cache.text import pluralise
 from liverseg.cli.common import FILE, FOLDER
 
 
@@ -32,9 +32,9 @@ def train(
     """
     from data_cache.reader import CacheStore
     from liverseg.console import say
+    from liverseg.training.callbacks import console_progress
     from liverseg.training.config import load_config
-    from liverseg.training.devices import leads
-    from liverseg.training.live import live_watcher
+    from liverseg.training.process_group import is_main_process
     from liverseg.training.train import CONFIG
     from liverseg.training.train import train as run_training
 
@@ -43,10 +43,10 @@ def train(
     if raw is not None:
         overrides += (f"watch.raw={json.dumps(str(raw))}",)
     settings = load_config(config, overrides)
-    with live_watcher(settings) as watcher:
+    with console_progress(settings) as watcher:
         state = run_training(CacheStore.open(cache), run, settings, resume=resume, watcher=watcher)
-    if leads():
-        say(f"{run}: {counted(state.epoch, 'epoch')}, best mean validation Dice {state.best_score:.3f}")
+    if is_main_process():
+        say(f"{run}: {pluralise(state.epoch, 'epoch')}, best mean validation Dice {state.best_score:.3f}")
 
 
 COMMANDS = (train,)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from data_cache.words import counted
+from data_cache.text import pluralise
 from liverseg.cli.common import FILE, FOLDER, Shape
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def bench_workers(raw: Path, n_cases: int) -> None:
     numbers = numbers_to_try(cores, most=min(memory_jobs, n_cases))
     if n_cases < 2 * numbers[-1]:
         warn(
-            f"{counted(n_cases, 'case')} for {counted(numbers[-1], 'worker')} are work for a moment only: take more"
+            f"{pluralise(n_cases, 'case')} for {pluralise(numbers[-1], 'worker')} are work for a moment only: take more"
         )
     with progress_bar() as bar:
         task = bar.add_task("trials", total=len(numbers), note="")
@@ -119,7 +119,9 @@ def bench_workers(raw: Path, n_cases: int) -> None:
         "disk",
         "MiB/s read",
     )
-    console.print(table(f"{counted(n_cases, 'case')} of {raw} on {counted(cores, 'core')}", headers, rows))
+    console.print(
+        table(f"{pluralise(n_cases, 'case')} of {raw} on {pluralise(cores, 'core')}", headers, rows)
+    )
     say(
         f"fastest: --jobs {fastest(trials).jobs}, bound by {what_bounds(trials, cores=cores, memory_jobs=memory_jobs)}"
     )
@@ -142,7 +144,7 @@ def bench_augment(device: str, seconds: float) -> None:
     \b
     Example: liverseg bench augment
     """
-    from liverseg.training.devices import choose_device
+    from liverseg.device import choose_device
 
     _print_augment(choose_device(device), seconds)
 
@@ -158,7 +160,7 @@ def bench_load(cache: Path | None, device: str, seconds: float) -> None:
     Example: liverseg bench load
              liverseg bench load --cache data/liver.zarr
     """
-    from liverseg.training.devices import choose_device
+    from liverseg.device import choose_device
 
     with tempfile.TemporaryDirectory() as folder:
         _print_load(_store(cache, Path(folder)), Path(folder), choose_device(device), seconds)
@@ -177,7 +179,7 @@ def bench_train(base_channels: int | None, cache: Path | None, device: str, seco
     \b
     Example: liverseg bench train
     """
-    from liverseg.training.devices import choose_device
+    from liverseg.device import choose_device
 
     with tempfile.TemporaryDirectory() as folder:
         store = _store(cache, Path(folder))
@@ -193,7 +195,7 @@ def bench_all(device: str, seconds: float) -> None:
     \b
     Example: liverseg bench all --device cuda
     """
-    from liverseg.training.devices import choose_device
+    from liverseg.device import choose_device
 
     chosen = choose_device(device)
     with tempfile.TemporaryDirectory() as folder:
@@ -238,7 +240,7 @@ def _print_train(
 ) -> None:
     from liverseg.bench.train import measure_steps, measure_whole
     from liverseg.console import console, number, say, table
-    from liverseg.training.devices import computes_in_bf16
+    from liverseg.device import computes_in_bf16
 
     on_gpu = device.type == "cuda"
     base = base_channels or (64 if on_gpu else 8)

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from data_cache.errors import LiversegError
-from data_cache.words import counted
+from data_cache.text import pluralise
 from liverseg.cli.common import DRAWN, FILE, FOLDER
 
 if TYPE_CHECKING:
     from liverseg.evaluation.evaluate import CaseEvaluation
-    from liverseg.evaluation.scoring import LabelScores
+    from liverseg.measure.summary import LabelScores
 
 SIZES = {"below_10_mm": "< 10 mm", "from_10_to_20_mm": "10–20 mm", "above_20_mm": "> 20 mm", "overall": "all"}
 CROPS = {"dice_with_label_crop": "label's crop", "dice_grid_ceiling": "grid's ceiling"}
@@ -126,10 +126,10 @@ def _evaluate_run(
     """What was scored, and how many cases should have been."""
     from data_cache.reader import CacheStore
     from liverseg.console import complain, progress_bar, say, warn
+    from liverseg.evaluation.calibrate import calibrate_apart
     from liverseg.evaluation.evaluate import choose_cases
     from liverseg.evaluation.evaluate import evaluate as score
-    from liverseg.evaluation.trust_calibration import calibrate_apart
-    from liverseg.evaluation.trust_summary import summarise_trust
+    from liverseg.evaluation.uncertainty_summary import summarise_uncertainties
     from liverseg.inference.segment import load_predictor
     from liverseg.training.split import load_split, together
 
@@ -171,13 +171,13 @@ def _evaluate_run(
         warn(f"no case could be scored: nothing was written to {out}, what lies there is older")
         return scored, len(case_ids)
     _print_evaluation(scored, kind="never trained on" if unseen else "TRAINED ON")
-    trusts = [e.trust for e in scored if e.trust is not None]
+    trusts = [e.uncertainty for e in scored if e.uncertainty is not None]
     if trusts:
-        _print_trust(summarise_trust(trusts, calibration))
+        _print_uncertainty(summarise_uncertainties(trusts, calibration))
         say(
             f"wrote uncertainty.json, uncertainty.csv, reliability.png, risk_coverage.png and pictures to {out}"
         )
-    say(f"wrote scores.csv, summary.json and {counted(len(scored), 'overlay')} to {out}")
+    say(f"wrote scores.csv, summary.json and {pluralise(len(scored), 'overlay')} to {out}")
     say(f"look at them: liverseg report {run}" + ("" if out == run / "evaluation" else f" --scores {out}"))
     return scored, len(case_ids)
 
@@ -192,29 +192,31 @@ def _print_evaluation(scored: list[CaseEvaluation], *, kind: str) -> None:
 
 def _print_together(scored: Mapping[str, Mapping[str, LabelScores]], out: Path | None) -> None:
     from liverseg.console import say, warn
-    from liverseg.evaluation.comparison import (
+    from liverseg.evaluation.compare import (
         paired_differences,
         shared_cases,
         write_comparison,
         write_folds,
     )
-    from liverseg.evaluation.scoring import summarise_scores
+    from liverseg.measure.summary import summarise_scores
 
     shared = shared_cases(list(scored.values()))
     if not shared:
         everything = [scores for cases in scored.values() for scores in cases.values()]
         say(
-            f"\n{counted(len(scored), 'fold')}, {counted(len(everything), 'case')}, each scored by a run that never saw it"
+            f"\n{pluralise(len(scored), 'fold')}, {pluralise(len(everything), 'case')}, each scored by a run that never saw it"
         )
         _print_summary(summarise_scores(everything) if out is None else write_folds(out, scored))
     elif len(scored) == 2:
         first, second = scored
         differences = paired_differences(scored[first], scored[second])
-        _print_differences(f"{second} minus {first}, {counted(len(shared), 'shared case')}", differences)
+        _print_differences(f"{second} minus {first}, {pluralise(len(shared), 'shared case')}", differences)
         if out is not None:
             write_comparison(out, (first, second), differences)
     else:
-        warn(f"{counted(len(shared), 'case')} scored by several runs: no folds; compare the runs two by two")
+        warn(
+            f"{pluralise(len(shared), 'case')} scored by several runs: no folds; compare the runs two by two"
+        )
         return
     if out is not None:
         say(f"wrote to {out}")
@@ -234,8 +236,8 @@ def score(predicted: Path, truth: Path, out: Path | None) -> None:
     Example: liverseg score segmentations data/Task03_Liver/labelsTr --out scores
     """
     from liverseg.console import complain, progress_bar, say, warn
-    from liverseg.evaluation.labels import pair_labels, score_pairs, write_scores
-    from liverseg.evaluation.scoring import summarise_scores
+    from liverseg.evaluation.label_files import pair_labels, score_pairs, write_scores
+    from liverseg.measure.summary import summarise_scores
 
     pairs, alone = pair_labels(predicted, truth)
     for line in alone:
@@ -271,7 +273,7 @@ def report(run: Path, scores: Path | None, out: Path | None) -> None:
     Example: liverseg report runs/liver
     """
     from liverseg.console import say
-    from liverseg.pictures.report import write_report
+    from liverseg.evaluation.report import write_report
 
     folder = scores or run / "evaluation"
     path = write_report(run, folder, out or folder / "report.html")
@@ -331,8 +333,8 @@ def _print_summary(summary: Mapping[str, Any]) -> None:
     cases = {of: summary[of]["n_cases_with_it"] for of in ("liver", "tumour")}
     headers = (
         "mean [95 %]",
-        f"liver, {counted(cases['liver'], 'case')}",
-        f"tumour, {counted(cases['tumour'], 'case')}",
+        f"liver, {pluralise(cases['liver'], 'case')}",
+        f"tumour, {pluralise(cases['tumour'], 'case')}",
     )
     console.print(table("summary (cases that have it)", headers, rows))
     _print_lesions(summary["lesions"])
@@ -366,7 +368,7 @@ def _print_lesions(thresholds: Sequence[Mapping[str, Any]]) -> None:
     console.print(table("detection", headers, rows))
 
 
-def _print_trust(summary: Mapping[str, Any]) -> None:
+def _print_uncertainty(summary: Mapping[str, Any]) -> None:
     from liverseg.console import console, number, say, table
 
     after, fitted = summary["calibration_tempered"], summary["fitted"]
@@ -377,7 +379,7 @@ def _print_trust(summary: Mapping[str, Any]) -> None:
         rows.append((name, number(counts["ece"], 4), tempered, *map(_covered, covered.values())))
     headers = ("class", "ECE", "tempered", "volume in interval", "widened")
     title = (
-        f"uncertainty, {counted(summary['n_cases'], 'case')}, within {summary['near_mm']:g} mm of the liver"
+        f"uncertainty, {pluralise(summary['n_cases'], 'case')}, within {summary['near_mm']:g} mm of the liver"
     )
     console.print(table(title, headers, rows))
     errors, rank = summary["errors"], summary["spearman"]
@@ -399,7 +401,7 @@ def _print_trust(summary: Mapping[str, Any]) -> None:
             if short
             else ""
         )
-        n_other = counted(len(fitted["case_ids"]), "other case")
+        n_other = pluralise(len(fitted["case_ids"]), "other case")
         say(f"temperature {fitted['temperature']['temperature']:.2f}, fitted on {n_other}{few}")
 
 

@@ -12,12 +12,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_cache.errors import CacheError, ConfigError, LiversegError
-from data_cache.files import write_text
+from data_cache.files import write_csv, write_json, write_text
 from data_cache.geometry import DepthWindow
 from data_cache.reader import CacheStore
 from data_cache.schema import FRACTION_ONE
-from liverseg.evaluation.metrics import DiceCounts, dice_counts
-from liverseg.evaluation.scoring import (
+from liverseg.evaluation.calibrate import Calibration
+from liverseg.evaluation.uncertainty import CaseUncertainty, NativeCase, evaluate_uncertainty
+from liverseg.evaluation.uncertainty_summary import (
+    UNCERTAINTY,
+    uncertainty_picture,
+    write_uncertainty_summary,
+)
+from liverseg.inference.segment import Predictor, keep_largest_component, segment
+from liverseg.measure.overlap import DiceCounts, dice_counts
+from liverseg.measure.summary import (
     CLASSES,
     SCORES,
     SUMMARY,
@@ -27,12 +35,7 @@ from liverseg.evaluation.scoring import (
     score_columns,
     score_labels,
     summarise_scores,
-    write_table,
 )
-from liverseg.evaluation.trust import CaseTrust, NativeCase, judge_case
-from liverseg.evaluation.trust_calibration import Calibration
-from liverseg.evaluation.trust_summary import UNCERTAINTY, uncertainty_picture, write_trust
-from liverseg.inference.segment import Predictor, keep_liver, segment
 from liverseg.pictures.figures import overlay_figure
 from liverseg.pictures.sheet import save
 from liverseg.pictures.slices import evaluation_volume
@@ -70,7 +73,7 @@ class CaseEvaluation:
     predicted: LabelScores
     label_crop: CropDice | None
     ceiling: CropDice | None
-    trust: CaseTrust | None
+    uncertainty: CaseUncertainty | None
 
 
 def choose_cases(store: CacheStore, split: Split, named: Sequence[str]) -> tuple[tuple[str, ...], bool]:
@@ -107,7 +110,7 @@ def evaluate(
     calibration: Calibration | None = None,
 ) -> list[CaseEvaluation]:
     """Score cases one by one; write ``scores.csv``, ``summary.json``, and of each case an overlay picture and
-    the small volume that ``liverseg report`` shows, into ``out``; with samples also what ``write_trust`` does, and a
+    the small volume that ``liverseg report`` shows, into ``out``; with samples also what ``write_uncertainty_summary`` does, and a
     picture of each case's uncertainty.
 
     Args:
@@ -146,10 +149,12 @@ def evaluate(
         except LiversegError as failure:
             report(case_id, failure)
     if done:
-        write_table(out / SCORES, [_row(e) for e in done])
+        write_csv(out / SCORES, [_row(e) for e in done])
         content = {"models": list(predictor.sources), "samples": predictor.n_drawn, **summarise(done)}
-        write_text(out / SUMMARY, json.dumps(content, indent=1, allow_nan=False) + "\n")
-        write_trust(out, [e.trust for e in done if e.trust is not None], calibration)
+        write_json(out / SUMMARY, content)
+        write_uncertainty_summary(
+            out, [e.uncertainty for e in done if e.uncertainty is not None], calibration
+        )
     return done
 
 
@@ -175,7 +180,7 @@ def _evaluate_case(
     window = found.window or thin.scan_window
     predicted = _native(found.foreground_czyx, window, header)
     scores = score_labels(predicted, truth, meta.grid.spacing_zyx_mm)
-    trust = None
+    uncertainty = None
     if found.samples_nczyx is not None:
         native = NativeCase(
             samples_nczyx=found.samples_nczyx,
@@ -184,9 +189,9 @@ def _evaluate_case(
             predicted_zyx=predicted,
             truth_zyx=truth,
         )
-        trust = judge_case(case_id, native, scores, calibration=calibration)
+        uncertainty = evaluate_uncertainty(case_id, native, scores, calibration=calibration)
         view = thin.view(window, predictor.spec)
-        save(uncertainty_picture(trust, native, view), out / UNCERTAINTY / f"{case_id}.png")
+        save(uncertainty_picture(uncertainty, native, view), out / UNCERTAINTY / f"{case_id}.png")
     evaluation = CaseEvaluation(
         case_id=case_id,
         trained_on=trained_on,
@@ -194,7 +199,7 @@ def _evaluate_case(
         predicted=scores,
         label_crop=_label_crop(case_id, predictor, store, truth, header),
         ceiling=_ceiling(case_id, store, truth, header),
-        trust=trust,
+        uncertainty=uncertainty,
     )
     image_zyx, _ = read_canonical(raw / meta.image.path)
     figure = overlay_figure(image_zyx, truth, predicted, meta.grid.spacing_zyx_mm, title=_title(evaluation))
@@ -221,7 +226,9 @@ def _label_crop(
     if "liver" not in meta.windows:
         return None
     view = store.read(case_id, "liver")
-    foreground = keep_liver(predictor.foreground(view.image_zyx), voxel_volume_ml=view.grid.voxel_volume_ml)
+    foreground = keep_largest_component(
+        predictor.foreground(view.image_zyx), voxel_volume_ml=view.grid.voxel_volume_ml
+    )
     return _crop_dice(_native(foreground, meta.windows["liver"], header), truth)
 
 

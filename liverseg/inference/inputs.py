@@ -14,7 +14,7 @@ from data_cache.errors import VolumeError
 from pipeline.check import SAMPLED_VOXELS, ImageFacts, intensity_findings
 from pipeline.decathlon import volume_stem
 from pipeline.dicom import convert_series, is_dicom_source
-from pipeline.prepare import ThinScan
+from pipeline.prepare import InPlaneScan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +60,7 @@ def find_scans(paths: Sequence[Path]) -> list[ScanInput]:
     return scans
 
 
-def scan_notes(scan: ThinScan) -> tuple[str, ...]:
+def scan_notes(scan: InPlaneScan) -> tuple[str, ...]:
     """What was assumed while reading a scan, and whether its values can be HU at all: as ``liverseg check`` says it.
 
     Of the averages in the plane, which need no second pass: they lie within the voxels' range, so that only what

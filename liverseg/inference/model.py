@@ -12,7 +12,7 @@ from data_cache.errors import VolumeError
 from data_cache.geometry import DepthWindow, Grid
 from liverseg.inference.inputs import find_scans, scan_notes
 from liverseg.inference.segment import Predictor, segment
-from liverseg.inference.uncertainty_files import Doubts, find_doubts
+from liverseg.inference.uncertainty_files import UncertaintySummary, summarise_uncertainty
 from pipeline.nifti import VolumeHeader, to_canonical, write_labels
 from pipeline.prepare import read_scan
 from pipeline.restore import native_labels
@@ -42,7 +42,7 @@ class Segmentation:
     notes: tuple[str, ...]
     header: VolumeHeader
     samples_nczyx: NDArray[np.float32] | None
-    doubts: Doubts | None
+    uncertainty: UncertaintySummary | None
 
     @property
     def liver_ml(self) -> float:
@@ -95,5 +95,5 @@ class Model:
             notes=scan_notes(thin),
             header=thin.header,
             samples_nczyx=samples,
-            doubts=None if samples is None else find_doubts(samples, window, thin.header),
+            uncertainty=None if samples is None else summarise_uncertainty(samples, window, thin.header),
         )

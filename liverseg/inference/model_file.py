@@ -16,7 +16,7 @@ from data_cache.errors import RunError
 from data_cache.files import replacing
 from data_cache.records import parse
 from data_cache.schema import LABEL_NAMES, PreprocessSpec
-from liverseg.evaluation.scoring import SUMMARY
+from liverseg.measure.summary import SUMMARY
 from liverseg.model.network import UNet
 from liverseg.training.checkpoint import BEST, load_checkpoint
 from liverseg.training.config import TrainConfig, config_from_json

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
@@ -12,14 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_cache.errors import VolumeError
-from data_cache.files import write_text
+from data_cache.files import write_json
 from liverseg.inference.dicom_seg import SUFFIX, write_dicom_seg
 from liverseg.inference.inputs import ScanInput, scan_notes
-from liverseg.inference.segment import Finding, Predictor, segment
-from liverseg.inference.uncertainty import decided
-from liverseg.inference.uncertainty_files import Doubts, map_values, write_uncertainty
+from liverseg.inference.segment import Predictor, ScanSegmentation, segment
+from liverseg.inference.uncertainty_files import UncertaintySummary, map_values, write_uncertainty
+from liverseg.measure.uncertainty import decided
 from pipeline.nifti import write_labels
-from pipeline.prepare import ThinScan, read_scan
+from pipeline.prepare import InPlaneScan, read_scan
 from pipeline.restore import native_labels, one_thread
 
 
@@ -46,7 +45,7 @@ class Prediction:
     network_s: float
     write_s: float
     notes: tuple[str, ...]
-    doubts: Doubts | None
+    uncertainty: UncertaintySummary | None
 
     def line(self) -> str:
         """What was found, how sure that is, where it was written and how long each part took."""
@@ -56,8 +55,8 @@ class Prediction:
             else "no liver found"
         )
         times = f"read {self.read_s:.2f} s, network {self.network_s:.2f} s, write {self.write_s:.2f} s"
-        doubts = "" if self.doubts is None else f"; {self.doubts.line()}"
-        return f"{self.label}: {volumes}{doubts} ({times})"
+        uncertainty = "" if self.uncertainty is None else f"; {self.uncertainty.line()}"
+        return f"{self.label}: {volumes}{uncertainty} ({times})"
 
 
 def predict_scan(
@@ -91,7 +90,9 @@ def predict_scan(
     blocks = native_labels(found.foreground_czyx, found.window or thin.scan_window, thin.header)
     with one_thread():
         write_labels(label, thin.header, _counted(blocks, counts))
-    doubts = write_uncertainty(_doubts_folder(out, scan.name), found, thin) if predictor.samples else None
+    uncertainty = (
+        write_uncertainty(_doubts_folder(out, scan.name), found, thin) if predictor.samples else None
+    )
     times.append(time.perf_counter())
     voxel_ml = thin.header.grid.voxel_volume_ml
     read_s, network_s, write_s = np.diff(times).tolist()
@@ -106,7 +107,7 @@ def predict_scan(
         network_s=network_s,
         write_s=write_s,
         notes=scan_notes(thin),
-        doubts=doubts,
+        uncertainty=uncertainty,
     )
     if statistics:
         _write_statistics(out / f"{scan.name}.json", prediction)
@@ -119,11 +120,11 @@ def predict_scan(
 
 def _write_statistics(path: Path, prediction: Prediction) -> None:
     content = asdict(prediction) | {"image": str(prediction.image), "label": str(prediction.label)}
-    write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
+    write_json(path, content)
 
 
 def _draw_preview(
-    path: Path, thin: ThinScan, found: Finding, predictor: Predictor, prediction: Prediction
+    path: Path, thin: InPlaneScan, found: ScanSegmentation, predictor: Predictor, prediction: Prediction
 ) -> None:
     from liverseg.pictures.figures import overlay_figure
     from liverseg.pictures.sheet import save

@@ -15,16 +15,16 @@ from scipy import ndimage
 from data_cache.errors import ConfigError, RunError
 from data_cache.geometry import DepthWindow, window_with_margin
 from data_cache.schema import PreprocessSpec
+from liverseg.device import choose_device, computes_in_bf16
 from liverseg.inference.model_file import load_trained
-from liverseg.inference.uncertainty import mean_foreground
+from liverseg.measure.uncertainty import mean_foreground
 from liverseg.model.inputs import InputConfig, network_input
 from liverseg.model.network import UNet
 from liverseg.model.stochastic import sample, shares
-from liverseg.training.devices import choose_device, computes_in_bf16
-from pipeline.prepare import ThinScan
+from pipeline.prepare import InPlaneScan
 from pipeline.resample import box_weights, linear_weights
 
-MOST_PASSES = 4  # of the close look, each with a window widened where the liver touched its end
+MAX_PASSES = 4  # of the close look, each with a window widened where the liver touched its end
 SOFT_EDGE_VOXELS = 2  # around the liver's component: what interpolation needs of the probabilities' slope
 WIDER_LOOKS = (0.0, 0.04, 0.08)  # of the window, at each end: what --tta averages
 SAMPLING_SEED = 0
@@ -123,7 +123,7 @@ def _foreground(logits_bczyx: torch.Tensor) -> torch.Tensor:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Finding:
+class ScanSegmentation:
     """What was found in a scan, on a view of it.
 
     Attributes:
@@ -166,57 +166,57 @@ def load_predictor(
     )
 
 
-def segment(scan: ThinScan, predictor: Predictor) -> Finding:
+def segment(scan: InPlaneScan, predictor: Predictor) -> ScanSegmentation:
     """Segment a scan without any label: a coarse pass over all slices, then close ones over the liver's.
 
     A close pass whose liver touches the end of its window is repeated with a wider one.
     """
     spec, depth = predictor.spec, scan.header.grid.shape_zyx[0]
-    foreground_czyx = _look(scan, scan.scan_window, predictor)
+    foreground_czyx = _predict_window(scan, scan.scan_window, predictor)
     window = liver_window(foreground_czyx, depth=depth, spec=spec)
     if window is None:
         return _no_liver(scan, predictor)
     if predictor.fast:
         window = scan.scan_window
     else:
-        window, foreground_czyx = _look_closely(scan, window, predictor)
+        window, foreground_czyx = _refine_window(scan, window, predictor)
     if predictor.tta:
-        foreground_czyx = _look_again(scan, window, predictor)
+        foreground_czyx = _predict_tta(scan, window, predictor)
     samples = _draw(scan, window, predictor)
     if samples is not None:
         foreground_czyx = _kept(mean_foreground(samples), scan, window, predictor)
     if not (foreground_czyx.sum(axis=0) >= 0.5).any():
         return _no_liver(scan, predictor)
-    return Finding(foreground_czyx=foreground_czyx, window=window, samples_nczyx=samples)
+    return ScanSegmentation(foreground_czyx=foreground_czyx, window=window, samples_nczyx=samples)
 
 
-def _no_liver(scan: ThinScan, predictor: Predictor) -> Finding:
+def _no_liver(scan: InPlaneScan, predictor: Predictor) -> ScanSegmentation:
     nothing = np.zeros((2, *predictor.spec.shape_zyx), dtype=np.float32)
     samples = _draw(scan, scan.scan_window, predictor)
-    return Finding(foreground_czyx=nothing, window=None, samples_nczyx=samples)
+    return ScanSegmentation(foreground_czyx=nothing, window=None, samples_nczyx=samples)
 
 
-def _look_closely(
-    scan: ThinScan, window: DepthWindow, predictor: Predictor
+def _refine_window(
+    scan: InPlaneScan, window: DepthWindow, predictor: Predictor
 ) -> tuple[DepthWindow, NDArray[np.float32]]:
     """What is in the window; where the liver touches an end of it, in a wider one."""
     depth = scan.header.grid.shape_zyx[0]
-    for _ in range(MOST_PASSES):
-        foreground_czyx = _look(scan, window, predictor)
-        wider = widened(window, foreground_czyx, depth=depth)
+    for _ in range(MAX_PASSES):
+        foreground_czyx = _predict_window(scan, window, predictor)
+        wider = extend_window(window, foreground_czyx, depth=depth)
         if wider == window:
             return window, foreground_czyx
         window = wider
-    return window, _look(scan, window, predictor)
+    return window, _predict_window(scan, window, predictor)
 
 
-def _draw(scan: ThinScan, window: DepthWindow, predictor: Predictor) -> NDArray[np.float32] | None:
+def _draw(scan: InPlaneScan, window: DepthWindow, predictor: Predictor) -> NDArray[np.float32] | None:
     if not predictor.samples:
         return None
     return predictor.draw(scan.view(window, predictor.spec).image_zyx)
 
 
-def _look_again(scan: ThinScan, window: DepthWindow, predictor: Predictor) -> NDArray[np.float32]:
+def _predict_tta(scan: InPlaneScan, window: DepthWindow, predictor: Predictor) -> NDArray[np.float32]:
     """The mean of looks through ``window`` and through wider ones, on the view of ``window``.
 
     A wider window puts other slices together into a voxel, which the network takes for another scan.
@@ -227,18 +227,18 @@ def _look_again(scan: ThinScan, window: DepthWindow, predictor: Predictor) -> ND
         step = round(share * len(window))
         wider = DepthWindow(start=max(0, window.start - step), stop=min(depth, window.stop + step))
         seen_czyx = predictor.foreground(scan.view(wider, predictor.spec).image_zyx)
-        total_czyx += moved(seen_czyx, wider, window)
+        total_czyx += resample_to_window(seen_czyx, wider, window)
     return _kept(total_czyx / np.float32(len(WIDER_LOOKS)), scan, window, predictor)
 
 
 def _kept(
-    foreground_czyx: NDArray[np.float32], scan: ThinScan, window: DepthWindow, predictor: Predictor
+    foreground_czyx: NDArray[np.float32], scan: InPlaneScan, window: DepthWindow, predictor: Predictor
 ) -> NDArray[np.float32]:
     grid = scan.view(window, predictor.spec).grid
-    return keep_liver(foreground_czyx, voxel_volume_ml=grid.voxel_volume_ml)
+    return keep_largest_component(foreground_czyx, voxel_volume_ml=grid.voxel_volume_ml)
 
 
-def moved(
+def resample_to_window(
     foreground_czyx: NDArray[np.float32], source: DepthWindow, target: DepthWindow
 ) -> NDArray[np.float32]:
     """A view's probabilities on the view of another window inside its own: interpolated, then averaged down."""
@@ -251,12 +251,16 @@ def moved(
     return moved_czyx
 
 
-def _look(scan: ThinScan, window: DepthWindow, predictor: Predictor) -> NDArray[np.float32]:
+def _predict_window(scan: InPlaneScan, window: DepthWindow, predictor: Predictor) -> NDArray[np.float32]:
     view = scan.view(window, predictor.spec)
-    return keep_liver(predictor.foreground(view.image_zyx), voxel_volume_ml=view.grid.voxel_volume_ml)
+    return keep_largest_component(
+        predictor.foreground(view.image_zyx), voxel_volume_ml=view.grid.voxel_volume_ml
+    )
 
 
-def keep_liver(foreground_czyx: NDArray[np.float32], *, voxel_volume_ml: float) -> NDArray[np.float32]:
+def keep_largest_component(
+    foreground_czyx: NDArray[np.float32], *, voxel_volume_ml: float
+) -> NDArray[np.float32]:
     """Probabilities inside the largest component of liver and tumour together; zero elsewhere.
 
     All zero where that component has less than ``NO_LIVER_ML``.
@@ -283,7 +287,7 @@ def liver_window(
     return window_with_margin(first, last, depth=depth, margin_fraction=spec.margin_fraction)
 
 
-def widened(window: DepthWindow, foreground_czyx: NDArray[np.float32], *, depth: int) -> DepthWindow:
+def extend_window(window: DepthWindow, foreground_czyx: NDArray[np.float32], *, depth: int) -> DepthWindow:
     """The window, longer by an eighth at each end that the liver touches and the scan goes on beyond."""
     liver_z = (foreground_czyx.sum(axis=0) >= 0.5).any(axis=(1, 2))
     step = max(1, len(window) // 8)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,24 +9,24 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from data_cache.files import write_text
+from data_cache.files import write_json
 from data_cache.geometry import DepthWindow, resampled_grid
-from liverseg.inference.segment import Finding, keep_liver
-from liverseg.inference.uncertainty import (
-    MOST_ENTROPY,
-    LesionDoubt,
+from liverseg.inference.segment import ScanSegmentation, keep_largest_component
+from liverseg.measure.uncertainty import (
+    MAX_ENTROPY,
+    LesionCandidate,
     VolumeInterval,
     case_uncertainty,
     decided,
     entropy,
-    lesion_doubts,
+    lesion_candidates,
     mean_foreground,
     mutual_information,
     volume_interval,
 )
 from pipeline.nifti import VolumeHeader, write_map
 from pipeline.nifti.write import LARGEST_BYTE
-from pipeline.prepare import ThinScan
+from pipeline.prepare import InPlaneScan
 from pipeline.restore import native_labels, native_values, one_thread
 
 DESCRIPTIONS = {
@@ -35,12 +34,12 @@ DESCRIPTIONS = {
     "information": "mutual information, nats, at most ln 3",
     "tumour": "probability of tumour",
 }
-MOST = {"entropy": MOST_ENTROPY, "information": MOST_ENTROPY, "tumour": 1.0}
+MAX_VALUE = {"entropy": MAX_ENTROPY, "information": MAX_ENTROPY, "tumour": 1.0}
 THREADS = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Doubts:
+class UncertaintySummary:
     """How sure the samples of one scan are; the JSON beside its label.
 
     Attributes:
@@ -54,7 +53,7 @@ class Doubts:
     case_uncertainty: float
     liver_ml: VolumeInterval
     tumour_ml: VolumeInterval
-    lesions: tuple[LesionDoubt, ...]
+    lesions: tuple[LesionCandidate, ...]
 
     def line(self) -> str:
         """In words."""
@@ -67,11 +66,13 @@ class Doubts:
         )
 
 
-def find_doubts(samples_nczyx: NDArray[np.float32], window: DepthWindow, header: VolumeHeader) -> Doubts:
+def summarise_uncertainty(
+    samples_nczyx: NDArray[np.float32], window: DepthWindow, header: VolumeHeader
+) -> UncertaintySummary:
     """Judge the samples of a scan.
 
     Args:
-        samples_nczyx: As ``Finding`` has them: all of what the network said, on the view of ``window``. As much memory
+        samples_nczyx: As ``ScanSegmentation`` has them: all of what the network said, on the view of ``window``. As much memory
             again is taken: 8 MiB a sample of 64×128×128.
         window: The native slices of that view.
         header: Of the scan.
@@ -79,15 +80,15 @@ def find_doubts(samples_nczyx: NDArray[np.float32], window: DepthWindow, header:
     grid = resampled_grid(header.grid, window, samples_nczyx.shape[2:])
     kept = np.empty_like(samples_nczyx)
     for kept_czyx, sample_czyx in zip(kept, samples_nczyx, strict=True):
-        kept_czyx[:] = keep_liver(sample_czyx, voxel_volume_ml=grid.voxel_volume_ml)
-    mean_czyx = keep_liver(mean_foreground(samples_nczyx), voxel_volume_ml=grid.voxel_volume_ml)
+        kept_czyx[:] = keep_largest_component(sample_czyx, voxel_volume_ml=grid.voxel_volume_ml)
+    mean_czyx = keep_largest_component(mean_foreground(samples_nczyx), voxel_volume_ml=grid.voxel_volume_ml)
     liver_ml, tumour_ml = native_volumes_ml(kept, window, header)
-    return Doubts(
+    return UncertaintySummary(
         samples=len(samples_nczyx),
         case_uncertainty=case_uncertainty(samples_nczyx, decided(mean_czyx)),
         liver_ml=volume_interval(liver_ml),
         tumour_ml=volume_interval(tumour_ml),
-        lesions=tuple(lesion_doubts(kept, grid)),
+        lesions=tuple(lesion_candidates(kept, grid)),
     )
 
 
@@ -107,8 +108,8 @@ def native_volumes_ml(
     return voxels_nc.T * header.grid.voxel_volume_ml
 
 
-def write_uncertainty(folder: Path, finding: Finding, thin: ThinScan) -> Doubts:
-    """Write ``entropy.nii.gz``, ``information.nii.gz`` and ``tumour.nii.gz``, maps of what ``finding`` drew, and ``doubts.json``.
+def write_uncertainty(folder: Path, finding: ScanSegmentation, thin: InPlaneScan) -> UncertaintySummary:
+    """Write ``entropy.nii.gz``, ``information.nii.gz`` and ``tumour.nii.gz``, maps of what ``finding`` drew, and ``uncertainty.json``.
 
     Args:
         folder: Made where there is none. One a scan: beside labels, a map would pass for the label of a scan of its name.
@@ -121,15 +122,14 @@ def write_uncertainty(folder: Path, finding: Finding, thin: ThinScan) -> Doubts:
     maps = map_values(finding.samples_nczyx)
     with one_thread():
         for name, values_zyx in maps.items():
-            most, path = MOST[name], folder / f"{name}.nii.gz"
+            most, path = MAX_VALUE[name], folder / f"{name}.nii.gz"
             # What is less than half a step is written as 0: then it need not be interpolated either.
             values_zyx[values_zyx < most / LARGEST_BYTE / 2] = 0
             blocks = native_values(values_zyx, window, thin.header)
             write_map(path, thin.header, blocks, maximum=most, description=f"liverseg: {DESCRIPTIONS[name]}")
-    doubts = find_doubts(finding.samples_nczyx, window, thin.header)
-    content = json.dumps(asdict(doubts), indent=1, allow_nan=False)
-    write_text(folder / "doubts.json", content + "\n")
-    return doubts
+    uncertainty = summarise_uncertainty(finding.samples_nczyx, window, thin.header)
+    write_json(folder / "uncertainty.json", asdict(uncertainty))
+    return uncertainty
 
 
 def map_values(samples_nczyx: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from data_cache.errors import RunError
-from data_cache.files import write_text
+from data_cache.files import write_json
 from data_cache.reader import CacheStore
-from data_cache.records import to_json
+from data_cache.records import differences, to_json
 from liverseg.laboratory.one_case import Subject
 from liverseg.training.checkpoint import software
 from liverseg.training.config import TrainConfig, save_config
@@ -67,9 +65,12 @@ def begin(run: Path, asked: Mapping[str, Any], config: TrainConfig, *, warned: C
     path = run / EXPERIMENT
     if path.exists():
         there = _read(path)
-        differences = list(_differences(_flat(there["asked"]), _flat(json.loads(json.dumps(asked)))))
-        if differences:
-            raise RunError(f"{run}: was begun with {'; '.join(differences)}: name another folder for that")
+        asked_json = json.loads(json.dumps(asked))
+        changed = "; ".join(
+            differences(there["asked"], asked_json, found_in="the folder", expected_by="this command")
+        )
+        if changed:
+            raise RunError(f"{run}: another experiment ({changed}): name another folder")
         if there["software"] != software():
             warned(f"{run}: was begun with {there['software']}, this is {software()}")
         if not (run / CONFIG).exists():
@@ -79,18 +80,8 @@ def begin(run: Path, asked: Mapping[str, Any], config: TrainConfig, *, warned: C
         raise RunError(f"{run}: holds something else: name a folder that is new or empty")
     run.mkdir(parents=True, exist_ok=True)
     # First, since it says what the folder is: killed in between, the same command goes on.
-    write_text(path, json.dumps({"software": software(), "asked": asked}, indent=1) + "\n")
+    write_json(path, {"software": software(), "asked": asked})
     save_config(config, run / CONFIG)
-
-
-def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """A table, whole or not at all; the first row names the columns, and without one the file is empty."""
-    table = io.StringIO(newline="")
-    writer = csv.DictWriter(table, fieldnames=list(rows[0]) if rows else [])
-    if rows:
-        writer.writeheader()
-    writer.writerows(rows)
-    write_text(path, table.getvalue())
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -99,16 +90,3 @@ def _read(path: Path) -> dict[str, Any]:
         return {"software": str(content["software"]), "asked": dict(content["asked"])}
     except (OSError, ValueError, KeyError, TypeError) as failure:
         raise RunError(f"{path}: unreadable ({failure}): name another folder") from failure
-
-
-def _flat(content: Any, *, name: str = "") -> dict[str, Any]:
-    if not isinstance(content, dict):
-        return {name: content}
-    parts = (_flat(value, name=f"{name}.{key}" if name else key) for key, value in content.items())
-    return {key: value for part in parts for key, value in part.items()}
-
-
-def _differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> Iterator[str]:
-    for key in dict.fromkeys((*there, *here)):
-        if there.get(key) != here.get(key):
-            yield f"{key} {there.get(key)!r}, this asks for {here.get(key)!r}"

@@ -15,7 +15,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
-from liverseg.laboratory.claims import steps_to
+from liverseg.laboratory.hypotheses import steps_to
 from liverseg.laboratory.one_case import Point
 from liverseg.pictures.chart import DASHED, draw_bar, name_chart, style_chart
 from liverseg.pictures.palette import BACKGROUND, LIVER_TRUTH, MUTED, TEXT, TUMOUR_PRED

@@ -15,16 +15,17 @@ from pydantic import ConfigDict
 from data_cache.errors import CacheError, ConfigError, RunError
 from data_cache.reader import CacheStore
 from data_cache.records import STRICT
+from liverseg.device import choose_device
 from liverseg.model.inputs import class_fractions, decide
 from liverseg.training.augment import AugmentConfig
+from liverseg.training.callbacks import SILENT
 from liverseg.training.config import DataConfig, TrainConfig, WatchConfig, load_config
-from liverseg.training.devices import Team, choose_device
+from liverseg.training.process_group import ProcessGroup
 from liverseg.training.split import make_split
 from liverseg.training.state import Row, TrainState, class_shares, new_state, selection_score
-from liverseg.training.stream import Draw, Volumes
+from liverseg.training.stream import SampleSpec, Volumes
 from liverseg.training.train import Trainer
-from liverseg.training.validate import Answer
-from liverseg.training.watching import SILENT
+from liverseg.training.validate import ValidationOutput
 
 # Without --config: a network that takes 0.6 s a step of 64×128×128 on two CPU cores, so that seven losses of 300
 # steps are done in half an hour, and the learning rate of configs/overfit.toml.
@@ -109,7 +110,7 @@ def find_subject(store: CacheStore, case_id: str) -> Subject:
     if "liver" not in meta.windows:
         raise CacheError(f"{store.path}: the label of case {case_id} has no liver: name another case")
     volumes = Volumes(store, [case_id], resident="stream", device=choose_device("cpu"))
-    batch = volumes.fetch([Draw(case_id=case_id, view="liver", window=(0.0, 1.0))])
+    batch = volumes.fetch([SampleSpec(case_id=case_id, view="liver", window=(0.0, 1.0))])
     truth = decide(class_fractions(batch.fractions_bczyx)[:, 1:])
     _, liver, tumour = meta.voxel_counts
     return Subject(
@@ -182,10 +183,10 @@ class Learner:
 
     def __init__(self, store: CacheStore, config: TrainConfig) -> None:
         (self.case_id,) = config.data.train_cases
-        team = Team(rank=0, size=1, device=choose_device(config.device))
+        group = ProcessGroup(rank=0, size=1, device=choose_device(config.device))
         shares = class_shares([store.meta(self.case_id)])
-        state = new_state(config, team.device, class_shares=shares)
-        self._trainer = Trainer(store, make_split(store, config.data, seed=config.seed), config, team, state)
+        state = new_state(config, group.device, class_shares=shares)
+        self._trainer = Trainer(store, make_split(store, config.data, seed=config.seed), config, group, state)
         self.diverged = False
 
     @property
@@ -222,7 +223,7 @@ class Learner:
                 state.history.pop()
                 self.diverged = True
 
-    def answer(self) -> Answer:
+    def answer(self) -> ValidationOutput:
         """What the network says of its case now."""
         return self._trainer.validation.answer(self.state.average, self.case_id)
 
@@ -247,7 +248,7 @@ def seconds_per_step(history: Sequence[Row], *, samples_per_step: int) -> float 
     return float(np.median(times)) if times else None
 
 
-def refuse_teams() -> None:
+def refuse_process_groups() -> None:
     """Raises ConfigError under ``torchrun``, whose processes would all write the same files."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError("one case is learnt on one device: start this without torchrun")

@@ -11,12 +11,21 @@ from typing import Any, ClassVar
 from pydantic import ConfigDict
 
 from data_cache.errors import RunError
-from data_cache.files import write_text
+from data_cache.files import write_csv, write_json
 from data_cache.reader import CacheStore
 from data_cache.records import STRICT, parse, to_json
-from liverseg.laboratory.claims import CLAIMS, GOOD_DICE, LEARNT_DICE, Class, Course, Verdict, judge, steps_to
-from liverseg.laboratory.experiment import begin, description, write_csv
+from liverseg.laboratory.experiment import begin, description
 from liverseg.laboratory.figures import curves_figure
+from liverseg.laboratory.hypotheses import (
+    CLAIMS,
+    GOOD_DICE,
+    LEARNT_DICE,
+    Class,
+    TrainingCurve,
+    Verdict,
+    judge,
+    steps_to,
+)
 from liverseg.laboratory.loss_choice import ALL, NUMBERS, numbers_of, numbers_text
 from liverseg.laboratory.one_case import (
     Learner,
@@ -24,11 +33,11 @@ from liverseg.laboratory.one_case import (
     Subject,
     curve_of,
     find_subject,
-    refuse_teams,
+    refuse_process_groups,
     seconds_per_step,
 )
-from liverseg.laboratory.probability_figure import probability_figure
 from liverseg.model.losses import LossConfig, LossName
+from liverseg.pictures.probability_figure import probability_figure
 from liverseg.pictures.sheet import save
 from liverseg.training.config import TrainConfig
 
@@ -101,7 +110,7 @@ def overfit(
         RunError: ``run`` was begun with something else.
         CacheError: The case is missing, or has no label or no liver.
     """
-    refuse_teams()
+    refuse_process_groups()
     (case_id,) = config.data.train_cases
     subject = find_subject(store, case_id)
     asked = description("overfit", store, subject, config, without=("name", *NUMBERS["dice_focal"]))
@@ -126,7 +135,9 @@ def read_results(run: Path) -> dict[LossName, LossResult]:
 
 
 def _experiment(subject: Subject, done: Mapping[LossName, LossResult]) -> Overfit:
-    courses = {name: Course(curve=result.curve, diverged=result.diverged) for name, result in done.items()}
+    courses = {
+        name: TrainingCurve(curve=result.curve, diverged=result.diverged) for name, result in done.items()
+    }
     return Overfit(
         subject=subject,
         results=tuple(done[name] for name in ALL if name in done),
@@ -151,7 +162,7 @@ def _learn(
     if not learner.diverged:
         _draw(store, run, learner, result, subject)
     # Last: it marks the loss as done.
-    write_text(_result_path(run, name), json.dumps(to_json(result), indent=1, ensure_ascii=False) + "\n")
+    write_json(_result_path(run, name), to_json(result))
     return result
 
 
@@ -213,7 +224,7 @@ def _write(run: Path, experiment: Overfit, config: TrainConfig) -> None:
         title=f"One case learnt by heart: {subject.case_id}\n{subject_text(subject)}",
     )
     save(figure, run / CURVES_FIGURE)
-    write_text(run / SUMMARY, json.dumps(_summary(experiment), indent=1, ensure_ascii=False) + "\n")
+    write_json(run / SUMMARY, _summary(experiment))
 
 
 def _point_row(result: LossResult, point: Point) -> dict[str, Any]:

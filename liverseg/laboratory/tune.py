@@ -12,20 +12,20 @@ from pathlib import Path
 from typing import Any
 
 from data_cache.errors import ConfigError, RunError
-from data_cache.files import write_text
+from data_cache.files import write_csv, write_json
 from data_cache.reader import CacheStore
 from data_cache.records import parse, to_json
-from liverseg.laboratory.experiment import begin, description, write_csv
+from liverseg.device import choose_device
+from liverseg.laboratory.experiment import begin, description
 from liverseg.laboratory.figures import Cell, heat_figure
 from liverseg.laboratory.halving import Attempt, Halving, Setting, ranked, survivors
 from liverseg.laboratory.loss_choice import NUMBERS
-from liverseg.laboratory.one_case import Learner, Subject, curve_of, find_subject, refuse_teams
+from liverseg.laboratory.one_case import Learner, Subject, curve_of, find_subject, refuse_process_groups
 from liverseg.laboratory.overfit import SUMMARY, subject_text
 from liverseg.pictures.sheet import save
 from liverseg.training.checkpoint import load_checkpoint, restore, save_checkpoint
 from liverseg.training.config import TrainConfig
-from liverseg.training.devices import choose_device
-from pipeline.fanout import fan_out
+from pipeline.workers import run_parallel
 
 # The original project's grid.
 LEARNING_RATES, GAMMAS, ALPHAS = (1e-1, 1e-2, 1e-3), (1.0, 1.5, 2.0), (0.5, 0.75, 1.0)
@@ -94,7 +94,7 @@ def tune(
 ) -> Tuning:
     """Try ``settings`` on the case of ``config``, and write what comes out.
 
-    Each of ``jobs`` processes computes on one CPU thread, which is how ``fan_out`` calls a task, so that their number
+    Each of ``jobs`` processes computes on one CPU thread, which is how ``run_parallel`` calls a task, so that their number
     changes nothing but the time; a GPU does one setting after another. Started again, everything that was finished in ``run`` is kept.
 
     Args:
@@ -111,7 +111,7 @@ def tune(
         ConfigError: Several processes for one GPU, or too few steps for the rungs.
         CacheError: The case is missing, or has no label or no liver.
     """
-    refuse_teams()
+    refuse_process_groups()
     if jobs > 1 and choose_device(config.device).type != "cpu":
         raise ConfigError(f"--jobs {jobs}: a GPU does one setting after another, leave --jobs out")
     ends = halving.ends()
@@ -182,7 +182,7 @@ def _rung(
             todo.append(setting)
     own = jobs == 1 or len(todo) <= 1  # then nothing is sent to another process
     task = partial(_advance, store.path, run, config, end=end, stepped=onlooker.stepped if own else _nothing)
-    with closing(fan_out(task, todo, jobs=jobs, killed=partial(_killed, run))) as done:
+    with closing(run_parallel(task, todo, jobs=jobs, killed=partial(_killed, run))) as done:
         yield from done
 
 
@@ -219,7 +219,7 @@ def _advance(
         seconds=sum(row["seconds"] or 0.0 for row in history),
     )
     # After the checkpoint: it marks the rung as done.
-    write_text(_record(run, setting), json.dumps(to_json(attempt), indent=1) + "\n")
+    write_json(_record(run, setting), to_json(attempt))
     return attempt
 
 
@@ -283,7 +283,7 @@ def _write(run: Path, tuning: Tuning, config: TrainConfig, ends: Sequence[int]) 
         "arguments": None if best is None else arguments(best.setting, config),
         "settings": rows,
     }
-    write_text(run / SUMMARY, json.dumps(summary, indent=1) + "\n")
+    write_json(run / SUMMARY, summary)
     cells = {attempt.setting: _cell(attempt) for attempt in tuning.attempts}
     figure = heat_figure(
         list(cells.values()),

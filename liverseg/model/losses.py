@@ -31,7 +31,7 @@ from torch import Tensor
 
 from data_cache.errors import ConfigError
 from data_cache.records import STRICT
-from liverseg.model.across import devices, log_total_exp, total
+from liverseg.model.all_reduce import all_reduce_sum, devices, log_total_exp
 
 LossName = Literal[
     "dice_focal", "dice", "generalised_dice", "tp_tn_dice", "focal", "thresholded_dice", "dice_cross_entropy"
@@ -243,7 +243,7 @@ def _absent(volume: Tensor, voxels: int) -> Tensor:
 def _sums(*values: Tensor, sums: Sums) -> tuple[Tensor, ...]:
     """Each value's sum over voxels, in one message where several devices share it."""
     added = torch.stack([value.sum(_dims(sums)) for value in values])
-    return (total(added) if sums == "devices" else added).unbind()
+    return (all_reduce_sum(added) if sums == "devices" else added).unbind()
 
 
 def _dims(sums: Sums) -> tuple[int, ...]:

@@ -17,7 +17,7 @@ from liverseg.pictures.palette import BACKGROUND, LIVER_TRUTH, MUTED, TEXT, TUMO
 from liverseg.pictures.sheet import new_figure
 from pipeline.fingerprint import (
     HU_FIRST,
-    CasePrint,
+    CaseFingerprint,
     Moments,
     diameter_mm,
     total_histogram,
@@ -29,7 +29,7 @@ BIN_HU = 4
 DRAWN = "#f0e442"  # images that the levels come from
 
 
-def fingerprint_figure(cases: Sequence[CasePrint], content: dict[str, Any], *, name: str) -> Figure:
+def fingerprint_figure(cases: Sequence[CaseFingerprint], content: dict[str, Any], *, name: str) -> Figure:
     """Six panels: HU by class; slices, volumes, tumour sizes; tumour counts; brightness against contrast.
 
     Args:
@@ -61,7 +61,7 @@ def _summary(content: dict[str, Any]) -> str:
     return " · ".join(parts)
 
 
-def _draw_intensities(axis: Axes, cases: Sequence[CasePrint]) -> None:
+def _draw_intensities(axis: Axes, cases: Sequence[CaseFingerprint]) -> None:
     """Share of each class per HU, of the cached voxels, weighted by class fractions."""
     first, last = (hu - HU_FIRST for hu in SHOWN_HU)
     edges = np.arange(SHOWN_HU[0], SHOWN_HU[1] + 1, BIN_HU)
@@ -77,7 +77,7 @@ def _draw_intensities(axis: Axes, cases: Sequence[CasePrint]) -> None:
     draw_keys(axis)
 
 
-def _draw_grids(axis: Axes, cases: Sequence[CasePrint]) -> None:
+def _draw_grids(axis: Axes, cases: Sequence[CaseFingerprint]) -> None:
     """Slices over slice spacing; the dot is as large as a pixel."""
     spacing_mm = np.array([case.grid.spacing_zyx_mm for case in cases])
     slices = np.array([case.grid.shape_zyx[0] for case in cases])
@@ -109,7 +109,7 @@ def _some(values: NDArray[np.float64]) -> list[float]:
     return sorted({round(float(v), 2) for v in np.percentile(values, [0, 50, 100])})
 
 
-def _draw_levels(axis: Axes, cases: Sequence[CasePrint], levels: dict[str, Any]) -> None:
+def _draw_levels(axis: Axes, cases: Sequence[CaseFingerprint], levels: dict[str, Any]) -> None:
     """Mean and standard deviation of each image as the network gets it, and of those that were drawn."""
     drawn = [case for case in cases if case.case_id in set(levels["images"])]
     others = [case.image for case in cases if case.case_id not in set(levels["images"])]
@@ -145,14 +145,14 @@ def _written(levels: dict[str, Any]) -> str:
     return f"brightness {brightness}, contrast {contrast}"
 
 
-def _draw_volumes(axis: Axes, cases: Sequence[CasePrint]) -> None:
+def _draw_volumes(axis: Axes, cases: Sequence[CaseFingerprint]) -> None:
     """Liver volumes, tumours within."""
     volumes = [v for case in cases if (v := case.volume_ml(1))]
     _draw_histogram(axis, np.array(volumes), colour=LIVER_TRUTH, log=False)
     name_chart(axis, "liver volume, tumours within", x="mL", y="cases")
 
 
-def _draw_tumour_sizes(axis: Axes, cases: Sequence[CasePrint]) -> None:
+def _draw_tumour_sizes(axis: Axes, cases: Sequence[CaseFingerprint]) -> None:
     """Diameters of the spheres with the tumours' volumes."""
     diameters = np.array([diameter_mm(v) for case in cases for v in case.tumour_volumes_ml])
     _draw_histogram(axis, diameters, colour=TUMOUR_PRED, log=True)
@@ -182,7 +182,7 @@ def _draw_histogram(axis: Axes, values: NDArray[np.float64], *, colour: str, log
     draw_keys(axis, loc="upper right")
 
 
-def _draw_tumour_counts(axis: Axes, cases: Sequence[CasePrint]) -> None:
+def _draw_tumour_counts(axis: Axes, cases: Sequence[CaseFingerprint]) -> None:
     """How many cases have so many tumours; none is a count, too."""
     counts = np.array(
         [len(case.tumour_volumes_ml) for case in cases if case.voxel_counts is not None], dtype=int

@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from liverseg.evaluation.calibration import ReliabilityCounts
-from liverseg.evaluation.ranking import RiskCoverage
+from liverseg.measure.calibration import ReliabilityCounts
+from liverseg.measure.selective import RiskCoverage
 from liverseg.pictures.chart import DASHED, DOTTED, draw_keys, name_chart, style_chart
 from liverseg.pictures.palette import LIVER_PRED, LIVER_TRUTH, MUTED, TEXT, TUMOUR_PRED, TUMOUR_TRUTH
 from liverseg.pictures.sheet import new_figure

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from data_cache.geometry import DepthWindow, Grid, resampled_grid
 from data_cache.schema import View
-from liverseg.evaluation.metrics import union_box
-from liverseg.inference.uncertainty import MOST_ENTROPY, entropy
+from liverseg.measure.overlap import union_box
+from liverseg.measure.uncertainty import MAX_ENTROPY, entropy
 from liverseg.pictures.data_uri import jpeg_uri, png_uri, tiled
 from liverseg.pictures.palette import LIVER_PRED, LIVER_TRUTH, TUMOUR_PRED, TUMOUR_TRUTH
 from pipeline.resample import average_plane, box_weights, linear_weights
@@ -75,7 +75,7 @@ def evaluation_volume(
     """
     depth = _depth_shown(truth_zyx, predicted_zyx, grid)
     shape_zyx = _shown_shape(grid, depth)
-    uncertainty_zyx = _to_shown(entropy(foreground_czyx) / MOST_ENTROPY, window, grid, depth, shape_zyx)
+    uncertainty_zyx = _to_shown(entropy(foreground_czyx) / MAX_ENTROPY, window, grid, depth, shape_zyx)
     parts = (
         (TRUTH, _shrunk_label(truth_zyx, depth, shape_zyx)),
         (PREDICTION, _shrunk_label(predicted_zyx, depth, shape_zyx)),

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from liverseg.inference.uncertainty import MOST_ENTROPY
+from liverseg.measure.uncertainty import MAX_ENTROPY
 from liverseg.pictures.chart import draw_bar
 from liverseg.pictures.palette import PRED_PENS, TEXT, TRUTH_PENS, Pen
 from liverseg.pictures.panel import draw_outlines, line_key, note_sides, note_slice, show_values
@@ -23,7 +23,7 @@ from liverseg.pictures.planes import Plane, Spacing, outlines_of, whole_view
 from liverseg.pictures.sheet import add_panel, draw_legend, rows_layout
 
 NEAR_VOXELS = 3
-LEAST_INFORMATION_SCALE = 0.05  # nats: the samples of a network without any chance differ by rounding alone
+MIN_INFORMATION_SCALE = 0.05  # nats: the samples of a network without any chance differ by rounding alone
 # The predicted liver on the maps, thin over what lies beneath.
 MAP_PENS = (Pen(name="", from_label=1, colour=TEXT, width=0.6, style="solid"),)
 _PANEL_IN, _BAR_IN = 3.3, 1.05
@@ -77,10 +77,10 @@ def uncertainty_figure(
         truth_zyx: Labels 0, 1, 2, or None.
         window_hu: Shown as black and as white.
     """
-    information_high = max(float(maps.information_zyx.max()), LEAST_INFORMATION_SCALE)
+    information_high = max(float(maps.information_zyx.max()), MIN_INFORMATION_SCALE)
     columns = (
         _Column(name="CT, HU", cmap="gray", limits=window_hu),
-        _Column(name="predictive entropy, nats (at most ln 3)", cmap="inferno", limits=(0, MOST_ENTROPY)),
+        _Column(name="predictive entropy, nats (at most ln 3)", cmap="inferno", limits=(0, MAX_ENTROPY)),
         _Column(name="mutual information, nats", cmap="inferno", limits=(0, information_high)),
         _Column(name="mean tumour probability", cmap="magma", limits=(0, 1)),
     )

@@ -13,7 +13,7 @@ import torch
 
 from data_cache.errors import RunError
 from data_cache.files import replacing
-from data_cache.records import parse, to_json
+from data_cache.records import differences, parse, to_json
 from data_cache.schema import PreprocessSpec
 from liverseg.training.config import TrainConfig, config_from_json
 from liverseg.training.state import TrainState
@@ -83,17 +83,13 @@ def restore(state: TrainState, content: dict[str, Any], config: TrainConfig, *, 
         RunError: The checkpoint is of another architecture; says which settings differ.
     """
     saved = config_from_json(content["config"], source=str(path))
-    differences = list(_differences(to_json(saved.model), to_json(config.model), name="model"))
-    if differences:
-        raise RunError(f"{path}: a checkpoint of another network ({'; '.join(differences)})")
+    changed = "; ".join(_changed(to_json(saved.model), to_json(config.model), key="model"))
+    if changed:
+        raise RunError(f"{path}: the checkpoint is of another network ({changed})")
     # The split is the run's own and all chance follows from the seed: another one is another run.
-    differences = [
-        d for name in FIXED for d in _differences(_part(saved, name), _part(config, name), name=name)
-    ]
-    if differences:
-        raise RunError(
-            f"{path}: resuming cannot change {'; '.join(differences)}: name another folder for that"
-        )
+    changed = "; ".join(d for key in FIXED for d in _changed(_part(saved, key), _part(config, key), key=key))
+    if changed:
+        raise RunError(f"{path}: resuming cannot change these settings ({changed}): name another folder")
     state.network.load_state_dict(content["network"])
     state.average.load_state_dict(content["average"])
     state.optimizer.load_state_dict(content["optimizer"])
@@ -104,11 +100,13 @@ def restore(state: TrainState, content: dict[str, Any], config: TrainConfig, *, 
 def check_same_spec(content: dict[str, Any], spec: PreprocessSpec, *, path: Path) -> None:
     """Raises RunError where a checkpoint learnt from a cache that was built otherwise; says what differs."""
     saved = parse(PreprocessSpec, content["spec"], source=str(path), error=RunError)
-    differences = list(_differences(to_json(saved), to_json(spec), name="spec"))
-    if differences:
+    changed = "; ".join(
+        differences(to_json(saved), to_json(spec), found_in="checkpoint", expected_by="cache", key="spec")
+    )
+    if changed:
         raise RunError(
-            f"{path}: learnt from a cache of spec {saved.fingerprint()}, this one has {spec.fingerprint()} "
-            f"({'; '.join(differences)}): name the cache it was started with, or a new folder"
+            f"{path}: trained from a cache of another spec ({changed}): name the cache it was started with, "
+            "or a new folder"
         )
 
 
@@ -118,7 +116,11 @@ def changes(content: dict[str, Any], config: TrainConfig, *, path: Path) -> Iter
     if there != software():
         yield f"software {there} there, {software()} here"
     saved = config_from_json(content["config"], source=str(path))
-    yield from _differences(to_json(saved), to_json(config))
+    yield from _changed(to_json(saved), to_json(config))
+
+
+def _changed(saved: Any, config: Any, *, key: str = "") -> Iterator[str]:
+    return differences(saved, config, found_in="checkpoint", expected_by="configuration", key=key)
 
 
 def software() -> str:
@@ -128,11 +130,3 @@ def software() -> str:
 
 def _part(config: TrainConfig, name: str) -> Any:
     return reduce(getattr, name.split("."), config)
-
-
-def _differences(old: Any, new: Any, *, name: str = "") -> Iterator[str]:
-    if isinstance(old, dict) and isinstance(new, dict):
-        for key in old:
-            yield from _differences(old[key], new[key], name=f"{name}.{key}" if name else key)
-    elif old != new:
-        yield f"{name} {old!r} there, {new!r} here"

@@ -15,13 +15,13 @@ from pydantic import ConfigDict
 from data_cache.errors import ConfigError
 from data_cache.files import write_text
 from data_cache.records import STRICT, parse, to_json
+from liverseg.device import Precision
 from liverseg.model.inputs import InputConfig
 from liverseg.model.losses import LossConfig
 from liverseg.model.network import NetworkConfig
 from liverseg.training.augment import AugmentConfig
 
 Resident = Literal["auto", "device", "memory", "stream"]
-Precision = Literal["auto", "bf16", "fp32"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,35 +14,35 @@ from typing import Any
 
 import torch
 
-from data_cache.files import write_text
+from data_cache.files import write_json
 from data_cache.reader import CacheStore
 from data_cache.records import to_json
-from liverseg.training.devices import Team
+from liverseg.training.process_group import ProcessGroup
 
 RUN = "run.json"
 LIBRARIES = ("liverseg", "torch", "numpy", "zarr", "numcodecs")
 
 
-def record_start(run: Path, store: CacheStore, team: Team) -> None:
+def record_start(run: Path, store: CacheStore, group: ProcessGroup) -> None:
     """Add a start to ``run.json``, a list: a run that is resumed may go on elsewhere."""
     path = run / RUN
     try:
         starts = list(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         starts = []  # none yet, or nothing that could be kept
-    starts.append(_start(store, team))
-    write_text(path, json.dumps(starts, indent=1) + "\n")
+    starts.append(_start(store, group))
+    write_json(path, starts)
 
 
-def _start(store: CacheStore, team: Team) -> dict[str, Any]:
+def _start(store: CacheStore, group: ProcessGroup) -> dict[str, Any]:
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": shlex.join(sys.argv),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
         "cuda": torch.version.cuda,
         "commit": git_commit(Path(__file__).parent),
-        "device": device_name(team.device),
-        "devices": team.size,
+        "device": device_name(group.device),
+        "devices": group.size,
         "cache": str(store.path.resolve()),
         "cache_fingerprint": store.schema.fingerprint,
         "cache_spec": to_json(store.schema.spec),

@@ -12,10 +12,10 @@ from typing import ClassVar
 from pydantic import ConfigDict
 
 from data_cache.errors import ConfigError, RunError
-from data_cache.files import write_text
+from data_cache.files import write_json
 from data_cache.reader import CacheStore
 from data_cache.records import STRICT, parse, to_json
-from data_cache.words import counted
+from data_cache.text import pluralise
 from liverseg.training.config import DataConfig
 
 SPLIT = "split.json"
@@ -45,7 +45,7 @@ def make_split(store: CacheStore, config: DataConfig, *, seed: int) -> Split:
         if unknown:
             raise ConfigError(f"{store.path}: has no labelled case {', '.join(unknown)}")
     else:
-        train, val = map(tuple, deal(labelled, folds=config.folds, fold=config.fold, seed=seed))
+        train, val = map(tuple, k_fold_split(labelled, folds=config.folds, fold=config.fold, seed=seed))
     if named is not None and not (train and val):
         raise ConfigError(
             f"data.split: {config.split}: names no case to {'validate' if train else 'train'} on"
@@ -57,7 +57,7 @@ def make_split(store: CacheStore, config: DataConfig, *, seed: int) -> Split:
 
 
 def _too_few(store: CacheStore, labelled: Sequence[str], config: DataConfig) -> str:
-    have = f"{store.path}: has {counted(len(labelled), 'labelled case')}"
+    have = f"{store.path}: has {pluralise(len(labelled), 'labelled case')}"
     if not labelled:
         return f"{have}, and training needs some: build them with liverseg preprocess"
     # Every folds-th case validates, from the fold-th on: it must be there, and another one to learn from.
@@ -95,7 +95,7 @@ def _read_named(path: Path, *, fold: int) -> _Named:
     if isinstance(content, list):
         if fold >= len(content):
             raise ConfigError(
-                f"data.split: {path}: has {counted(len(content), 'fold')}, none is number {fold}"
+                f"data.split: {path}: has {pluralise(len(content), 'fold')}, none is number {fold}"
             )
         content = content[fold]
     if isinstance(content, dict):
@@ -104,7 +104,7 @@ def _read_named(path: Path, *, fold: int) -> _Named:
     return parse(_Named, content, source=f"data.split: {path}", error=ConfigError)
 
 
-def deal(case_ids: Sequence[str], *, folds: int, fold: int, seed: int) -> tuple[list[str], list[str]]:
+def k_fold_split(case_ids: Sequence[str], *, folds: int, fold: int, seed: int) -> tuple[list[str], list[str]]:
     """Training and validation ids: cases ordered by a hash of seed and id, every ``folds``-th validates."""
     shuffled = sorted(case_ids, key=lambda i: hashlib.sha256(f"{seed}/{i}".encode()).digest())
     val = set(shuffled[fold::folds])
@@ -113,7 +113,7 @@ def deal(case_ids: Sequence[str], *, folds: int, fold: int, seed: int) -> tuple[
 
 def save_split(split: Split, run: Path) -> None:
     """Write ``split.json``."""
-    write_text(run / SPLIT, json.dumps(to_json(split), indent=1) + "\n")
+    write_json(run / SPLIT, to_json(split))
 
 
 def load_split(run: Path) -> Split:

@@ -26,7 +26,7 @@ EDGE_JITTER = 0.05  # of the liver's depth: predicted windows sometimes cut a li
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Draw:
+class SampleSpec:
     """One sample to come: a view of a case, and the part of its depth (start, stop in 0..1) to show."""
 
     case_id: str
@@ -44,7 +44,7 @@ class Batch:
 
 def epoch_draws(
     metas: Sequence[CaseMeta], config: DataConfig, *, count: int, rng: np.random.Generator
-) -> list[Draw]:
+) -> list[SampleSpec]:
     """``count`` draws of one epoch; every case comes up before any comes up twice.
 
     Args:
@@ -65,16 +65,16 @@ def _deal(metas: Sequence[CaseMeta], rng: np.random.Generator) -> Iterator[CaseM
             yield metas[i]
 
 
-def _draw_view(meta: CaseMeta, config: DataConfig, rng: np.random.Generator) -> Draw:
+def _draw_view(meta: CaseMeta, config: DataConfig, rng: np.random.Generator) -> SampleSpec:
     kind, start, stop = rng.random(3)
     if kind < config.scan_share or "liver" not in meta.windows:
-        return Draw(case_id=meta.case_id, view="scan", window=(0.0, 1.0))
+        return SampleSpec(case_id=meta.case_id, view="scan", window=(0.0, 1.0))
     if kind < config.scan_share + config.window_share:
         first, last = _liver_depth(meta)
         jitter = EDGE_JITTER * (last - first)
         window = (max(0.0, start * (first + jitter)), min(1.0, 1 - stop * (1 - last + jitter)))
-        return Draw(case_id=meta.case_id, view="scan", window=window)
-    return Draw(case_id=meta.case_id, view="liver", window=(0.0, 1.0))
+        return SampleSpec(case_id=meta.case_id, view="scan", window=window)
+    return SampleSpec(case_id=meta.case_id, view="liver", window=(0.0, 1.0))
 
 
 def _liver_depth(meta: CaseMeta) -> tuple[float, float]:
@@ -95,7 +95,7 @@ class Volumes:
         self.place = choose_place(resident, self.size_bytes, device)
         self._held = {} if self.place == "stream" else {key: self._load(*key) for key in keys}
 
-    def fetch(self, draws: Sequence[Draw]) -> Batch:
+    def fetch(self, draws: Sequence[SampleSpec]) -> Batch:
         """The voxels of some draws, stacked on the device."""
         pairs = [self._held.get((d.case_id, d.view)) or self._load(d.case_id, d.view) for d in draws]
         images, fractions = zip(*pairs, strict=True)
@@ -147,9 +147,9 @@ class Prefetch:
         waited_s: Time that the consumer has spent waiting.
     """
 
-    def __init__(self, items: Iterable[T], fetch: Callable[[T], Batch], *, ahead: int = 2) -> None:
+    def __init__(self, items: Iterable[T], fetch: Callable[[T], Batch], *, prefetch: int = 2) -> None:
         self.waited_s = 0.0
-        self._queue: queue.Queue[Batch | BaseException | None] = queue.Queue(maxsize=ahead)
+        self._queue: queue.Queue[Batch | BaseException | None] = queue.Queue(maxsize=prefetch)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, args=(iter(items), fetch), daemon=True)
         self._thread.start()

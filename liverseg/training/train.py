@@ -17,23 +17,19 @@ from torch import Tensor
 
 from data_cache.errors import ConfigError, RunError
 from data_cache.reader import CacheStore
+from liverseg.device import matmul_peak, trains_in_bf16
 from liverseg.model.inputs import class_fractions, network_input
 from liverseg.model.logit_normal import negative_log_likelihood
 from liverseg.model.losses import LossConfig
 from liverseg.model.losses import loss as loss_of
 from liverseg.model.network import Stochastic, forward_flops
 from liverseg.training.augment import AugmentParams, apply, draw
+from liverseg.training.callbacks import SILENT, Callbacks
 from liverseg.training.checkpoint import LAST, changes, check_same_spec, load_checkpoint, restore
 from liverseg.training.config import TrainConfig, save_config
-from liverseg.training.devices import (
-    Team,
-    matmul_peak,
-    synchronise_norms,
-    team_of,
-    trains_in_bf16,
-    wrap,
-)
+from liverseg.training.process_group import ProcessGroup, process_group, synchronise_norms, wrap
 from liverseg.training.provenance import record_start
+from liverseg.training.run_files import HISTORY, draw_example, keep, tensorboard_writer, write_tensorboard
 from liverseg.training.split import SPLIT, Split, load_split, make_split, save_split
 from liverseg.training.state import (
     Row,
@@ -45,17 +41,8 @@ from liverseg.training.state import (
     selection_score,
     update_average,
 )
-from liverseg.training.stream import Batch, Draw, Prefetch, Volumes, epoch_draws
+from liverseg.training.stream import Batch, Prefetch, SampleSpec, Volumes, epoch_draws
 from liverseg.training.validate import Validation
-from liverseg.training.watching import (
-    HISTORY,
-    SILENT,
-    Watcher,
-    draw_example,
-    keep,
-    tensorboard_writer,
-    write_tensorboard,
-)
 
 CONFIG = "config.toml"
 # The gradient takes two products where the forward pass takes one: that of the input and that of the weights.
@@ -64,7 +51,9 @@ PASSES = 3
 Network = Callable[[Tensor], "Tensor | tuple[Tensor, ...]"]
 
 
-def train(store: CacheStore, run: Path, config: TrainConfig, *, resume: bool, watcher: Watcher) -> TrainState:
+def train(
+    store: CacheStore, run: Path, config: TrainConfig, *, resume: bool, watcher: Callbacks
+) -> TrainState:
     """Train a network on the cases of ``store`` and keep everything in ``run``.
 
     Started by ``torchrun``, each process has a device and a share of every batch: ``optim.batch_size`` is per
@@ -82,31 +71,39 @@ def train(store: CacheStore, run: Path, config: TrainConfig, *, resume: bool, wa
         RunError: ``run`` holds a run already, its checkpoint does not fit, or the loss is not finite.
         ConfigError: The device or a named case does not exist, or the norm cannot be shared by the devices.
     """
-    with team_of(config.device) as team:
-        return _train(store, run, config, team, resume=resume, watcher=watcher if team.leads else SILENT)
+    with process_group(config.device) as group:
+        return _train(
+            store, run, config, group, resume=resume, watcher=watcher if group.is_main_process else SILENT
+        )
 
 
 def _train(
-    store: CacheStore, run: Path, config: TrainConfig, team: Team, *, resume: bool, watcher: Watcher
+    store: CacheStore,
+    run: Path,
+    config: TrainConfig,
+    group: ProcessGroup,
+    *,
+    resume: bool,
+    watcher: Callbacks,
 ) -> TrainState:
     split = _choose_split(store, run, config, resume=resume)
-    state = new_state(config, team.device, class_shares=class_shares([store.meta(i) for i in split.train]))
+    state = new_state(config, group.device, class_shares=class_shares([store.meta(i) for i in split.train]))
     if resume and (run / LAST).exists():
         _continue(state, run / LAST, store, config, watcher)
     elif resume:
         watcher.started(f"{run}: no checkpoint yet, starting from the beginning")
     # Only now: a resume that is refused must leave the run as it was.
-    if team.leads:
+    if group.is_main_process:
         run.mkdir(parents=True, exist_ok=True)
         save_config(config, run / CONFIG)
         save_split(split, run)
-        record_start(run, store, team)
-    trainer = Trainer(store, split, config, team, state)
+        record_start(run, store, group)
+    trainer = Trainer(store, split, config, group, state)
     watcher.started(trainer.description())
-    board = tensorboard_writer(run, epoch=state.epoch) if team.leads else None
+    board = tensorboard_writer(run, epoch=state.epoch) if group.is_main_process else None
     while state.epoch < config.optim.epochs and not out_of_patience(state.history, config.optim.patience):
         is_best = trainer.run_epoch(watcher)
-        if team.leads:
+        if group.is_main_process:
             keep(run, state, store, config, is_best=is_best)
             if _is_due(state.epoch, config.watch.pictures_every):
                 draw_example(run, state, trainer.validation, store)
@@ -117,7 +114,7 @@ def _train(
 
 
 def _continue(
-    state: TrainState, path: Path, store: CacheStore, config: TrainConfig, watcher: Watcher
+    state: TrainState, path: Path, store: CacheStore, config: TrainConfig, watcher: Callbacks
 ) -> None:
     content = load_checkpoint(path)
     check_same_spec(content, store.schema.spec, path=path)
@@ -153,26 +150,26 @@ class Trainer:
     """Wires the parts of a run together; what changes is in ``state``."""
 
     def __init__(
-        self, store: CacheStore, split: Split, config: TrainConfig, team: Team, state: TrainState
+        self, store: CacheStore, split: Split, config: TrainConfig, group: ProcessGroup, state: TrainState
     ) -> None:
         self.config = config
-        self.team = team
+        self.group = group
         self.state = state
         self.split = split
         self.metas = [store.meta(case_id) for case_id in split.train]
-        self.volumes = Volumes(store, split.train, resident=config.data.resident, device=team.device)
-        self.validation = Validation(store, split.val, config, team)
+        self.volumes = Volumes(store, split.train, resident=config.data.resident, device=group.device)
+        self.validation = Validation(store, split.val, config, group)
         shape_zyx = store.schema.spec.shape_zyx
         self.autocast = trains_in_bf16(
-            config.precision, team.device, slices=shape_zyx[0], poolings=config.model.depth
+            config.precision, group.device, slices=shape_zyx[0], poolings=config.model.depth
         )
         self.sample_flops = PASSES * forward_flops(config.model, shape_zyx)
-        self.peak_flops = matmul_peak(team.device, torch.bfloat16 if self.autocast else torch.float32)
-        synchronise_norms(state.network, team)
-        self.module = wrap(state.network, team)
+        self.peak_flops = matmul_peak(group.device, torch.bfloat16 if self.autocast else torch.float32)
+        synchronise_norms(state.network, group)
+        self.module = wrap(state.network, group)
         self.network = cast("Network", torch.compile(self.module) if config.compile else self.module)
         # With several devices a batch is that of all of them together.
-        across = team.size > 1 and config.loss.sums == "batch"
+        across = group.size > 1 and config.loss.sums == "batch"
         self.loss = replace(config.loss, sums="devices") if across else config.loss
 
     @property
@@ -183,20 +180,20 @@ class Trainer:
     @property
     def samples_at_once(self) -> int:
         """One batch of all devices."""
-        return self.config.optim.batch_size * self.team.size
+        return self.config.optim.batch_size * self.group.size
 
     def description(self) -> str:
         """One line on what is about to run."""
         parameters = sum(p.numel() for p in self.state.network.parameters())
-        devices = f"{self.team.size} devices like " if self.team.size > 1 else ""
+        devices = f"{self.group.size} devices like " if self.group.size > 1 else ""
         return (
             f"{len(self.split.train)} training and {len(self.split.val)} validation cases, "
             f"{self.volumes.size_bytes / 2**20:.0f} MiB kept in the {self.volumes.place}; "
-            f"{parameters:,} parameters on {devices}{self.team.device} in {'bf16' if self.autocast else 'fp32'}, "
+            f"{parameters:,} parameters on {devices}{self.group.device} in {'bf16' if self.autocast else 'fp32'}, "
             f"matmul peak {self.peak_flops / 1e12:.2f} TFLOP/s"
         )
 
-    def run_epoch(self, watcher: Watcher) -> bool:
+    def run_epoch(self, watcher: Callbacks) -> bool:
         """One epoch and its validation; appends the row to the history; returns whether it is the best so far."""
         state, start = self.state, time.perf_counter()
         train_loss, waited_s = self.train_epoch(watcher)
@@ -224,43 +221,43 @@ class Trainer:
         rate = self.samples_per_epoch / seconds
         return {
             "samples_per_second": rate,
-            "mfu": rate * self.sample_flops / (self.peak_flops * self.team.size),
+            "mfu": rate * self.sample_flops / (self.peak_flops * self.group.size),
             "wait_share": waited_s / seconds,
         }
 
-    def train_epoch(self, watcher: Watcher) -> tuple[float, float]:
+    def train_epoch(self, watcher: Callbacks) -> tuple[float, float]:
         """Mean loss, and the seconds that were waited for data."""
         optim, state, start = self.config.optim, self.state, time.perf_counter()
         # All chance of an epoch follows from seed and epoch: resuming needs no generator's state.
         rng = np.random.default_rng([self.config.seed, state.epoch])
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
         # Dropout draws from the global generator, and on each device something else.
-        torch.manual_seed(int(rng.integers(2**62)) + self.team.rank)
+        torch.manual_seed(int(rng.integers(2**62)) + self.group.rank)
         draws = epoch_draws(self.metas, self.config.data, count=self.samples_per_epoch, rng=rng)
         plan = list(_chunks(draws, optim.accumulate * self.samples_at_once))
         own = Prefetch([d[part] for d in plan for part in self._parts()], self.volumes.fetch)
         batches = iter(own)
         state.network.train()
-        losses = torch.zeros(optim.steps_per_epoch, device=self.team.device)
+        losses = torch.zeros(optim.steps_per_epoch, device=self.group.device)
         for step, step_draws in enumerate(plan, 1):
             losses[step - 1] = self._step(batches, step_draws, generator)
             if step % self.config.watch.log_every == 0 or step == len(plan):
                 self._check(losses[:step], plan)
             rate = step * len(step_draws) / (time.perf_counter() - start)
             watcher.stepped(state.epoch + 1, step, rate)
-        return self.team.sum(losses).mean().item() / self.team.size, own.waited_s
+        return self.group.sum(losses).mean().item() / self.group.size, own.waited_s
 
     def _parts(self) -> list[slice]:
         """Which of a step's samples this device sees in each of its batches."""
         starts = range(0, self.config.optim.accumulate * self.samples_at_once, self.samples_at_once)
-        return [slice(i + self.team.rank, i + self.samples_at_once, self.team.size) for i in starts]
+        return [slice(i + self.group.rank, i + self.samples_at_once, self.group.size) for i in starts]
 
-    def _check(self, losses: Tensor, plan: Sequence[Sequence[Draw]]) -> None:
+    def _check(self, losses: Tensor, plan: Sequence[Sequence[SampleSpec]]) -> None:
         """The only place in an epoch where the host waits for the device.
 
         Weights may be spoilt by now, but nothing has been written since the epoch began.
         """
-        values = self.team.sum(losses).tolist()
+        values = self.group.sum(losses).tolist()
         bad = next((i for i, value in enumerate(values) if not math.isfinite(value)), None)
         if bad is None:
             return
@@ -270,7 +267,9 @@ class Trainer:
             f"{', '.join(case_ids)}: look at them, or lower optim.learning_rate"
         )
 
-    def _step(self, batches: Iterator[Batch], draws: Sequence[Draw], generator: torch.Generator) -> Tensor:
+    def _step(
+        self, batches: Iterator[Batch], draws: Sequence[SampleSpec], generator: torch.Generator
+    ) -> Tensor:
         """One step on the mean gradient of its batches; the mean loss, still on the device."""
         state, optim = self.state, self.config.optim
         for group in state.optimizer.param_groups:
@@ -292,7 +291,7 @@ class Trainer:
 
     def _meeting(self, *, last: bool) -> contextlib.AbstractContextManager[None]:
         """Devices add up their gradients in the last of a step's backward passes only."""
-        if last or self.team.size == 1:
+        if last or self.group.size == 1:
             return contextlib.nullcontext()
         return cast("contextlib.AbstractContextManager[None]", self.module.no_sync())  # type: ignore[operator]
 
@@ -303,7 +302,7 @@ class Trainer:
             class_fractions(batch.fractions_bczyx),
             params,
         )
-        with torch.autocast(self.team.device.type, torch.bfloat16, enabled=self.autocast):
+        with torch.autocast(self.group.device.type, torch.bfloat16, enabled=self.autocast):
             outputs = self.network(image.contiguous(memory_format=torch.channels_last_3d))
         value = outputs_loss(outputs, fractions, self.loss, stochastic=self.config.model.stochastic)
         (value / self.config.optim.accumulate).backward()  # type: ignore[no-untyped-call]
@@ -340,5 +339,5 @@ def levels_loss(logits: Tensor | tuple[Tensor, ...], fractions_bczyx: Tensor, co
     return torch.stack([w * v for w, v in zip(weights, losses, strict=True)]).sum() / sum(weights)
 
 
-def _chunks(draws: Sequence[Draw], size: int) -> Iterator[Sequence[Draw]]:
+def _chunks(draws: Sequence[SampleSpec], size: int) -> Iterator[Sequence[SampleSpec]]:
     return (draws[i : i + size] for i in range(0, len(draws), size))

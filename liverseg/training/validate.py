@@ -15,19 +15,20 @@ from torch import Tensor
 from data_cache.errors import CacheError
 from data_cache.reader import CacheStore
 from data_cache.schema import CaseMeta
+from liverseg.device import computes_in_bf16
 from liverseg.model.inputs import class_fractions, decide, network_input
 from liverseg.model.losses import loss as loss_of
 from liverseg.model.network import UNet
 from liverseg.training.config import TrainConfig
-from liverseg.training.devices import Team, computes_in_bf16
+from liverseg.training.process_group import ProcessGroup
 from liverseg.training.state import Row
-from liverseg.training.stream import Draw, Volumes
+from liverseg.training.stream import SampleSpec, Volumes
 from pipeline.nifti import read_canonical, to_canonical
 from pipeline.restore import native_labels
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Answer:
+class ValidationOutput:
     """What a network says of a case, and what is true, on the cached grid.
 
     Attributes:
@@ -50,14 +51,16 @@ class Validation:
             is in the leader's share.
     """
 
-    def __init__(self, store: CacheStore, case_ids: Sequence[str], config: TrainConfig, team: Team) -> None:
+    def __init__(
+        self, store: CacheStore, case_ids: Sequence[str], config: TrainConfig, group: ProcessGroup
+    ) -> None:
         self._metas = {case_id: store.meta(case_id) for case_id in case_ids}
         self._config = config
-        self._team = team
-        self._own = team.share(case_ids)
+        self._group = group
+        self._own = group.share(case_ids)
         self.example = next((i for i in self._own if self._metas[i].volume_ml(2)), case_ids[0])
-        self._volumes = Volumes(store, self._own, resident=config.data.resident, device=team.device)
-        self._autocast = computes_in_bf16(config.precision, team.device)
+        self._volumes = Volumes(store, self._own, resident=config.data.resident, device=group.device)
+        self._autocast = computes_in_bf16(config.precision, group.device)
 
     def score(self, network: UNet, *, native: bool) -> Row:
         """Mean loss, and mean Dice of each class over the cases that have it; None where none has.
@@ -69,7 +72,7 @@ class Validation:
         Raises:
             CacheError: A raw label is not the one that the cache was built from.
         """
-        found = self._team.gather(
+        found = self._group.gather(
             [self._score_case(network, case_id, native=native) for case_id in self._own]
         )
         return {name: _mean([case[name] for case in found]) for name in found[0]}
@@ -86,16 +89,16 @@ class Validation:
         return scores
 
     @torch.no_grad()
-    def answer(self, network: UNet, case_id: str) -> Answer:
+    def answer(self, network: UNet, case_id: str) -> ValidationOutput:
         """What the network says of a case of this process's share, in its liver view if it has one."""
         network.eval()
         view = "liver" if "liver" in self._metas[case_id].windows else "scan"
-        batch = self._volumes.fetch([Draw(case_id=case_id, view=view, window=(0.0, 1.0))])
+        batch = self._volumes.fetch([SampleSpec(case_id=case_id, view=view, window=(0.0, 1.0))])
         image = network_input(batch.image_bczyx, self._config.input)
-        with torch.autocast(self._team.device.type, torch.bfloat16, enabled=self._autocast):
+        with torch.autocast(self._group.device.type, torch.bfloat16, enabled=self._autocast):
             logits = network(image.contiguous(memory_format=torch.channels_last_3d))
         fractions = class_fractions(batch.fractions_bczyx)
-        return Answer(
+        return ValidationOutput(
             view=view,
             image_bczyx=batch.image_bczyx,
             foreground_bczyx=torch.softmax(logits.float(), dim=1)[:, 1:],

@@ -90,25 +90,25 @@ class VolumeStream:
     """
 
     def __init__(
-        self, header: VolumeHeader, raw: _HashingFile, stream: io.BufferedIOBase, *, ahead: bool
+        self, header: VolumeHeader, raw: _HashingFile, stream: io.BufferedIOBase, *, prefetch: bool
     ) -> None:
         self.header = header
         self._raw = raw
         self._stream = stream
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="inflate") if ahead else None
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="inflate") if prefetch else None
 
     @classmethod
-    def open(cls, path: Path, *, trusted: bool = False, ahead: bool = False) -> Self:
+    def open(cls, path: Path, *, use_stdlib: bool = False, prefetch: bool = False) -> Self:
         """Open a file and parse its header."""
         try:
-            raw = _HashingFile(path, later=ahead)
+            raw = _HashingFile(path, later=prefetch)
         except OSError as failure:
             raise VolumeError(f"{path}: cannot be opened: {failure.strerror}") from None
         try:
-            stream = _inflating(raw, trusted=trusted)
+            stream = _inflating(raw, use_stdlib=use_stdlib)
             with _corruption_named(path):
                 header = read_header(path, stream)
-            return cls(header, raw, stream, ahead=ahead)
+            return cls(header, raw, stream, prefetch=prefetch)
         except BaseException:
             raw.close()
             raise
@@ -191,10 +191,10 @@ class _corruption_named:
             ) from failure
 
 
-def _inflating(raw: _HashingFile, *, trusted: bool) -> io.BufferedIOBase:
+def _inflating(raw: _HashingFile, *, use_stdlib: bool) -> io.BufferedIOBase:
     if not raw.is_gzip:
         return io.BufferedReader(raw)
-    if igzip is None or trusted:
+    if igzip is None or use_stdlib:
         return gzip.GzipFile(fileobj=io.BufferedReader(raw, 1 << 20), mode="rb")
     stream: io.BufferedIOBase = igzip.GzipFile(fileobj=raw, mode="rb")  # buffers 512 KiB by itself
     return stream

@@ -41,7 +41,7 @@ class PhantomSpec:
     """
 
     shape_xyz: tuple[int, int, int] = (192, 192, 96)
-    unlike: Unlike | None = None
+    domain_shift: Unlike | None = None
 
     def __post_init__(self) -> None:
         if min(self.shape_xyz) < 8:

@@ -112,7 +112,7 @@ def write_phantoms(
     tests: int,
     shape_xyz: tuple[int, int, int] = PhantomSpec().shape_xyz,
     seed: int = 0,
-    unlike: Unlike | None = None,
+    domain_shift: Unlike | None = None,
     jobs: int = -1,
     progress: Callable[[str], None] = lambda _: None,
 ) -> list[Path]:
@@ -139,7 +139,7 @@ def write_phantoms(
     """
     if cases < 0 or tests < 0:
         raise ValueError(f"the numbers of cases and tests cannot be negative, got {cases} and {tests}")
-    spec = PhantomSpec(shape_xyz=shape_xyz, unlike=unlike)
+    spec = PhantomSpec(shape_xyz=shape_xyz, domain_shift=domain_shift)
     dataset = json.dumps(_dataset(cases, tests, spec=spec, seed=seed), indent=4) + "\n"
     _refuse_other_data(raw, dataset)
     for folder in ("imagesTr", "labelsTr", "imagesTs"):
@@ -179,11 +179,11 @@ def _refuse_other_data(raw: Path, dataset: str) -> None:
 
 def _dataset(cases: int, tests: int, *, spec: PhantomSpec, seed: int) -> dict[str, object]:
     shape = "×".join(map(str, spec.shape_xyz))
-    unlike = "" if spec.unlike is None else f", unlike ordinary ones in {spec.unlike}"
+    domain_shift = "" if spec.domain_shift is None else f", unlike ordinary ones in {spec.domain_shift}"
     names = [f"liver_{n}.nii.gz" for n in range(cases)]
     return {
         "name": "LIVER",
-        "description": f"Liver and cancer segmentation: synthetic phantoms of {shape}, seed {seed}{unlike}, not patients",
+        "description": f"Liver and cancer segmentation: synthetic phantoms of {shape}, seed {seed}{domain_shift}, not patients",
         "reference": "liverseg",
         "licence": "CC0 1.0",
         "release": "1.0",

@@ -24,8 +24,8 @@ from pipeline.phantom.anatomy import (
     over_underside,
     patient_points,
 )
+from pipeline.phantom.domain_shift import made_unlike
 from pipeline.phantom.implicit import PointMm, Points, Volume
-from pipeline.phantom.unlike import made_unlike
 
 PHASES = ("native", "arterial", "portal", "delayed")
 _PHASE_SHARES = (0.12, 0.15, 0.58, 0.15)
@@ -46,7 +46,7 @@ def draw_anatomy(spec: PhantomSpec, *, rng: np.random.Generator) -> Anatomy:
     tumours = _draw_tumours(points, liver_mm, rng=rng)
     whole = _with_scan(replace(anatomy, tumours=tumours), points, liver_mm, rng=rng)
     # Last, so that it draws nothing: the same patient as the ordinary phantom of this generator.
-    return whole if spec.unlike is None else made_unlike(whole, spec.unlike)
+    return whole if spec.domain_shift is None else made_unlike(whole, spec.domain_shift)
 
 
 def _draw_patient(spec: PhantomSpec, *, rng: np.random.Generator) -> Anatomy:

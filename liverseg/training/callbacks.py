@@ -1,21 +1,33 @@
-"""The trainer's progress in a terminal: a live line a step, a row an epoch."""
+"""Callbacks of the trainer, and the ones that draw its progress in a terminal."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 from liverseg.console import number, progress_bar, say
 from liverseg.training.config import TrainConfig
-from liverseg.training.devices import leads
+from liverseg.training.process_group import is_main_process
 from liverseg.training.state import Row
-from liverseg.training.watching import SILENT, Watcher
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Callbacks:
+    """What is called while training runs; the command line draws a live line with it."""
+
+    started: Callable[[str], None]
+    stepped: Callable[[int, int, float], None]  # epoch, step within it, samples a second
+    finished_epoch: Callable[[Row], None]
+
+
+SILENT = Callbacks(started=lambda _: None, stepped=lambda *_: None, finished_epoch=lambda _: None)
 
 
 @contextlib.contextmanager
-def live_watcher(config: TrainConfig) -> Iterator[Watcher]:
+def console_progress(config: TrainConfig) -> Iterator[Callbacks]:
     """A watcher that draws on the console until the block ends; silent in all processes of a team but the first."""
-    if not leads():
+    if not is_main_process():
         yield SILENT
         return
     steps = config.optim.steps_per_epoch
@@ -26,7 +38,7 @@ def live_watcher(config: TrainConfig) -> Iterator[Watcher]:
             note = f"epoch {epoch}, {rate:.2f} samples/s"
             bar.update(task, completed=(epoch - 1) * steps + step, note=note)
 
-        yield Watcher(started=say, stepped=stepped, finished_epoch=lambda row: say(epoch_line(row, config)))
+        yield Callbacks(started=say, stepped=stepped, finished_epoch=lambda row: say(epoch_line(row, config)))
 
 
 def epoch_line(row: Row, config: TrainConfig) -> str:

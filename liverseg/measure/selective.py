@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from liverseg.inference.uncertainty import VolumeInterval
+from liverseg.measure.uncertainty import VolumeInterval
 
-FEWEST_TO_CORRELATE = 3
+MIN_CASES_TO_CORRELATE = 3
 _RESAMPLES = 2_000
 
 Values = Sequence[float] | NDArray[np.float64]
@@ -114,7 +114,7 @@ def spearman(a: Values, b: Values, *, generator: np.random.Generator) -> Correla
     """
     first, second = _same_cases(a, b)
     n = first.size
-    if n < FEWEST_TO_CORRELATE or np.ptp(first) == 0 or np.ptp(second) == 0:
+    if n < MIN_CASES_TO_CORRELATE or np.ptp(first) == 0 or np.ptp(second) == 0:
         return Correlation(rho=None, p_value=None, low95=None, high95=None, n_cases=n)
     found = stats.spearmanr(first, second)
     drawn = generator.integers(n, size=(_RESAMPLES, n))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -12,16 +11,20 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from data_cache.files import write_text
+from data_cache.files import write_csv, write_json
 from data_cache.geometry import DepthWindow
 from data_cache.schema import View
-from data_cache.words import counted
-from liverseg.evaluation.calibration import (
-    ErrorRanking,
+from data_cache.text import pluralise
+from liverseg.evaluation.calibrate import Calibration
+from liverseg.evaluation.uncertainty import CaseUncertainty, NativeCase
+from liverseg.inference.segment import keep_largest_component
+from liverseg.inference.uncertainty_files import map_values
+from liverseg.measure.calibration import (
+    ErrorDetection,
     ReliabilityCounts,
 )
-from liverseg.evaluation.neighbourhood import NEAR_MM
-from liverseg.evaluation.ranking import (
+from liverseg.measure.near_liver import NEAR_MM
+from liverseg.measure.selective import (
     Correlation,
     Coverage,
     RiskCoverage,
@@ -30,16 +33,12 @@ from liverseg.evaluation.ranking import (
     spearman,
     widened,
 )
-from liverseg.evaluation.scoring import CLASSES, interval, write_table
-from liverseg.evaluation.trust import CaseTrust, NativeCase
-from liverseg.evaluation.trust_calibration import Calibration
-from liverseg.inference.segment import keep_liver
-from liverseg.inference.uncertainty import (
+from liverseg.measure.summary import CLASSES, interval
+from liverseg.measure.uncertainty import (
     VolumeInterval,
     decided,
     mean_foreground,
 )
-from liverseg.inference.uncertainty_files import map_values
 from liverseg.pictures.reliability_figures import reliability_figure, risk_coverage_figure
 from liverseg.pictures.sheet import save
 from liverseg.pictures.uncertainty_figures import UncertaintyMaps, uncertainty_figure
@@ -49,7 +48,9 @@ RELIABILITY, RISK_COVERAGE = "reliability.png", "risk_coverage.png"
 FILES = (f"{UNCERTAINTY}.json", f"{UNCERTAINTY}.csv", RELIABILITY, RISK_COVERAGE)
 
 
-def write_trust(out: Path, cases: Sequence[CaseTrust], calibration: Calibration | None) -> None:
+def write_uncertainty_summary(
+    out: Path, cases: Sequence[CaseUncertainty], calibration: Calibration | None
+) -> None:
     """Write ``uncertainty.json``, ``uncertainty.csv``, ``reliability.png`` and ``risk_coverage.png`` into ``out``.
 
     Those of an earlier evaluation go, and so do its pictures of other cases: they would stand beside scores not theirs.
@@ -65,21 +66,25 @@ def write_trust(out: Path, cases: Sequence[CaseTrust], calibration: Calibration 
         path.unlink(missing_ok=True)
     if not cases:
         return
-    summary = summarise_trust(cases, calibration)
-    write_text(out / f"{UNCERTAINTY}.json", json.dumps(summary, indent=1, allow_nan=False) + "\n")
-    write_table(out / f"{UNCERTAINTY}.csv", [trust_row(case) for case in cases])
-    title = f"Are the probabilities right?\n{counted(len(cases), 'case')}, within {NEAR_MM:g} mm of the liver"
+    summary = summarise_uncertainties(cases, calibration)
+    write_json(out / f"{UNCERTAINTY}.json", summary)
+    write_csv(out / f"{UNCERTAINTY}.csv", [uncertainty_row(case) for case in cases])
+    title = (
+        f"Are the probabilities right?\n{pluralise(len(cases), 'case')}, within {NEAR_MM:g} mm of the liver"
+    )
     save(reliability_figure(pooled(cases), pooled_tempered(cases), title=title), out / RELIABILITY)
     curves = {"case uncertainty": coverage_curve(cases)}
-    title = f"Are the doubtful cases the bad ones?\n{counted(len(cases), 'case')}"
+    title = f"Are the doubtful cases the bad ones?\n{pluralise(len(cases), 'case')}"
     save(risk_coverage_figure(curves, title=title), out / RISK_COVERAGE)
 
 
-def uncertainty_picture(trust: CaseTrust, case: NativeCase, view: View) -> Figure:
+def uncertainty_picture(uncertainty: CaseUncertainty, case: NativeCase, view: View) -> Figure:
     """A case's image, maps and outlines on the grid of the view that it was segmented on."""
-    mean_czyx = keep_liver(mean_foreground(case.samples_nczyx), voxel_volume_ml=view.grid.voxel_volume_ml)
+    mean_czyx = keep_largest_component(
+        mean_foreground(case.samples_nczyx), voxel_volume_ml=view.grid.voxel_volume_ml
+    )
     values = {f"{name}_zyx": value for name, value in map_values(case.samples_nczyx).items()}
-    title = f"{trust.case_id}\nuncertainty {trust.doubts.case_uncertainty:.3f}, 1 - Dice {trust.risk:.3f}"
+    title = f"{uncertainty.case_id}\nuncertainty {uncertainty.uncertainty.case_uncertainty:.3f}, 1 - Dice {uncertainty.risk:.3f}"
     return uncertainty_figure(
         view.image_zyx,
         UncertaintyMaps(label_zyx=decided(mean_czyx), **values),
@@ -100,14 +105,16 @@ def _nearest(
     ]
 
 
-def summarise_trust(cases: Sequence[CaseTrust], calibration: Calibration | None) -> dict[str, Any]:
+def summarise_uncertainties(
+    cases: Sequence[CaseUncertainty], calibration: Calibration | None
+) -> dict[str, Any]:
     """Everything over all cases, as plain JSON; voxels are pooled, cases averaged."""
-    errors = sum((case.errors for case in cases), start=ErrorRanking.empty())
-    uncertainties = [case.doubts.case_uncertainty for case in cases]
+    errors = sum((case.errors for case in cases), start=ErrorDetection.empty())
+    uncertainties = [case.uncertainty.case_uncertainty for case in cases]
     curve = coverage_curve(cases)
     return {
         "n_cases": len(cases),
-        "samples": [case.doubts.samples for case in cases],
+        "samples": [case.uncertainty.samples for case in cases],
         "near_mm": NEAR_MM,
         "calibration": {name: counts.to_json() for name, counts in pooled(cases).items()},
         "calibration_tempered": _tempered_json(cases),
@@ -121,7 +128,7 @@ def summarise_trust(cases: Sequence[CaseTrust], calibration: Calibration | None)
     }
 
 
-def pooled(cases: Sequence[CaseTrust]) -> dict[str, ReliabilityCounts]:
+def pooled(cases: Sequence[CaseUncertainty]) -> dict[str, ReliabilityCounts]:
     """The voxels of all cases, by class."""
     return {
         name: sum((case.reliability[name] for case in cases), start=ReliabilityCounts.empty())
@@ -129,7 +136,7 @@ def pooled(cases: Sequence[CaseTrust]) -> dict[str, ReliabilityCounts]:
     }
 
 
-def pooled_tempered(cases: Sequence[CaseTrust]) -> dict[str, ReliabilityCounts] | None:
+def pooled_tempered(cases: Sequence[CaseUncertainty]) -> dict[str, ReliabilityCounts] | None:
     """The same after temperature scaling; None without one."""
     after = [case.tempered for case in cases if case.tempered is not None]
     if not after:
@@ -137,16 +144,16 @@ def pooled_tempered(cases: Sequence[CaseTrust]) -> dict[str, ReliabilityCounts] 
     return {name: sum((c[name] for c in after), start=ReliabilityCounts.empty()) for name in CLASSES}
 
 
-def coverage_curve(cases: Sequence[CaseTrust]) -> RiskCoverage:
+def coverage_curve(cases: Sequence[CaseUncertainty]) -> RiskCoverage:
     """Risk against coverage, by the uncertainty of the cases."""
-    return risk_coverage([case.risk for case in cases], [case.doubts.case_uncertainty for case in cases])
+    return risk_coverage([case.risk for case in cases], [case.uncertainty.case_uncertainty for case in cases])
 
 
-def trust_row(case: CaseTrust) -> dict[str, Any]:
+def uncertainty_row(case: CaseUncertainty) -> dict[str, Any]:
     """A case as a row of ``uncertainty.csv``."""
     row: dict[str, Any] = {
         "case": case.case_id,
-        "uncertainty": case.doubts.case_uncertainty,
+        "uncertainty": case.uncertainty.case_uncertainty,
         "risk": case.risk,
         "error_auroc": case.errors.auroc,
         "error_rate": case.errors.error_rate,
@@ -158,7 +165,7 @@ def trust_row(case: CaseTrust) -> dict[str, Any]:
     return row | case.pairs.to_json()
 
 
-def _tempered_json(cases: Sequence[CaseTrust]) -> dict[str, Any] | None:
+def _tempered_json(cases: Sequence[CaseUncertainty]) -> dict[str, Any] | None:
     after = pooled_tempered(cases)
     return None if after is None else {name: counts.to_json() for name, counts in after.items()}
 
@@ -172,7 +179,9 @@ def _fitted_json(calibration: Calibration) -> dict[str, Any]:
     }
 
 
-def _coverage_json(cases: Sequence[CaseTrust], name: str, calibration: Calibration | None) -> dict[str, Any]:
+def _coverage_json(
+    cases: Sequence[CaseUncertainty], name: str, calibration: Calibration | None
+) -> dict[str, Any]:
     """How often the truth is inside the interval; of tumours, in the cases that have one."""
     having = [case for case in cases if case.truth_ml[name] > 0]
     truths, intervals = [case.truth_ml[name] for case in having], [case.interval(name) for case in having]

@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from liverseg.evaluation.scoring import CLASSES
+from liverseg.measure.summary import CLASSES
 
 # 17 masks of it as float32 are 18 MB; and a float32 product counts exactly up to 16 million.
 _CHUNK_VOXELS = 1 << 18

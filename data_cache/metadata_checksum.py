@@ -15,7 +15,7 @@ _SEAL = re.compile(rf'"{KEY}": "[0-9a-f]{{64}}"'.encode())
 _BLANK = f'"{KEY}": "{"0" * 64}"'.encode()
 
 
-def write_sealed(folder: Path, attributes: dict[str, Any]) -> None:
+def write_with_checksum(folder: Path, attributes: dict[str, Any]) -> None:
     """Write a group's attributes, and with them the checksum of its ``zarr.json`` and of all those below it."""
     path = folder / METADATA
     group = json.loads(path.read_text())
@@ -25,7 +25,7 @@ def write_sealed(folder: Path, attributes: dict[str, Any]) -> None:
     path.write_bytes(blank.replace(_BLANK, _sealed(_digest(folder))))
 
 
-def is_sealed(folder: Path, *, alone: bool = False) -> bool:
+def has_valid_checksum(folder: Path, *, alone: bool = False) -> bool:
     """Whether every byte of the metadata is as it was sealed.
 
     Args:

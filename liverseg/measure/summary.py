@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from data_cache.files import write_text
-from liverseg.evaluation.lesions import LesionScores, burden_errors, score_lesions, tumour_burden
-from liverseg.evaluation.metrics import (
+from liverseg.measure.lesions import LesionScores, burden_errors, score_lesions, tumour_burden
+from liverseg.measure.overlap import (
     CaseScores,
     ClassScores,
     DiceCounts,
@@ -127,12 +123,3 @@ def interval(values: Sequence[float | None]) -> dict[str, float | int | None]:
     """Mean and bootstrap 95 % interval, and how many cases had no value."""
     mean = bootstrap_mean(values, generator=np.random.default_rng(0))
     return {"mean": mean.mean, "low95": mean.low, "high95": mean.high, "n_undefined": mean.n_undefined}
-
-
-def write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write rows of the same keys as CSV; None is an empty field."""
-    table = io.StringIO(newline="")
-    writer = csv.DictWriter(table, fieldnames=list(rows[0]))
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(path, table.getvalue())

@@ -13,28 +13,28 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_cache.geometry import DepthWindow, resampled_grid
-from liverseg.evaluation.calibration import (
-    ErrorRanking,
+from liverseg.evaluation.calibrate import Calibration
+from liverseg.inference.segment import keep_largest_component
+from liverseg.inference.uncertainty_files import UncertaintySummary, summarise_uncertainty
+from liverseg.measure.calibration import (
+    ErrorDetection,
     ReliabilityCounts,
     tempered,
 )
-from liverseg.evaluation.diversity import PairCounts
-from liverseg.evaluation.neighbourhood import near_liver
-from liverseg.evaluation.scoring import CLASSES, LabelScores
-from liverseg.evaluation.trust_calibration import Calibration
-from liverseg.inference.segment import keep_liver
-from liverseg.inference.uncertainty import (
+from liverseg.measure.diversity import PairCounts
+from liverseg.measure.near_liver import near_liver
+from liverseg.measure.summary import CLASSES, LabelScores
+from liverseg.measure.uncertainty import (
     VolumeInterval,
     entropy,
     mean_foreground,
 )
-from liverseg.inference.uncertainty_files import Doubts, find_doubts
 from pipeline.nifti import VolumeHeader, from_canonical
 from pipeline.restore import native_labels, native_values, one_thread
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class CaseTrust:
+class CaseUncertainty:
     """One case's uncertainty beside its errors.
 
     Attributes:
@@ -46,17 +46,17 @@ class CaseTrust:
     """
 
     case_id: str
-    doubts: Doubts
+    uncertainty: UncertaintySummary
     risk: float
     reliability: Mapping[str, ReliabilityCounts]
     tempered: Mapping[str, ReliabilityCounts] | None
-    errors: ErrorRanking
+    errors: ErrorDetection
     pairs: PairCounts
     truth_ml: Mapping[str, float]
 
     def interval(self, name: str) -> VolumeInterval:
         """The volume of "liver" or "tumour" over the samples."""
-        return self.doubts.liver_ml if name == "liver" else self.doubts.tumour_ml
+        return self.uncertainty.liver_ml if name == "liver" else self.uncertainty.tumour_ml
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -64,7 +64,7 @@ class NativeCase:
     """What a case was segmented as, and what is true, on its own grid.
 
     Attributes:
-        samples_nczyx: As ``Finding`` has them, on the view of ``window``.
+        samples_nczyx: As ``ScanSegmentation`` has them, on the view of ``window``.
         header: Of the scan, or of its label: its grid and the order of its axes.
         predicted_zyx, truth_zyx: Labels, canonical.
     """
@@ -76,23 +76,23 @@ class NativeCase:
     truth_zyx: NDArray[np.uint8]
 
 
-def judge_case(
+def evaluate_uncertainty(
     case_id: str, case: NativeCase, scores: LabelScores, *, calibration: Calibration | None = None
-) -> CaseTrust:
+) -> CaseUncertainty:
     """Measure a case; ``scores`` are those of its predicted label."""
     temperature = None if calibration is None else calibration.temperature
     reliability = {name: ReliabilityCounts.empty() for name in CLASSES}
     after = dict(reliability)
-    errors, pairs = ErrorRanking.empty(), PairCounts.empty(len(case.samples_nczyx))
+    errors, pairs = ErrorDetection.empty(), PairCounts.empty(len(case.samples_nczyx))
     for block in _blocks(case):
         reliability = _counted(reliability, block.foreground_cv, block.truth_v)
         if temperature is not None:
             after = _counted(after, tempered(block.foreground_cv, temperature.temperature), block.truth_v)
-        errors += ErrorRanking.from_block(entropy(block.foreground_cv), block.predicted_v != block.truth_v)
+        errors += ErrorDetection.from_block(entropy(block.foreground_cv), block.predicted_v != block.truth_v)
         pairs += block.pairs
-    return CaseTrust(
+    return CaseUncertainty(
         case_id=case_id,
-        doubts=find_doubts(case.samples_nczyx, case.window, case.header),
+        uncertainty=summarise_uncertainty(case.samples_nczyx, case.window, case.header),
         risk=risk_of(scores),
         reliability=reliability,
         tempered=None if temperature is None else after,
@@ -130,7 +130,7 @@ def _blocks(case: NativeCase) -> Iterator[_Block]:
     voxel_ml = resampled_grid(header.grid, window, case.samples_nczyx.shape[2:]).voxel_volume_ml
     means = [native_values(mean, window, header) for mean in mean_foreground(case.samples_nczyx)]
     labels = [
-        native_labels(keep_liver(sample, voxel_volume_ml=voxel_ml), window, header)
+        native_labels(keep_largest_component(sample, voxel_volume_ml=voxel_ml), window, header)
         for sample in case.samples_nczyx
     ]
     start = 0

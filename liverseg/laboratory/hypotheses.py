@@ -41,7 +41,7 @@ CLAIMS = (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Course:
+class TrainingCurve:
     """How the training with one loss went: all that a claim is judged by.
 
     Attributes:
@@ -73,7 +73,7 @@ def steps_to(curve: Sequence[Point], of: Class, dice: float) -> int | None:
     return next(reached, None)
 
 
-def judge(claim: Claim, courses: Mapping[LossName, Course]) -> Verdict:
+def judge(claim: Claim, courses: Mapping[LossName, TrainingCurve]) -> Verdict:
     """A claim against what was seen; nothing is concluded from too few steps, or from a loss that diverged.
 
     Args:
@@ -84,7 +84,7 @@ def judge(claim: Claim, courses: Mapping[LossName, Course]) -> Verdict:
     return Verdict(claim=claim, outcome=outcome, reason=reason)
 
 
-def _judge(claim: Claim, course: Course | None) -> tuple[Outcome, str]:
+def _judge(claim: Claim, course: TrainingCurve | None) -> tuple[Outcome, str]:
     if course is None:
         return "not decided", "this loss was not run"
     if course.curve and all(p.tumour is None for p in course.curve):

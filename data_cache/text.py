@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 
-def counted(n: int, noun: str, plural: str = "") -> str:
+def pluralise(n: int, noun: str, plural: str = "") -> str:
     """``1 case``, ``2 cases``; ``plural`` for a noun that takes no s.
 
     >>> counted(1, "case"), counted(0, "case"), counted(2, "series", "series")

@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from scipy import ndimage, special
 
 from data_cache.geometry import Grid
-from liverseg.evaluation.lesions import equivalent_diameters_mm
+from liverseg.measure.lesions import equivalent_diameters_mm
 
 Samples = NDArray[np.float32]  # foreground_nczyx
 
-MOST_ENTROPY = math.log(3)  # nats, of three classes alike
+MAX_ENTROPY = math.log(3)  # nats, of three classes alike
 NEIGHBOURHOOD_VOXELS = 2  # around the liver: as far as segment.keep_liver leaves probabilities standing
 # About three voxels of a view, which are 3 mm wide: what is smaller in every sample is speckle.
 SMALLEST_LESION_MM = 5.0
@@ -42,7 +42,7 @@ class VolumeInterval:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LesionDoubt:
+class LesionCandidate:
     """One possible lesion; the fields are plain numbers, so that ``dataclasses.asdict`` is the JSON.
 
     Attributes:
@@ -129,9 +129,9 @@ def volume_interval(volumes_ml: Sequence[float] | NDArray[np.float64]) -> Volume
     )
 
 
-def lesion_doubts(
+def lesion_candidates(
     foreground_nczyx: Samples, grid: Grid, *, smallest_mm: float = SMALLEST_LESION_MM
-) -> list[LesionDoubt]:
+) -> list[LesionCandidate]:
     """Possible lesions, the likeliest first, and of equally likely ones the largest.
 
     They are the 26-connected components of all voxels that any sample calls tumour, so that samples which
@@ -153,7 +153,7 @@ def lesion_doubts(
     centres_zyx = ndimage.center_of_mass(tumour_nzyx.sum(axis=0, dtype=np.float64), lesion_zyx, numbers)
     diameters_mm = equivalent_diameters_mm(voxels_nl.max(axis=0), grid.spacing_zyx_mm)
     found = [
-        LesionDoubt(
+        LesionCandidate(
             probability=float((voxels_nl[:, i] > 0).mean()),
             peak=float(peaks[i]),
             volume_ml=float(voxels_nl[:, i].mean()) * grid.voxel_volume_ml,
@@ -182,5 +182,5 @@ def case_uncertainty(foreground_nczyx: Samples, label_zyx: NDArray[np.uint8]) ->
     """
     near_zyx = ndimage.binary_dilation(label_zyx > 0, iterations=NEIGHBOURHOOD_VOXELS)
     if not near_zyx.any():
-        return MOST_ENTROPY
+        return MAX_ENTROPY
     return float(entropy(mean_foreground(foreground_nczyx))[near_zyx].mean(dtype=np.float64))

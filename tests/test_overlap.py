@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
-from liverseg.evaluation import metrics
-from liverseg.evaluation.metrics import (
+from liverseg.measure import overlap
+from liverseg.measure.overlap import (
     DiceCounts,
     Mask,
     Spacing,
@@ -83,16 +83,16 @@ def test_every_metric_is_its_definition(pred: Mask, truth: Mask, spacing: Spacin
 @given(pred=masks, truth=masks)
 def test_tree_and_transform_measure_the_same(pred: Mask, truth: Mask) -> None:
     if pred.any() and truth.any():
-        by_tree = metrics._distances_by_tree(pred, truth, UNEQUAL_MM)
-        by_transform = metrics._distances_by_transform(pred, truth, UNEQUAL_MM)
+        by_tree = overlap._distances_by_tree(pred, truth, UNEQUAL_MM)
+        by_transform = overlap._distances_by_transform(pred, truth, UNEQUAL_MM)
         np.testing.assert_allclose(by_tree, by_transform, rtol=1e-6)
 
 
 def test_many_surface_voxels_go_to_the_transform(monkeypatch: pytest.MonkeyPatch) -> None:
     pred, truth = np.random.default_rng(3).random((2, 6, 7, 8)) < 0.5
     few = surface_distances(pred, truth, UNEQUAL_MM)
-    monkeypatch.setattr(metrics, "_TREE_MAX_POINTS", 0)
-    monkeypatch.delattr(metrics, "KDTree")  # the transform must not need it
+    monkeypatch.setattr(overlap, "_TREE_MAX_POINTS", 0)
+    monkeypatch.delattr(overlap, "KDTree")  # the transform must not need it
     many = surface_distances(pred, truth, UNEQUAL_MM)
     np.testing.assert_allclose(many.pred_to_truth_mm, few.pred_to_truth_mm, rtol=1e-6)
     np.testing.assert_allclose(many.truth_to_pred_mm, few.truth_to_pred_mm, rtol=1e-6)

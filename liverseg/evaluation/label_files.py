@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,15 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_cache.errors import DataSetError, LabelError, LiversegError
-from data_cache.files import write_text
-from liverseg.evaluation.scoring import (
+from data_cache.files import write_csv, write_json
+from liverseg.measure.summary import (
     SCORES,
     SUMMARY,
     LabelScores,
     score_columns,
     score_labels,
     summarise_scores,
-    write_table,
 )
 from pipeline.decathlon import volume_stem
 from pipeline.nifti import read_canonical
@@ -88,9 +86,9 @@ def score_pairs(
 def write_scores(out: Path, scores: dict[str, LabelScores]) -> dict[str, Any]:
     """Write ``scores.csv`` and ``summary.json`` into ``out``, and return the summary."""
     out.mkdir(parents=True, exist_ok=True)
-    write_table(out / SCORES, [{"case": name} | score_columns(case) for name, case in scores.items()])
+    write_csv(out / SCORES, [{"case": name} | score_columns(case) for name, case in scores.items()])
     summary = {"n_cases": len(scores), **summarise_scores(list(scores.values()))}
-    write_text(out / SUMMARY, json.dumps(summary, indent=1, allow_nan=False) + "\n")
+    write_json(out / SUMMARY, summary)
     return summary
 
 

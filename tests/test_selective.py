@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from liverseg.evaluation.ranking import (
+from liverseg.measure.selective import (
     auroc_of_scores,
     fit_widening,
     interval_coverage,
@@ -18,7 +18,7 @@ from liverseg.evaluation.ranking import (
     spearman,
     widened,
 )
-from liverseg.inference.uncertainty import VolumeInterval, volume_interval
+from liverseg.measure.uncertainty import VolumeInterval, volume_interval
 
 values = st.integers(0, 4).map(lambda n: n / 4)  # few, so that ties are common
 cases = st.lists(st.tuples(values, values), min_size=1, max_size=6)

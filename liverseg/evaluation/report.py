@@ -12,7 +12,7 @@ from typing import Any
 from data_cache.errors import RunError
 from data_cache.inspection import summarise_case
 from data_cache.reader import CacheStore
-from liverseg.evaluation.scoring import CLASSES, SCORES, SUMMARY, VOLUMES
+from liverseg.measure.summary import CLASSES, SCORES, SUMMARY, VOLUMES
 from liverseg.pictures.curves import read_history, training_charts
 from liverseg.pictures.page import Page, PageCase, html_table, write_page
 from liverseg.pictures.slices import cached_volume

@@ -1,6 +1,6 @@
 """One process of a team: each loss on its part of a batch, with sums over devices, beside the whole batch's.
 
-``torchrun --nproc-per-node=2 tests/team_of_losses.py`` ends with 0 if they agree; ``test_ddp.py`` runs it.
+``torchrun --nproc-per-node=2 tests/losses_in_processes.py`` ends with 0 if they agree; ``test_ddp.py`` runs it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from liverseg.model.losses import LossConfig, LossName, Sums, loss
-from liverseg.training.devices import Team, team_of
+from liverseg.training.process_group import ProcessGroup, process_group
 
 
 def batch(case: str) -> tuple[Tensor, Tensor]:
@@ -35,25 +35,25 @@ def gradient(logits: Tensor, fractions: Tensor, config: LossConfig) -> tuple[Ten
     return value.detach(), scale.grad
 
 
-def compare(team: Team, name: LossName, case: str, sums: Sums, shared: Sums) -> None:
+def compare(group: ProcessGroup, name: LossName, case: str, sums: Sums, shared: Sums) -> None:
     """DistributedDataParallel's mean of the parts' gradients must be the whole's."""
     logits, fractions = batch(case)
-    parts = slice(team.rank, None, team.size)
+    parts = slice(group.rank, None, group.size)
     whole = gradient(logits, fractions, LossConfig(name=name, alpha=0.7, sums=sums))
     own = gradient(logits[parts], fractions[parts], LossConfig(name=name, alpha=0.7, sums=shared))
     for found, expected in zip(own, whole, strict=True):
-        torch.testing.assert_close(team.sum(found) / team.size, expected, msg=f"{name} {case} {sums}")
+        torch.testing.assert_close(group.sum(found) / group.size, expected, msg=f"{name} {case} {sums}")
 
 
 def main() -> None:
     """Compare everything; the group is gone before the process is."""
-    with team_of("cpu") as team:
-        assert team.gather(team.share("abcde")) == list("abcde")
-        assert team.gather(team.share("a")) == ["a"]
+    with process_group("cpu") as group:
+        assert group.gather(group.share("abcde")) == list("abcde")
+        assert group.gather(group.share("a")) == ["a"]
         for name in get_args(LossName):
             for case in ("everywhere", "elsewhere", "absent"):
-                compare(team, name, case, "batch", "devices")
-                compare(team, name, case, "sample", "sample")
+                compare(group, name, case, "batch", "devices")
+                compare(group, name, case, "sample", "sample")
     assert not dist.is_initialized()
 
 

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from data_cache.files import write_text
+from data_cache.files import write_csv
 from data_cache.reader import CacheStore
 from liverseg.model.inputs import decide
 from liverseg.pictures.figures import overlay_figure
@@ -25,24 +22,12 @@ HISTORY, PROGRESS = "history.csv", "progress.png"
 EXAMPLES, TENSORBOARD = "examples", "tensorboard"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Watcher:
-    """What is called while training runs; the command line draws a live line with it."""
-
-    started: Callable[[str], None]
-    stepped: Callable[[int, int, float], None]  # epoch, step within it, samples a second
-    finished_epoch: Callable[[Row], None]
-
-
-SILENT = Watcher(started=lambda _: None, stepped=lambda *_: None, finished_epoch=lambda _: None)
-
-
 def keep(run: Path, state: TrainState, store: CacheStore, config: TrainConfig, *, is_best: bool) -> None:
     """Write history, curves and checkpoints of the epoch that has just ended."""
     if is_best:
         save_checkpoint(run / BEST, state, config, store.schema.spec)
     save_checkpoint(run / LAST, state, config, store.schema.spec)
-    _write_history(run / HISTORY, state.history)
+    write_csv(run / HISTORY, state.history)
     columns = {name: [_number(row.get(name)) for row in state.history] for name in _names(state.history)}
     save(progress_figure(columns), run / PROGRESS)
 
@@ -54,14 +39,6 @@ def _number(value: float | None) -> float:
 def _names(history: Sequence[Row]) -> list[str]:
     """Columns of all rows: scores on native grids come every so many epochs only."""
     return list(dict.fromkeys(name for row in history for name in row))
-
-
-def _write_history(path: Path, history: Sequence[Row]) -> None:
-    table = io.StringIO(newline="")
-    writer = csv.DictWriter(table, fieldnames=_names(history))
-    writer.writeheader()
-    writer.writerows(history)
-    write_text(path, table.getvalue())
 
 
 def draw_example(run: Path, state: TrainState, validation: Validation, store: CacheStore) -> Path:

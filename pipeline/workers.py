@@ -35,7 +35,7 @@ TICK_S = 0.5  # how often workers are looked at while none has a result
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class InFlight:
+class RunningTask:
     """An item that a worker is at, and for how long."""
 
     item: Any
@@ -47,7 +47,7 @@ def _nothing(_: object) -> None:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Supervision:
+class WorkerOptions:
     """How workers are looked after.
 
     Attributes:
@@ -59,20 +59,20 @@ class Supervision:
 
     timeout_s: float | None = None
     scheduler: str | None = None
-    watch: Callable[[Sequence[InFlight]], None] = _nothing
+    watch: Callable[[Sequence[RunningTask]], None] = _nothing
     warn: Callable[[str], None] = _nothing
 
 
-UNSUPERVISED = Supervision()
+DEFAULT_OPTIONS = WorkerOptions()
 
 
-def fan_out(
+def run_parallel(
     task: Callable[[T], R],
     items: Sequence[T],
     *,
     jobs: int,
     killed: Callable[[T, str], R],
-    supervision: Supervision = UNSUPERVISED,
+    options: WorkerOptions = DEFAULT_OPTIONS,
 ) -> Generator[R, None, None]:
     """Results of ``task`` for each item, in no order. Closing the iterator stops the workers.
 
@@ -84,12 +84,12 @@ def fan_out(
             it is told which.
         supervision: How workers are looked after.
     """
-    if supervision.scheduler is not None:
-        yield from _on_dask(task, items, scheduler=supervision.scheduler, killed=killed)
-    elif supervision.timeout_s is None and (jobs == 1 or len(items) <= 1):
+    if options.scheduler is not None:
+        yield from _on_dask(task, items, scheduler=options.scheduler, killed=killed)
+    elif options.timeout_s is None and (jobs == 1 or len(items) <= 1):
         yield from map(partial(_on_one_thread, task), items)
     else:
-        yield from _in_workers(task, items, jobs=jobs, killed=killed, supervision=supervision)
+        yield from _in_workers(task, items, jobs=jobs, killed=killed, options=options)
 
 
 def _on_one_thread(task: Callable[[T], R], item: T) -> R:
@@ -115,9 +115,9 @@ def _in_workers(
     *,
     jobs: int,
     killed: Callable[[T, str], R],
-    supervision: Supervision,
+    options: WorkerOptions,
 ) -> Iterator[R]:
-    run = partial(_run, partial(_on_one_thread, task), supervision=supervision)
+    run = partial(_run, partial(_on_one_thread, task), options=options)
     suspects = []
     with contextlib.closing(run(items, jobs=min(jobs, len(items)))) as outcomes:
         for item, outcome in outcomes:
@@ -139,7 +139,7 @@ def _in_workers(
 
 
 def _run(
-    task: Callable[[T], R], items: Sequence[T], *, jobs: int, supervision: Supervision
+    task: Callable[[T], R], items: Sequence[T], *, jobs: int, options: WorkerOptions
 ) -> Generator[tuple[T, R | _Lost], None, None]:
     """Each item once, with its result or what became of it."""
     waiting, idle, busy = deque(items), list[_Worker[T, R]](), list[_Worker[T, R]]()
@@ -149,9 +149,9 @@ def _run(
                 busy.append(idle.pop() if idle else _Worker(task))
                 busy[-1].give(waiting.popleft())
             connection.wait([worker.pipe for worker in busy], timeout=TICK_S)
-            supervision.watch([worker.in_flight for worker in busy])
+            options.watch([worker.running_task for worker in busy])
             for worker in list(busy):
-                outcome = worker.outcome(supervision.timeout_s)
+                outcome = worker.outcome(options.timeout_s)
                 if outcome is not None:
                     busy.remove(worker)
                     if not isinstance(outcome[0], _Lost):
@@ -182,14 +182,14 @@ class _Worker(Generic[T, R]):
             self.pipe.send(item)
 
     @property
-    def in_flight(self) -> InFlight:
-        return InFlight(item=self.item, seconds=time.monotonic() - self._since)
+    def running_task(self) -> RunningTask:
+        return RunningTask(item=self.item, seconds=time.monotonic() - self._since)
 
     def outcome(self, timeout_s: float | None) -> tuple[R | _Lost] | None:
         """What there is by now of its item, in a tuple since a result may be None."""
         if self.pipe.poll():
             return (self._receive(),)
-        if timeout_s is not None and self.in_flight.seconds > timeout_s:
+        if timeout_s is not None and self.running_task.seconds > timeout_s:
             self.stop()
             return (_Lost(reason=f"took longer than {timeout_s:g} s (--timeout)", out_of_time=True),)
         self._peak_mib = _peak_mib(self._process.pid) or self._peak_mib

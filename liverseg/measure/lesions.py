@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from liverseg.evaluation.metrics import Mask, Spacing, union_box
+from liverseg.measure.overlap import Mask, Spacing, union_box
 
 SMALL_BELOW_MM = 10.0
 LARGE_ABOVE_MM = 20.0

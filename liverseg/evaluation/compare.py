@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,21 +10,20 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from data_cache.files import write_text
-from liverseg.evaluation.metrics import bootstrap_mean
-from liverseg.evaluation.scoring import (
+from data_cache.files import write_csv, write_json
+from liverseg.measure.overlap import bootstrap_mean
+from liverseg.measure.summary import (
     CLASSES,
     SCORES,
     SUMMARY,
     LabelScores,
     score_columns,
     summarise_scores,
-    write_table,
 )
 
 COMPARISON = "comparison.json"
 COMPARED = ("dice", "hd95_mm", "assd_mm", "nsd")
-FEWEST_FOR_A_TEST = 6  # below, no outcome of the two-sided signed-rank test is under 0.05
+MIN_CASES_FOR_TEST = 6  # below, no outcome of the two-sided signed-rank test is under 0.05
 
 Scored = Mapping[str, LabelScores]  # by case id
 
@@ -72,8 +70,8 @@ def write_folds(out: Path, runs: Mapping[str, Scored]) -> dict[str, Any]:
     everything = [scores for scored in runs.values() for scores in scored.values()]
     summary = {"n_cases": len(everything), "runs": list(runs), **summarise_scores(everything)}
     out.mkdir(parents=True, exist_ok=True)
-    write_table(out / SCORES, rows)
-    write_text(out / SUMMARY, json.dumps(summary, indent=1, allow_nan=False) + "\n")
+    write_csv(out / SCORES, rows)
+    write_json(out / SUMMARY, summary)
     return summary
 
 
@@ -91,7 +89,7 @@ def write_comparison(out: Path, names: tuple[str, str], differences: Sequence[Pa
     """Write ``comparison.json``."""
     out.mkdir(parents=True, exist_ok=True)
     content = {"first": names[0], "second": names[1], "differences": [asdict(d) for d in differences]}
-    write_text(out / COMPARISON, json.dumps(content, indent=1, allow_nan=False) + "\n")
+    write_json(out / COMPARISON, content)
 
 
 def _difference(name: str, pairs: Sequence[tuple[Any, Any]], metric: str) -> PairedDifference:
@@ -111,6 +109,6 @@ def _difference(name: str, pairs: Sequence[tuple[Any, Any]], metric: str) -> Pai
 
 
 def _wilcoxon_p(differences: np.ndarray[Any, np.dtype[np.float64]]) -> float | None:
-    if differences.size < FEWEST_FOR_A_TEST:
+    if differences.size < MIN_CASES_FOR_TEST:
         return None
     return float(stats.wilcoxon(differences).pvalue)

@@ -11,17 +11,17 @@ from numpy.typing import NDArray
 from data_cache.errors import CacheError, ConfigError
 from data_cache.reader import CacheStore
 from data_cache.schema import FRACTION_ONE
-from liverseg.evaluation.calibration import (
+from liverseg.inference.segment import Predictor, keep_largest_component
+from liverseg.measure.calibration import (
     TemperatureFit,
     fit_temperature,
 )
-from liverseg.evaluation.neighbourhood import near_liver
-from liverseg.evaluation.ranking import (
+from liverseg.measure.near_liver import near_liver
+from liverseg.measure.selective import (
     fit_widening,
 )
-from liverseg.evaluation.scoring import CLASSES
-from liverseg.inference.segment import Predictor, keep_liver
-from liverseg.inference.uncertainty import (
+from liverseg.measure.summary import CLASSES
+from liverseg.measure.uncertainty import (
     VolumeInterval,
     decided,
     mean_foreground,
@@ -106,9 +106,9 @@ def _calibration_case(predictor: Predictor, store: CacheStore, case_id: str) -> 
     mean_czyx = mean_foreground(samples_nczyx)
     truth_czyx = view.fractions_czyx.astype(np.float32) / np.float32(FRACTION_ONE)
     truth_zyx, voxel_ml = decided(truth_czyx), view.grid.voxel_volume_ml
-    predicted_zyx = decided(keep_liver(mean_czyx, voxel_volume_ml=voxel_ml))
+    predicted_zyx = decided(keep_largest_component(mean_czyx, voxel_volume_ml=voxel_ml))
     near_zyx = near_liver((truth_zyx > 0) | (predicted_zyx > 0), view.grid.spacing_zyx_mm)
-    labels = [decided(keep_liver(sample, voxel_volume_ml=voxel_ml)) for sample in samples_nczyx]
+    labels = [decided(keep_largest_component(sample, voxel_volume_ml=voxel_ml)) for sample in samples_nczyx]
     volumes = {"liver": [int((x > 0).sum()) for x in labels], "tumour": [int((x == 2).sum()) for x in labels]}
     _, liver_ml, tumour_ml = (store.meta(case_id).volume_ml(label) or 0.0 for label in range(3))
     return _CalibrationCase(

@@ -32,7 +32,7 @@ class Channels:
 Split = Callable[[NDArray[Any]], Channels | None]
 
 
-def thin_slabs(stream: VolumeStream, plane_yx: tuple[int, int], *, split: Split) -> Iterator[Slab]:
+def average_in_plane(stream: VolumeStream, plane_yx: tuple[int, int], *, split: Split) -> Iterator[Slab]:
     """Average a volume in the plane to ``plane_yx``, its depth untouched.
 
     One slab a block of slices, in the order of the file. Where the file's slowest axis is not the

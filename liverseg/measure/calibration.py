@@ -13,14 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import optimize, special
 
-from liverseg.inference.uncertainty import MOST_ENTROPY
+from liverseg.measure.uncertainty import MAX_ENTROPY
 
 N_BINS = 15  # as Guo et al. 2017
 N_ENTROPY_BINS = 1024
 TEMPERATURES = (0.05, 20.0)  # between which one is looked for
 # A truth that a sample set calls impossible costs 13.8 nats and not infinitely many. It also bounds what the
 # finite number of samples and 16-bit storage could tell apart.
-LEAST_PROBABILITY = 1e-6
+MIN_PROBABILITY = 1e-6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -107,7 +107,7 @@ class ReliabilityCounts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class ErrorRanking:
+class ErrorDetection:
     """Voxels by their entropy, those labelled right and those labelled wrong.
 
     The bins are equal in the square root of the entropy: a confident network has most voxels under 0.001 nats,
@@ -121,22 +121,22 @@ class ErrorRanking:
     n_wrong: NDArray[np.int64]
 
     @classmethod
-    def empty(cls) -> ErrorRanking:
+    def empty(cls) -> ErrorDetection:
         """No voxel yet."""
         nothing = np.zeros(N_ENTROPY_BINS, dtype=np.int64)
         return cls(n_right=nothing, n_wrong=nothing)
 
     @classmethod
-    def from_block(cls, entropy_zyx: NDArray[np.float32], wrong_zyx: NDArray[np.bool_]) -> ErrorRanking:
+    def from_block(cls, entropy_zyx: NDArray[np.float32], wrong_zyx: NDArray[np.bool_]) -> ErrorDetection:
         """Count voxels of any shape: their entropy in nats, and whether their label is wrong."""
-        share = np.sqrt(np.clip(entropy_zyx.ravel() / np.float32(MOST_ENTROPY), 0, 1))
+        share = np.sqrt(np.clip(entropy_zyx.ravel() / np.float32(MAX_ENTROPY), 0, 1))
         at = np.minimum((share * N_ENTROPY_BINS).astype(np.intp), N_ENTROPY_BINS - 1)
         n_all = np.bincount(at, minlength=N_ENTROPY_BINS)
         n_wrong = np.bincount(at[wrong_zyx.ravel()], minlength=N_ENTROPY_BINS)
         return cls(n_right=n_all - n_wrong, n_wrong=n_wrong)
 
-    def __add__(self, other: ErrorRanking) -> ErrorRanking:
-        return ErrorRanking(n_right=self.n_right + other.n_right, n_wrong=self.n_wrong + other.n_wrong)
+    def __add__(self, other: ErrorDetection) -> ErrorDetection:
+        return ErrorDetection(n_right=self.n_right + other.n_right, n_wrong=self.n_wrong + other.n_wrong)
 
     @property
     def auroc(self) -> float | None:
@@ -207,7 +207,7 @@ def fit_temperature(
     """The one temperature of least mean negative log-likelihood over all voxels given (Guo et al. 2017, §4.2).
 
     Looked for in ``TEMPERATURES``; voxels that are all right drive it to the lower end. Probabilities count as
-    ``LEAST_PROBABILITY`` where they are less.
+    ``MIN_PROBABILITY`` where they are less.
 
     Args:
         foreground_cases: (2, ...) mean probabilities of liver and tumour, one array a validation case: the
@@ -221,7 +221,7 @@ def fit_temperature(
     truth = [truth_zyx.ravel() for truth_zyx in truth_cases]
     if not sum(ids.size for ids in truth):
         return None
-    log_p = np.log(np.maximum(_three_classes(np.concatenate(foreground, axis=1)), LEAST_PROBABILITY))
+    log_p = np.log(np.maximum(_three_classes(np.concatenate(foreground, axis=1)), MIN_PROBABILITY))
     ids = np.concatenate(truth)
     found = optimize.minimize_scalar(
         lambda log_t: _nll(log_p, ids, math.exp(log_t)),

@@ -14,7 +14,7 @@ def devices() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
-def total(values: Tensor) -> Tensor:
+def all_reduce_sum(values: Tensor) -> Tensor:
     """Σ over devices, the same on each.
 
     Its gradient is summed over devices, too: it is that of the sum of all devices' losses, of which
@@ -32,7 +32,7 @@ def log_total_exp(log_values: Tensor) -> Tensor:
         return log_values
     largest = log_values.detach().clone()
     dist.all_reduce(largest, op=dist.ReduceOp.MAX)
-    return largest + total((log_values - largest).exp()).log()
+    return largest + all_reduce_sum((log_values - largest).exp()).log()
 
 
 class _Total(torch.autograd.Function):
