@@ -49,8 +49,27 @@ class PreprocessSpec:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DataSetInfo:
+    """What a data set's ``dataset.json`` says of itself; None where it says nothing.
+
+    Attributes:
+        phantom: Whether it says that its scans are synthetic.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+    name: str
+    licence: str | None
+    description: str | None
+    phantom: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CacheSchema:
-    """The attributes of a store's root group."""
+    """The attributes of a store's root group.
+
+    Attributes:
+        data_set: What the store was built from; None where that was not recorded.
+    """
 
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
     format_version: int
@@ -58,16 +77,18 @@ class CacheSchema:
     fingerprint: str
     label_names: tuple[str, ...]
     software: str
+    data_set: DataSetInfo | None = None
 
     @classmethod
-    def of(cls, spec: PreprocessSpec) -> Self:
-        """The schema of a store that this version of the software builds with ``spec``."""
+    def of(cls, spec: PreprocessSpec, data_set: DataSetInfo | None = None) -> Self:
+        """The schema of a store that this version of the software builds with ``spec`` from ``data_set``."""
         return cls(
             format_version=FORMAT_VERSION,
             spec=spec,
             fingerprint=spec.fingerprint(),
             label_names=LABEL_NAMES,
             software=f"liverseg {version('liverseg')}",
+            data_set=data_set,
         )
 
     @classmethod

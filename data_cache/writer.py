@@ -20,24 +20,47 @@ from data_cache.errors import CacheError, SpecMismatchError
 from data_cache.metadata_checksum import write_with_checksum
 from data_cache.reader import METADATA, has_cases, read_schema
 from data_cache.records import differences, to_json
-from data_cache.schema import MISSING_HU, CacheSchema, Case, CaseMeta, PreprocessSpec, View, multiscales
+from data_cache.schema import (
+    MISSING_HU,
+    CacheSchema,
+    Case,
+    CaseMeta,
+    DataSetInfo,
+    PreprocessSpec,
+    View,
+    multiscales,
+)
 
 PARTIAL = ".partial"  # cases being written; a name that no case id may have
 
 
-def open_or_create(store: Path, spec: PreprocessSpec) -> CacheSchema:
-    """Make ``store`` a cache of ``spec``, or check that it is one already.
+def open_or_create(store: Path, spec: PreprocessSpec, data_set: DataSetInfo | None = None) -> CacheSchema:
+    """Make ``store`` a cache of ``spec`` and ``data_set``, or check that it is one already.
 
     Raises:
-        CacheError: ``store`` exists and is something else.
+        CacheError: ``store`` exists and is something else, or was built from another data set.
         SpecMismatchError: it was built with another spec; the message lists the differences.
     """
     if not (store / METADATA).exists():
-        _create_root(store, CacheSchema.of(spec))
+        _create_root(store, CacheSchema.of(spec, data_set))
     schema = read_schema(store)
     if schema.spec != spec:
         raise SpecMismatchError(_difference(store, schema.spec, spec))
+    if data_set is not None and schema.data_set is not None:
+        _check_same_data_set(store, schema.data_set, data_set)
     return schema
+
+
+def _check_same_data_set(store: Path, found: DataSetInfo, wanted: DataSetInfo) -> None:
+    """A store of two data sets would tell only one of them, and its licence, to what is trained on it."""
+    changes = "; ".join(
+        differences(to_json(found), to_json(wanted), found_in="the store", expected_by="dataset.json")
+    )
+    if changes:
+        raise CacheError(
+            f"{store}: built from another data set ({changes}): name another folder, or, if only dataset.json "
+            f"was corrected, delete {store / METADATA} and run the same command again"
+        )
 
 
 def _create_root(store: Path, schema: CacheSchema) -> None:

@@ -75,7 +75,7 @@ def build(
     Raises:
         CacheError: ``store`` is no cache, or one of another spec. A case that fails raises nothing.
     """
-    open_or_create(store, spec)
+    open_or_create(store, spec, data_set.info)
     remove_leftovers(store)
     pending, results = [], []
     for files in data_set.cases:

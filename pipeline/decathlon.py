@@ -10,10 +10,12 @@ from typing import Any
 
 from data_cache.errors import DataSetError
 from data_cache.reader import natural_order
+from data_cache.schema import DataSetInfo
 
 SUFFIXES = (".nii.gz", ".nii")
 NO_CASE_ID = "does not name a case (letters, digits, . _ - and .nii or .nii.gz)"
 RENAME = "rename it, in dataset.json too, or take it out"
+SYNTHETIC_WORDS = ("phantom", "synthetic")
 _CASE_ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
 
 
@@ -32,6 +34,7 @@ class RawDataSet:
 
     Attributes:
         root: Folder of dataset.json.
+        info: What dataset.json says of the data set.
         cases: What dataset.json lists under "training".
         tests: Images without labels, listed under "test".
         unlisted: Images in imagesTr that dataset.json does not name.
@@ -39,7 +42,7 @@ class RawDataSet:
     """
 
     root: Path
-    name: str
+    info: DataSetInfo
     cases: tuple[CaseFiles, ...]
     tests: tuple[Path, ...]
     unlisted: tuple[Path, ...]
@@ -70,7 +73,7 @@ def read_data_set(root: Path) -> RawDataSet:
         raise DataSetError(f"{path}: " + "; ".join(faults))
     return RawDataSet(
         root=root,
-        name=str(content.get("name", root.name)),
+        info=_info(content, root),
         cases=tuple(cases),
         tests=tuple(tests),
         unlisted=_unlisted(root, listed),
@@ -94,6 +97,25 @@ def volume_stem(path: Path) -> str | None:
     if path.name.startswith("."):
         return None
     return next((path.name.removesuffix(s) for s in SUFFIXES if path.name.endswith(s)), None)
+
+
+def _info(content: dict[str, Any], root: Path) -> DataSetInfo:
+    name, description = _stated(content, "name"), _stated(content, "description")
+    said = f"{name} {description}".lower()
+    return DataSetInfo(
+        name=root.name if name is None else name,
+        licence=_stated(
+            content, "licence", "license"
+        ),  # the Decathlon spells it the British way, nnU-Net both
+        description=description,
+        phantom=any(word in said for word in SYNTHETIC_WORDS),
+    )
+
+
+def _stated(content: dict[str, Any], *keys: str) -> str | None:
+    """The first of these keys that says anything."""
+    said = (str(content[key]).strip() for key in keys if content.get(key) is not None)
+    return next(filter(None, said), None)
 
 
 def _load(root: Path, path: Path) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import pytest
 from conftest import write_listing
 
 from data_cache.errors import DataSetError
+from data_cache.schema import DataSetInfo
 from pipeline.decathlon import read_data_set, volume_stem
 
 
@@ -27,7 +28,7 @@ def test_a_listing_is_read(tmp_path: Path) -> None:
     data_set = read_data_set(
         listing(tmp_path, {"name": "LIVER", "training": training, "test": ["./imagesTs/liver_2.nii.gz"]})
     )
-    assert data_set.name == "LIVER"
+    assert data_set.info == DataSetInfo(name="LIVER", licence=None, description=None, phantom=False)
     assert [case.case_id for case in data_set.cases] == ["liver_1", "liver_0"]
     assert data_set.cases[0].image == tmp_path / "imagesTr/liver_1.nii.gz"
     assert data_set.cases[0].label == tmp_path / "labelsTr/liver_1.nii.gz"
@@ -40,7 +41,32 @@ def test_files_need_not_exist_and_test_may_be_absent(tmp_path: Path) -> None:
     content = json.loads((tmp_path / "dataset.json").read_text())
     del content["test"], content["name"]
     data_set = read_data_set(listing(tmp_path, content))
-    assert (data_set.name, data_set.tests) == (tmp_path.name, ())
+    assert (data_set.info.name, data_set.tests) == (tmp_path.name, ())
+
+
+@pytest.mark.parametrize(
+    ("said", "licence", "phantom"),
+    [
+        ({"licence": " CC-BY-SA 4.0 "}, "CC-BY-SA 4.0", False),
+        ({"license": "CC0"}, "CC0", False),
+        ({"licence": "", "license": "CC0"}, "CC0", False),
+        ({"licence": None}, None, False),
+        ({"licence": 4}, "4", False),
+        ({"description": "Synthetic livers"}, None, True),
+        ({"name": "XCAT phantoms"}, None, True),
+    ],
+)
+def test_what_a_data_set_says_of_itself(
+    tmp_path: Path, said: dict[str, Any], licence: str | None, phantom: bool
+) -> None:
+    write_listing(tmp_path, ["liver_0"], **said)
+    info = read_data_set(tmp_path).info
+    assert (info.licence, info.phantom) == (licence, phantom)
+
+
+def test_our_own_phantoms_say_that_they_are_phantoms(phantoms: Path) -> None:
+    info = read_data_set(phantoms).info
+    assert (info.phantom, info.licence) == (True, "CC0 1.0")
 
 
 def test_every_fault_is_listed(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_cache.reader import list_cases, natural_order
+from data_cache.schema import DataSetInfo
 from liverseg.cli import main
 from pipeline.build import build
 from pipeline.decathlon import CaseFiles, RawDataSet, read_data_set, take_shard
@@ -35,7 +36,8 @@ def raw(tmp_path: Path) -> Path:
 
 def data_set_of(case_ids: list[str]) -> RawDataSet:
     cases = tuple(CaseFiles(case_id=c, image=Path(c), label=Path(c)) for c in case_ids)
-    return RawDataSet(root=Path("raw"), name="", cases=cases, tests=(), unlisted=())
+    info = DataSetInfo(name="LIVER", licence=None, description=None, phantom=False)
+    return RawDataSet(root=Path("raw"), info=info, cases=cases, tests=(), unlisted=())
 
 
 def ids(data_set: RawDataSet) -> list[str]:

@@ -29,7 +29,8 @@ from data_cache.errors import CacheError, SchemaError, SpecMismatchError
 from data_cache.files import replacing, write_text
 from data_cache.inspection import summarise_store
 from data_cache.reader import CacheStore, list_cases, read_meta
-from data_cache.schema import CacheSchema, Case, PreprocessSpec, View
+from data_cache.records import to_json
+from data_cache.schema import CacheSchema, Case, DataSetInfo, PreprocessSpec, View
 from data_cache.writer import open_or_create, remove_leftovers, write_case
 
 ARRAYS = ("scan/image", "scan/fractions", "liver/image", "liver/fractions")
@@ -347,6 +348,30 @@ def test_an_empty_folder_becomes_a_store(tmp_path: Path) -> None:
     assert schema.spec == SMALL_SPEC
     assert open_or_create(tmp_path, SMALL_SPEC) == schema
     assert CacheStore.open(tmp_path).case_ids == ()
+
+
+def test_a_store_says_what_it_was_built_from_and_takes_nothing_else(tmp_path: Path) -> None:
+    info = DataSetInfo(name="LIVER", licence="CC0", description=None, phantom=True)
+    assert open_or_create(tmp_path, SMALL_SPEC, info).data_set == info
+    assert CacheStore.open(tmp_path).schema.data_set == info
+    assert open_or_create(tmp_path, SMALL_SPEC, info) == open_or_create(tmp_path, SMALL_SPEC)
+    with pytest.raises(CacheError, match="licence: the store has 'CC0', dataset.json has 'CC-BY'"):
+        open_or_create(tmp_path, SMALL_SPEC, replace(info, licence="CC-BY"))
+    # What the message says to do does it.
+    write_case(tmp_path, random_case(), SMALL_SPEC)
+    (tmp_path / "zarr.json").unlink()
+    assert open_or_create(tmp_path, SMALL_SPEC, replace(info, licence="CC-BY")).data_set != info
+    assert_holds(tmp_path, random_case())
+
+
+def test_a_store_that_says_nothing_of_its_data_set_is_read(tmp_path: Path) -> None:
+    schema = open_or_create(tmp_path, SMALL_SPEC)
+    written = to_json(schema)
+    del written["data_set"]
+    assert CacheSchema.from_json(written, source="test") == schema
+    assert open_or_create(
+        tmp_path, SMALL_SPEC, DataSetInfo(name="x", licence=None, description=None, phantom=False)
+    )
 
 
 def test_a_store_that_another_process_creates_at_the_same_time_is_used(
