@@ -227,6 +227,16 @@ def test_curves_leave_out_what_is_not_there(tmp_path: Path) -> None:
     assert read_history(tmp_path / "none.csv") == {}
 
 
+def test_one_first_value_does_not_flatten_a_curve() -> None:
+    history = {"epoch": [float(e) for e in range(1, 21)], "train_loss": [50.0, *[0.5] * 18, 0.4]}
+    svg = chart("Loss", history, LOSS[:1], top=None)
+    assert "▲ 1 above 1, up to 50" in svg
+    (line,) = re.findall(r'<polyline[^>]*points="([^"]+)"', svg)
+    heights = [float(pair.split(",")[1]) for pair in line.split()]
+    assert heights[-1] - heights[-2] > 10  # of 166: 0.4 and 0.5 are told apart
+    assert "▲" not in chart("Loss", {**history, "train_loss": [1.0] * 20}, LOSS[:1], top=None)
+
+
 @pytest.fixture(scope="module")
 def evaluated(tiny_world: TinyWorld, tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of an evaluation of the tiny run."""

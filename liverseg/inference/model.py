@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import html
+import os
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,12 +19,20 @@ from data_cache.geometry import DepthWindow, Grid
 from liverseg.inference.inputs import find_scans, scan_notes
 from liverseg.inference.segment import Predictor, segment
 from liverseg.inference.uncertainty_files import UncertaintySummary, summarise_uncertainty
-from pipeline.nifti import VolumeHeader, to_canonical, write_labels
+from pipeline.nifti import (
+    NiftiImage,
+    VolumeHeader,
+    from_canonical,
+    label_image,
+    temporary_nifti,
+    to_canonical,
+    write_labels,
+)
 from pipeline.prepare import read_scan
 from pipeline.restore import native_labels
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class Segmentation:
     """A segmented scan.
 
@@ -30,6 +44,7 @@ class Segmentation:
         liver_ml, tumour_ml: The liver's includes its tumours.
         notes: What was assumed or replaced while reading.
         header: Of the scan's file, for ``save``.
+        open_scan: Gives the scan as a NIfTI file, for pictures.
         samples_nczyx: Of each sample, all that the network said, on the grid of ``foreground_czyx``, or of the whole
             scan where no liver was found; None where none were drawn.
         doubts: What the samples disagree on: volumes with intervals, possible lesions, one number for the scan.
@@ -41,6 +56,7 @@ class Segmentation:
     window: DepthWindow | None
     notes: tuple[str, ...]
     header: VolumeHeader
+    open_scan: Callable[[], AbstractContextManager[Path]]
     samples_nczyx: NDArray[np.float32] | None
     uncertainty: UncertaintySummary | None
 
@@ -60,6 +76,31 @@ class Segmentation:
         write_labels(target, self.header, self._blocks())
         return target
 
+    @property
+    def label(self) -> NiftiImage:
+        """The label as nibabel's image, on the scan's own axes and grid; ``label_zyx`` is canonical."""
+        return label_image(from_canonical(self.label_zyx, self.header.axes_kji), self.header)
+
+    def __repr__(self) -> str:
+        shape = "×".join(map(str, self.grid.shape_zyx[::-1]))
+        found = f"liver {self.liver_ml:.0f} mL, tumour {self.tumour_ml:.1f} mL"
+        sure = "" if self.uncertainty is None else f"; {self.uncertainty.line()}"
+        return f"Segmentation({shape}, {'no liver found' if self.window is None else found}{sure})"
+
+    def _repr_html_(self) -> str:
+        """Three slices of the scan with the label's contours, where the scan can still be read."""
+        from data_cache.errors import LiversegError
+        from liverseg.pictures.data_uri import figure_uri
+        from liverseg.pictures.figures import three_plane_figure
+
+        text = f"<p>{html.escape(repr(self))}</p>"
+        try:
+            with self.open_scan() as image:
+                figure = three_plane_figure(image, self.label_zyx, self.grid.spacing_zyx_mm)
+        except LiversegError as failure:
+            return f"{text}<p>{html.escape(str(failure))}</p>"
+        return f'{text}<img alt="three slices with contours" src="{figure_uri(figure)}">'
+
     def _blocks(self) -> list[NDArray[np.uint8]]:
         window = self.window or DepthWindow(start=0, stop=self.grid.shape_zyx[0])
         return list(native_labels(self.foreground_czyx, window, self.header))
@@ -71,16 +112,20 @@ class Model:
 
     predictor: Predictor
 
-    def segment(self, image: str | Path) -> Segmentation:
-        """Segment a NIfTI file, or a folder or zip of one DICOM series.
+    def segment(
+        self, image: str | os.PathLike[str] | NiftiImage | NDArray[Any], *, affine: NDArray[Any] | None = None
+    ) -> Segmentation:
+        """Segment a scan.
+
+        Args:
+            image: A NIfTI file, a folder or zip of one DICOM series, a nibabel image, or an array (x, y, z) in HU.
+            affine: Of an array: 4×4, from its voxels to RAS+ mm, as nibabel has it.
 
         Raises:
-            VolumeError: It cannot be read, or is a folder of several scans.
+            VolumeError: It cannot be read, is a folder of several scans, or an array without affine.
         """
-        scan, *others = find_scans([Path(image)])
-        if others:
-            raise VolumeError(f"{image}: holds {1 + len(others)} scans: name one of them")
-        with scan.as_nifti() as path:
+        open_scan = _opener(image, affine)
+        with open_scan() as path:
             thin = read_scan(path, self.predictor.spec)
         found = segment(thin, self.predictor)
         window = found.window or thin.scan_window
@@ -94,6 +139,18 @@ class Model:
             window=found.window,
             notes=scan_notes(thin),
             header=thin.header,
+            open_scan=open_scan,
             samples_nczyx=samples,
             uncertainty=None if samples is None else summarise_uncertainty(samples, window, thin.header),
         )
+
+
+def _opener(image: object, affine: NDArray[Any] | None) -> Callable[[], AbstractContextManager[Path]]:
+    if not isinstance(image, str | os.PathLike):
+        return partial(temporary_nifti, image, affine)
+    if affine is not None:
+        raise VolumeError(f"{image}: a file has an affine of its own: give affine with an array only")
+    scan, *others = find_scans([Path(image)])
+    if others:
+        raise VolumeError(f"{image}: holds {1 + len(others)} scans: name one of them")
+    return scan.as_nifti

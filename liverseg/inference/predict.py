@@ -17,7 +17,7 @@ from liverseg.inference.inputs import ScanInput, scan_notes
 from liverseg.inference.segment import Predictor, ScanSegmentation, segment
 from liverseg.inference.uncertainty_files import UncertaintySummary, map_values, write_uncertainty
 from liverseg.measure.uncertainty import decided
-from pipeline.nifti import write_labels
+from pipeline.nifti import to_canonical, write_labels
 from pipeline.prepare import InPlaneScan, read_scan
 from pipeline.restore import native_labels, one_thread
 
@@ -76,11 +76,27 @@ def predict_scan(
     Raises:
         VolumeError: The scan cannot be read, or its label would overwrite it.
     """
+    with scan.as_nifti() as image:
+        return _predict_file(
+            image, scan, out, predictor, preview=preview, statistics=statistics, dicom_seg=dicom_seg
+        )
+
+
+def _predict_file(
+    image: Path,
+    scan: ScanInput,
+    out: Path,
+    predictor: Predictor,
+    *,
+    preview: bool,
+    statistics: bool,
+    dicom_seg: bool,
+) -> Prediction:
     label = out / f"{scan.name}.nii.gz"
     if label.resolve() == scan.path.resolve():
         raise VolumeError(f"{scan.path}: its label would overwrite it: name another --out")
     times = [time.perf_counter()]
-    with scan.as_nifti() as image, one_thread():
+    with one_thread():
         thin = read_scan(image, predictor.spec)
     times.append(time.perf_counter())
     found = segment(thin, predictor)
@@ -114,7 +130,7 @@ def predict_scan(
     if dicom_seg:
         write_dicom_seg(out / f"{scan.name}{SUFFIX}", series=scan.path, label=label)
     if preview:
-        _draw_preview(out / f"{scan.name}.png", thin, found, predictor, prediction)
+        _draw_preview(out / f"{scan.name}.png", image, thin, found, predictor, prediction)
     return prediction
 
 
@@ -124,21 +140,27 @@ def _write_statistics(path: Path, prediction: Prediction) -> None:
 
 
 def _draw_preview(
-    path: Path, thin: InPlaneScan, found: ScanSegmentation, predictor: Predictor, prediction: Prediction
+    path: Path,
+    image: Path,
+    thin: InPlaneScan,
+    found: ScanSegmentation,
+    predictor: Predictor,
+    prediction: Prediction,
 ) -> None:
-    from liverseg.pictures.figures import overlay_figure
+    from liverseg.pictures.figures import preview_figure
     from liverseg.pictures.sheet import save
     from liverseg.pictures.uncertainty_figures import UncertaintyMaps, uncertainty_figure
 
-    # What the network saw, and no second pass over a file that may have 500 MB.
-    view = thin.view(found.window or thin.scan_window, predictor.spec)
-    label_zyx = decided(found.foreground_czyx)
+    window = found.window or thin.scan_window
     name, _, words = prediction.line().partition(": ")
     title = f"{Path(name).name}\n{words.partition(' (')[0]}"
-    save(overlay_figure(view.image_zyx, None, label_zyx, view.grid.spacing_zyx_mm, title=title), path)
+    label_kji = np.concatenate(list(native_labels(found.foreground_czyx, window, thin.header)))
+    label_zyx = to_canonical(label_kji, thin.header.axes_kji)
+    save(preview_figure(image, label_zyx, thin.header.grid.spacing_zyx_mm, title=title), path)
     if found.samples_nczyx is not None:
+        view = thin.view(window, predictor.spec)
         values = {f"{name}_zyx": value for name, value in map_values(found.samples_nczyx).items()}
-        maps = UncertaintyMaps(label_zyx=label_zyx, **values)
+        maps = UncertaintyMaps(label_zyx=decided(found.foreground_czyx), **values)
         figure = uncertainty_figure(view.image_zyx, maps, view.grid.spacing_zyx_mm, title=title)
         save(figure, _doubts_folder(path.parent, path.name.removesuffix(".png")) / "doubts.png")
 

@@ -53,13 +53,38 @@ def training_charts(history: History) -> str:
     )
 
 
+def standalone_charts(history: History) -> str:
+    """The same with its own colours, for a notebook; nothing without a history."""
+    colours = (
+        "--panel:#f4f6f8;--line:#d0d7de;--text:#1f2328;--muted:#59636e;--liver:#0b7fc0;--validation:#8a6d00;"
+    )
+    style = (
+        ".liverseg svg{width:46%;min-width:18rem;background:var(--panel)}"
+        ".liverseg text{fill:var(--muted);font:11px sans-serif}.liverseg .grid{stroke:var(--line)}"
+        ".liverseg .curve{fill:none;stroke-width:2}"
+    )
+    charts = training_charts(history)
+    return (
+        charts
+        and f'<div class="liverseg" style="{colours}--tumour:#c2361f"><style>{style}</style>{charts}</div>'
+    )
+
+
 def chart(title: str, history: History, curves: Sequence[Curve], *, top: float | None) -> str:
-    """One panel from 0 up to ``top``, or up to the largest value for None; values that are NaN are left out."""
+    """One panel from 0 up to ``top``; for None, up to a number that a few outliers do not decide.
+
+    Values that are NaN are left out; those above ``top`` are drawn at the upper edge, and counted in a note.
+    """
     drawn = {curve: _points(history, curve.key) for curve in curves}
-    largest = max((value for points in drawn.values() for _, value in points), default=0.0)
-    top = _round_up(largest) if top is None else top
+    values = [value for points in drawn.values() for _, value in points]
+    top = _robust_top(values) if top is None else top
     last_epoch = max((epoch for points in drawn.values() for epoch, _ in points), default=1.0)
-    parts = [f'<text class="name" x="{LEFT}" y="18">{html.escape(title)}</text>', *_grid(top, last_epoch)]
+    above = sum(value > top for value in values)
+    note = f" (▲ {above} above {top:.3g}, up to {max(values):.3g})" if above else ""
+    parts = [
+        f'<text class="name" x="{LEFT}" y="18">{html.escape(title)}{note}</text>',
+        *_grid(top, last_epoch),
+    ]
     for number, (curve, points) in enumerate(drawn.items()):
         parts += _curve(curve, points, top=top, last_epoch=last_epoch, number=number)
     content = "".join(parts)
@@ -69,6 +94,15 @@ def chart(title: str, history: History, curves: Sequence[Curve], *, top: float |
 def _points(history: History, key: str) -> list[tuple[float, float]]:
     pairs = zip(history["epoch"], history.get(key, ()), strict=False)
     return [(epoch, value) for epoch, value in pairs if math.isfinite(value)]
+
+
+def _robust_top(values: Sequence[float]) -> float:
+    """The largest value, unless it would flatten the rest: then twice the value that nine tenths stay below."""
+    ordered = sorted(values)
+    if not ordered:
+        return 1.0
+    usual = 2 * ordered[int(0.9 * (len(ordered) - 1))]
+    return _round_up(ordered[-1] if ordered[-1] <= usual else usual)
 
 
 def _round_up(value: float) -> float:
@@ -107,6 +141,10 @@ def _curve(
     at = " ".join(f"{_x(epoch, last_epoch):.1f},{_y(value, top):.1f}" for epoch, value in points)
     colour, key_x = f"var(--{curve.colour})", LEFT + number * 130
     yield f'<polyline class="curve" style="stroke:{colour}" points="{at}"/>'
+    for epoch, value in points:
+        if value > top:
+            left = _x(epoch, last_epoch) - 5
+            yield f'<path d="M{left:.1f},{TOP + 8} h10 l-5,-8 z" style="fill:{colour}"/>'
     for place in at.split() if len(points) < 3 else ():  # a line through one point is invisible
         x, y = place.split(",")
         yield f'<circle cx="{x}" cy="{y}" r="3" style="fill:{colour}"/>'

@@ -6,6 +6,7 @@ import base64
 import io
 
 import numpy as np
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -37,6 +38,13 @@ def png_uri(bytes_yx: NDArray[np.uint8]) -> str:
     """A PNG, which keeps each byte."""
     file = io.BytesIO()
     Image.fromarray(bytes_yx).save(file, "PNG", optimize=True)
+    return _data_uri("image/png", file)
+
+
+def figure_uri(figure: Figure) -> str:
+    """A matplotlib figure as PNG."""
+    file = io.BytesIO()
+    figure.savefig(file, format="png")
     return _data_uri("image/png", file)
 
 

@@ -5,13 +5,20 @@ All are drawn with matplotlib's objects and never with pyplot: no global state, 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from liverseg.pictures.palette import LIVER_TRUTH, PRED_PENS, TRUTH_PENS, TUMOUR_PRED
 from liverseg.pictures.panel import area_key, draw_outlines, draw_shares, line_key, show_plane
 from liverseg.pictures.planes import (
+    Outline,
+    Plane,
     Spacing,
     axial_height_over_width,
     body_view,
@@ -19,8 +26,13 @@ from liverseg.pictures.planes import (
     outlines_of,
     overlay_planes,
     overlay_view,
+    three_planes,
 )
-from liverseg.pictures.sheet import draw_legend, montage_layout, overlay_layout
+from liverseg.pictures.sheet import draw_legend, montage_layout, overlay_layout, row_layout
+from pipeline.nifti import read_planes
+
+SOFT_TISSUE_HU = (-110.0, 190.0)
+Layout = Callable[[float], tuple[Figure, list[Axes]]]  # of the height over width of the axial panels
 
 
 def overlay_figure(
@@ -30,7 +42,7 @@ def overlay_figure(
     spacing_zyx_mm: Spacing,
     *,
     title: str,
-    window_hu: tuple[float, float] = (-110.0, 190.0),
+    window_hu: tuple[float, float] = SOFT_TISSUE_HU,
 ) -> Figure:
     """Four axial slices, a coronal and a sagittal one, with the outlines of both labels.
 
@@ -39,7 +51,7 @@ def overlay_figure(
     nowhere has no outline and is not in the legend.
 
     Args:
-        image_zyx: HU, canonical RAS+, any size; only the slices shown are copied.
+        image_zyx: HU, canonical RAS+, any size; only the slices shown are looked at.
         truth_zyx: Labels 0/1/2 on the same grid, or None.
         pred_zyx: The same.
         spacing_zyx_mm: Distance between voxel centres.
@@ -48,10 +60,76 @@ def overlay_figure(
     """
     outlines = outlines_of(truth_zyx, TRUTH_PENS) + outlines_of(pred_zyx, PRED_PENS)
     planes = overlay_planes(outlines, image_zyx.shape)
-    view = overlay_view(image_zyx, outlines, spacing_zyx_mm[0])
-    figure, axes = overlay_layout(axial_height_over_width(view, spacing_zyx_mm), title)
-    for axis, plane in zip(axes, planes, strict=True):
-        show_plane(axis, image_zyx, plane, view, spacing_zyx_mm, window_hu=window_hu)
+    taken = [plane.take(image_zyx) for plane in planes]
+    return _overlay(
+        outlines,
+        planes,
+        taken,
+        image_zyx.shape,
+        spacing_zyx_mm,
+        layout=partial(overlay_layout, title=title),
+        window_hu=window_hu,
+    )
+
+
+def preview_figure(
+    image: Path, label_zyx: NDArray[np.uint8], spacing_zyx_mm: Spacing, *, title: str
+) -> Figure:
+    """The same of a predicted label on its scan's own slices, which are read from the file: no volume in memory.
+
+    Args:
+        image: NIfTI file in HU.
+        label_zyx: Labels 0/1/2 on the file's grid, canonical RAS+.
+        spacing_zyx_mm: Distance between voxel centres.
+        title: First line bold, the others smaller below it.
+
+    Raises:
+        VolumeError: The file cannot be read.
+    """
+    outlines = outlines_of(label_zyx, PRED_PENS)
+    planes = overlay_planes(outlines, label_zyx.shape)
+    layout = partial(overlay_layout, title=title)
+    return _drawn_from_file(image, outlines, planes, label_zyx.shape, spacing_zyx_mm, layout=layout)
+
+
+def three_plane_figure(image: Path, label_zyx: NDArray[np.uint8], spacing_zyx_mm: Spacing) -> Figure:
+    """An axial, a coronal and a sagittal slice of the scan in a row, through most of the tumour or of the liver."""
+    outlines = outlines_of(label_zyx, PRED_PENS)
+    planes = three_planes(outlines, label_zyx.shape)
+    return _drawn_from_file(image, outlines, planes, label_zyx.shape, spacing_zyx_mm, layout=row_layout)
+
+
+def _drawn_from_file(
+    image: Path,
+    outlines: Sequence[Outline],
+    planes: Sequence[Plane],
+    shape_zyx: tuple[int, ...],
+    spacing_zyx_mm: Spacing,
+    *,
+    layout: Layout,
+) -> Figure:
+    taken = read_planes(image, [(plane.axis, plane.index) for plane in planes])
+    return _overlay(
+        outlines, planes, taken, shape_zyx, spacing_zyx_mm, layout=layout, window_hu=SOFT_TISSUE_HU
+    )
+
+
+def _overlay(
+    outlines: Sequence[Outline],
+    planes: Sequence[Plane],
+    taken: Sequence[NDArray[np.int16]],
+    shape_zyx: tuple[int, ...],
+    spacing_zyx_mm: Spacing,
+    *,
+    layout: Layout,
+    window_hu: tuple[float, float],
+) -> Figure:
+    axial_nyx = np.stack([slice_ for slice_, plane in zip(taken, planes, strict=True) if plane.axis == 0])
+    view = overlay_view(axial_nyx, outlines, shape_zyx[0], spacing_zyx_mm[0])
+    figure, axes = layout(axial_height_over_width(view, spacing_zyx_mm))
+    for axis, plane, slice_ in zip(axes, planes, taken, strict=True):
+        n_slices = shape_zyx[plane.axis]
+        show_plane(axis, slice_, plane, view, spacing_zyx_mm, n_slices=n_slices, window_hu=window_hu)
         draw_outlines(axis, outlines, plane, view, spacing_zyx_mm)
     draw_legend(figure, [line_key(outline.pen) for outline in outlines])
     return figure
@@ -63,7 +141,7 @@ def case_montage(
     spacing_zyx_mm: Spacing,
     *,
     title: str,
-    window_hu: tuple[float, float] = (-110.0, 190.0),
+    window_hu: tuple[float, float] = SOFT_TISSUE_HU,
 ) -> Figure:
     """A cached case at a glance: 18 axial slices over its depth, one coronal and one sagittal.
 
@@ -78,7 +156,9 @@ def case_montage(
     view = body_view(image_zyx, slice(0, image_zyx.shape[0]))
     figure, axes = montage_layout(axial_height_over_width(view, spacing_zyx_mm), title)
     for axis, plane in zip(axes, montage_planes(image_zyx.shape, fractions_czyx), strict=True):
-        show_plane(axis, image_zyx, plane, view, spacing_zyx_mm, window_hu=window_hu)
+        n_slices = image_zyx.shape[plane.axis]
+        taken = plane.take(image_zyx)
+        show_plane(axis, taken, plane, view, spacing_zyx_mm, n_slices=n_slices, window_hu=window_hu)
         if fractions_czyx is not None:
             liver, tumour = (plane.cut(share_zyx, view) * np.float32(1 / 255) for share_zyx in fractions_czyx)
             draw_shares(axis, liver, tumour, plane.pixel_mm(spacing_zyx_mm))

@@ -22,21 +22,22 @@ Share = NDArray[np.float32]
 
 def show_plane(
     axis: Axes,
-    image_zyx: NDArray[np.int16],
+    taken: NDArray[np.int16],
     plane: Plane,
     view: View,
     spacing_zyx_mm: Spacing,
     *,
+    n_slices: int,
     window_hu: tuple[float, float],
 ) -> None:
-    """Draw the part of a slice that is inside ``view``, with its number and its sides."""
-    picture = plane.cut(image_zyx, view)
+    """Draw the part of a whole slice that is inside ``view``, with its number of ``n_slices`` and its sides."""
+    picture = plane.hang(taken, view)
     extent = _extent_mm(picture.shape, plane.pixel_mm(spacing_zyx_mm))
     low, high = window_hu
     axis.imshow(picture, cmap="gray", vmin=low, vmax=high, extent=extent, interpolation="antialiased")
     _fill_panel(axis, width_mm=extent[1], height_mm=extent[2])
     _clear(axis)
-    note_slice(axis, plane, image_zyx.shape[plane.axis])
+    note_slice(axis, plane, n_slices)
     note_sides(axis, plane)
 
 

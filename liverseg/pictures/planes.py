@@ -32,11 +32,19 @@ class Plane:
     axis: int
     index: int
 
+    def take(self, volume_zyx: NDArray[Scalar]) -> NDArray[Scalar]:
+        """The whole slice, in the order of the volume's axes; not copied."""
+        slice_: NDArray[Scalar] = volume_zyx[(slice(None),) * self.axis + (self.index,)]
+        return slice_
+
+    def hang(self, taken: NDArray[Scalar], view: View) -> NDArray[Scalar]:
+        """The part of a whole slice inside the box, as it hangs: rows from the top, columns from the left."""
+        rows, columns = (part for axis, part in enumerate(view) if axis != self.axis)
+        return taken[rows, columns][::-1, ::-1]
+
     def cut(self, volume_zyx: NDArray[Scalar], view: View) -> NDArray[Scalar]:
-        """The part of the slice inside the box, as it hangs: rows from the top, columns from the left."""
-        at = tuple(self.index if axis == self.axis else part for axis, part in enumerate(view))
-        hung: NDArray[Scalar] = volume_zyx[at][::-1, ::-1]
-        return hung
+        """The part of the slice of a volume inside the box, as it hangs."""
+        return self.hang(self.take(volume_zyx), view)
 
     def pixel_mm(self, spacing_zyx_mm: Spacing) -> tuple[float, float]:
         """Height and width of a pixel of the slice."""
@@ -121,6 +129,13 @@ def overlay_planes(outlines: Sequence[Outline], shape_zyx: tuple[int, ...]) -> t
     return _axial_then_sides(heights, y, x)
 
 
+def three_planes(outlines: Sequence[Outline], shape_zyx: tuple[int, ...]) -> tuple[Plane, Plane, Plane]:
+    """The axial, the coronal and the sagittal plane with most tumour, or else most liver, or else in the middle."""
+    through = max(outlines, key=lambda outline: outline.pen.from_label, default=None)
+    z, y, x = (n // 2 if through is None else through.largest(axis) for axis, n in enumerate(shape_zyx))
+    return Plane(axis=0, index=z), Plane(axis=1, index=y), Plane(axis=2, index=x)
+
+
 def montage_planes(shape_zyx: tuple[int, ...], fractions_czyx: NDArray[np.uint8] | None) -> tuple[Plane, ...]:
     """18 axial planes from the head down, then the coronal and the sagittal one with most tumour, or liver."""
     heights = _spread(slice(0, shape_zyx[0]), count=18)
@@ -148,27 +163,41 @@ def _with_nearest_replaced(heights: Sequence[int], wanted: int) -> list[int]:
     return [*heights[:nearest], wanted, *heights[nearest + 1 :]]
 
 
-def overlay_view(image_zyx: NDArray[np.int16], outlines: Sequence[Outline], spacing_z_mm: float) -> View:
-    """The body with all that is labelled, and in depth 60 mm around that: a whole-body scan would be a thread."""
+def overlay_view(
+    axial_nyx: NDArray[np.int16], outlines: Sequence[Outline], depth: int, spacing_z_mm: float
+) -> View:
+    """The body with everything labelled, and 60 mm above and below that: a whole-body scan would be a thread.
+
+    Args:
+        axial_nyx: The axial slices that are shown: they tell the width of the body.
+        outlines: Of everything that is labelled.
+        depth: Slices of the scan.
+        spacing_z_mm: Between these.
+    """
+    body_y, body_x = body_extent(axial_nyx)
     if not outlines:
-        return body_view(image_zyx, slice(0, image_zyx.shape[0]))
+        return slice(0, depth), body_y, body_x
     z, y, x = (_hull([outline.extent(axis) for outline in outlines]) for axis in range(3))
-    z = _widened(z, round(60.0 / spacing_z_mm), image_zyx.shape[0])
-    _, body_y, body_x = body_view(image_zyx, z)
-    return z, _hull([y, body_y]), _hull([x, body_x])
+    return _widened(z, round(60.0 / spacing_z_mm), depth), _hull([y, body_y]), _hull([x, body_x])
 
 
 def body_view(image_zyx: NDArray[np.int16], depth: slice) -> View:
     """The box worth showing at this depth: the body without its table, and a little air."""
-    # A dozen slices tell the width of the body. In their mean a table is a thin line apart.
+    # A dozen slices tell the width of the body.
     some_zyx = image_zyx[depth][:: max(1, (depth.stop - depth.start) // 12)]
-    pieces_yx, n_pieces = ndimage.label((some_zyx > _BODY_ABOVE_HU).mean(axis=0) > 0.3)
-    _, ny, nx = image_zyx.shape
+    return (depth, *body_extent(some_zyx))
+
+
+def body_extent(axial_nyx: NDArray[np.int16]) -> tuple[slice, slice]:
+    """Rows and columns of the body without its table in some axial slices, and a little air."""
+    # In the mean of several slices a table is a thin line apart.
+    pieces_yx, n_pieces = ndimage.label((axial_nyx > _BODY_ABOVE_HU).mean(axis=0) > 0.3)
+    _, ny, nx = axial_nyx.shape
     if n_pieces == 0:
-        return depth, slice(0, ny), slice(0, nx)
+        return slice(0, ny), slice(0, nx)
     body_yx = pieces_yx == np.bincount(pieces_yx.ravel())[1:].argmax() + 1
     y, x = _extent(body_yx.any(axis=1)), _extent(body_yx.any(axis=0))
-    return depth, _widened(y, ny // 50, ny), _widened(x, nx // 50, nx)
+    return _widened(y, ny // 50, ny), _widened(x, nx // 50, nx)
 
 
 def _extent(set_along: NDArray[np.bool_]) -> slice:

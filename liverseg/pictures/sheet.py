@@ -45,6 +45,16 @@ def montage_layout(aspect: float, title: str) -> tuple[Figure, list[Axes]]:
     return _layout(title, rows=3, columns=6, panel_in=(2.1 * aspect, 2.1), side_in=3.1)
 
 
+def row_layout(aspect: float) -> tuple[Figure, list[Axes]]:
+    """Three panels of this height over width side by side, without a title."""
+    width_in = 3.4
+    size_in = (3 * width_in + 2 * _GAP_IN, width_in * aspect + _LEGEND_IN)
+    figure = Figure(figsize=size_in, dpi=DPI, facecolor=BACKGROUND)
+    FigureCanvasAgg(figure)
+    lefts_in = [column * (width_in + _GAP_IN) for column in range(3)]
+    return figure, [add_panel(figure, (left, _LEGEND_IN, width_in, width_in * aspect)) for left in lefts_in]
+
+
 def _layout(
     title: str, *, rows: int, columns: int, panel_in: tuple[float, float], side_in: float
 ) -> tuple[Figure, list[Axes]]:

@@ -200,6 +200,16 @@ def _inflating(raw: _HashingFile, *, use_stdlib: bool) -> io.BufferedIOBase:
     return stream
 
 
+def as_int16(block_kji: NDArray[Any], header: VolumeHeader) -> NDArray[Any]:
+    """Stored values scaled and rounded to int16; what is not finite becomes air."""
+    if block_kji.dtype.newbyteorder("=") == np.int16 and (header.slope, header.intercept) == (1.0, 0.0):
+        return block_kji
+    with np.errstate(over="ignore", invalid="ignore"):
+        scaled = block_kji * header.slope + header.intercept
+    scaled = np.nan_to_num(scaled, nan=-1024, posinf=-1024, neginf=-1024)
+    return np.clip(np.rint(scaled), -32767, 32767)
+
+
 def read_canonical(path: Path) -> tuple[NDArray[np.int16], VolumeHeader]:
     """A whole volume (z, y, x), scaled and rounded to int16, for scoring and for pictures.
 
@@ -209,11 +219,5 @@ def read_canonical(path: Path) -> tuple[NDArray[np.int16], VolumeHeader]:
         header = stream.header
         volume_kji = np.empty(header.shape_kji, dtype=np.int16)
         for first, block in stream.blocks():
-            values = block
-            if block.dtype.newbyteorder("=") != np.int16 or (header.slope, header.intercept) != (1.0, 0.0):
-                with np.errstate(over="ignore", invalid="ignore"):
-                    scaled = block * header.slope + header.intercept
-                scaled = np.nan_to_num(scaled, nan=-1024, posinf=-1024, neginf=-1024)
-                values = np.clip(np.rint(scaled), -32767, 32767)
-            volume_kji[first : first + len(block)] = values
+            volume_kji[first : first + len(block)] = as_int16(block, header)
         return to_canonical(volume_kji, header.axes_kji), header

@@ -36,7 +36,12 @@ def write_labels(path: Path, header: VolumeHeader, blocks: Iterable[NDArray[np.u
     Raises:
         ValueError: The blocks do not add up to the volume.
     """
-    _write_bytes(path, header, blocks, _byte_header(header, b"liverseg: 1 liver, 2 tumour"))
+    _write_bytes(path, header, blocks, label_header(header))
+
+
+def label_header(header: VolumeHeader) -> bytes:
+    """The bytes before the voxels of a label on the grid of ``header``."""
+    return _byte_header(header, b"liverseg: 1 liver, 2 tumour")
 
 
 def write_map(

@@ -1,0 +1,56 @@
+"""nibabel's images, as Python users hold them: taken as input, given as output."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from numpy.typing import NDArray
+
+from data_cache.errors import VolumeError
+from pipeline.nifti.header import VolumeHeader
+from pipeline.nifti.write import label_header
+
+NiftiImage = nib.Nifti1Image  # the type of what is returned, for those that do not know nibabel
+
+
+@contextmanager
+def temporary_nifti(image: object, affine: NDArray[Any] | None = None) -> Iterator[Path]:
+    """A nibabel image, or an array (x, y, z) with its affine, as a file that is gone when the block ends.
+
+    Raises:
+        VolumeError: It is neither, or the array has no affine.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "image.nii"
+        nib.save(_as_nifti(image, affine), path)
+        yield path
+
+
+def _as_nifti(image: object, affine: NDArray[Any] | None) -> nib.spatialimages.SpatialImage:
+    if isinstance(image, nib.spatialimages.SpatialImage):
+        if affine is not None:
+            raise VolumeError("an image has an affine of its own: give affine with an array only")
+        return image
+    if not isinstance(image, np.ndarray):
+        raise VolumeError(
+            f"expected a path, a nibabel image or an array with its affine, got {type(image).__name__}"
+        )
+    if affine is None:
+        raise VolumeError(
+            "an array needs affine: a 4×4 matrix from its voxels (x, y, z) to RAS+ mm, as nibabel has it"
+        )
+    small = {"int64": np.int32, "uint64": np.uint32, "bool": np.uint8, "float16": np.float32}
+    values = image.astype(small.get(image.dtype.name, image.dtype), copy=False)
+    return nib.Nifti1Image(values, affine)
+
+
+def label_image(label_kji: NDArray[np.uint8], header: VolumeHeader) -> NiftiImage:
+    """A label in the order of its scan's file as nibabel's image: the same axes, affine and codes."""
+    kind = nib.Nifti2Image if isinstance(header.nifti, nib.Nifti2Header) else nib.Nifti1Image
+    return kind.from_bytes(label_header(header) + np.ascontiguousarray(label_kji).tobytes())

@@ -1,0 +1,130 @@
+"""liverseg from Python, as a user calls it: each step, what it returns, and what it shows of itself."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import nibabel as nib
+import numpy as np
+import pytest
+from tiny import SPEC, TinyWorld, tiny_config
+
+import liverseg
+from data_cache.schema import PreprocessSpec
+from liverseg.training.config import save_config
+
+
+def test_import_is_fast_and_loads_no_torch() -> None:
+    code = "import sys, liverseg; print(liverseg.__version__, liverseg.errors.VolumeError.__name__, *sys.modules)"
+    started = time.perf_counter()
+    run = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert time.perf_counter() - started < 2  # 0.06 s where nothing else runs
+    loaded = set(run.stdout.split())
+    assert "VolumeError" in loaded
+    assert not loaded & {"torch", "numpy", "zarr", "nibabel", "rich", "matplotlib"}
+
+
+def test_the_steps_in_a_row(tiny_world: TinyWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("data_cache.schema.PreprocessSpec", lambda: SPEC)
+    save_config(tiny_config(epochs=2), tmp_path / "tiny.toml")
+    seen: list[liverseg.Progress] = []
+    cache = liverseg.preprocess(tiny_world.raw, tmp_path / "c.zarr", jobs=1, progress=seen.append)
+    assert [(p.done, p.total) for p in seen] == [(n, 6) for n in range(1, 7)]
+    assert len(cache) == len(cache.case_ids) == 6
+    assert repr(cache) == f"Cache('{tmp_path}/c.zarr': 6 cases)"
+    assert "liver_0" in cache._repr_html_()
+
+    seen.clear()
+    run = liverseg.train(
+        cache, tmp_path / "run", config=tmp_path / "tiny.toml", set={"optim.epochs": 1}, progress=seen.append
+    )
+    assert (seen[-1].done, seen[-1].total) == (3, 3)
+    assert "Dice liver" in seen[-1].note
+    assert run.epochs == 1
+    assert run.history["epoch"] == [1]
+    assert repr(run).startswith(f"Run('{tmp_path}/run': 1 epoch, best mean validation Dice 0.")
+    assert "<svg" in run._repr_html_()
+    assert liverseg.train(cache, run, set={"optim.epochs": 2}, resume=True, progress=False).epochs == 2
+
+    seen.clear()
+    scores = liverseg.evaluate(cache, run, raw=tiny_world.raw, device="cpu", progress=seen.append)
+    assert len(scores.cases) == len(seen) == len(scores.rows()) == 2
+    assert repr(scores).startswith("Scores(2 cases, liver Dice 0.")
+    assert scores.cases[0].case_id in scores._repr_html_()
+    assert scores.liver_dice == scores.summary["liver"]["dice"]["mean"]
+    assert not scores.failed
+    wrong = liverseg.evaluate(cache, run, raw=tmp_path, device="cpu", out=tmp_path / "none", progress=False)
+    assert set(wrong.failed) == {e.case_id for e in scores.cases}
+    assert repr(wrong).startswith("Scores(0 cases, liver Dice –")
+    found = liverseg.load(run, device="cpu").segment(tiny_world.raw / "imagesTs" / "liver_6.nii.gz")
+    assert found.label.shape == (40, 40, 40)
+
+
+def test_scores_become_a_data_frame(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """pandas is none of our dependencies: what is called is tested, with a stand-in."""
+    scores = liverseg.Scores(cases=(), failed={}, summary={}, out=tmp_path)
+    monkeypatch.setitem(
+        sys.modules, "pandas", SimpleNamespace(read_csv=lambda path, index_col: (path, index_col))
+    )
+    assert scores.to_pandas() == (tmp_path / "scores.csv", "case")
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(ImportError):
+        scores.to_pandas()
+
+
+def test_a_failed_case_is_named_and_does_not_stop_the_others(tiny_world: TinyWorld, tmp_path: Path) -> None:
+    import shutil
+
+    raw = shutil.copytree(tiny_world.raw, tmp_path / "raw")
+    (raw / "labelsTr" / "liver_0.nii.gz").unlink()
+    cache = liverseg.preprocess(raw, tmp_path / "c.zarr", jobs=1, progress=False)
+    assert list(cache.failed) == ["liver_0"]
+    assert "cannot be opened" in cache.failed["liver_0"]
+    assert repr(cache).endswith("5 cases, 1 failed)")
+    assert cache.store.schema.spec == PreprocessSpec()
+
+
+@pytest.mark.parametrize("file_axes", ["RAS", "LPS", "SAL"])
+def test_a_label_lies_on_the_scans_own_axes(
+    tiny_world: TinyWorld, tiny_run: Path, tmp_path: Path, file_axes: str
+) -> None:
+    original = nib.Nifti1Image.from_filename(tiny_world.raw / "imagesTs" / "liver_6.nii.gz")
+    wanted = nib.orientations.axcodes2ornt(file_axes)
+    turned = original.as_reoriented(
+        nib.orientations.ornt_transform(nib.io_orientation(original.affine), wanted)
+    )
+    nib.save(turned, tmp_path / "turned.nii.gz")
+    model = liverseg.load(tiny_run, device="cpu")
+    found = model.segment(tmp_path / "turned.nii.gz")
+    assert found.label.shape == turned.shape
+    np.testing.assert_array_equal(
+        found.label.affine, nib.Nifti1Image.from_filename(tmp_path / "turned.nii.gz").affine
+    )
+    np.testing.assert_array_equal(
+        np.asarray(found.label.dataobj),
+        np.asarray(nib.Nifti1Image.from_filename(found.save(tmp_path / "saved.nii.gz")).dataobj),
+    )
+    canonical = nib.as_closest_canonical(found.label)
+    np.testing.assert_array_equal(np.asarray(canonical.dataobj).transpose(2, 1, 0), found.label_zyx)
+    # An image in memory, and an array with its affine, are the same scan.
+    for other in (model.segment(turned), model.segment(np.asarray(turned.dataobj), affine=turned.affine)):
+        np.testing.assert_array_equal(np.asarray(other.label.dataobj), np.asarray(found.label.dataobj))
+
+
+def test_a_segmentation_shows_itself(tiny_world: TinyWorld, tiny_run: Path, tmp_path: Path) -> None:
+    scan = tmp_path / "scan.nii.gz"
+    scan.write_bytes((tiny_world.raw / "imagesTs" / "liver_6.nii.gz").read_bytes())
+    found = liverseg.load(tiny_run, device="cpu").segment(scan)
+    assert (
+        repr(found)
+        == f"Segmentation(40×40×40, liver {found.liver_ml:.0f} mL, tumour {found.tumour_ml:.1f} mL)"
+    )
+    assert 'src="data:image/png;base64,' in found._repr_html_()
+    scan.unlink()
+    assert "cannot be opened" in found._repr_html_()
+    with pytest.raises(liverseg.errors.VolumeError, match="an array needs affine"):
+        liverseg.load(tiny_run, device="cpu").segment(np.zeros((3, 3, 3), np.int16))
