@@ -1,8 +1,7 @@
-"""Where voxels are: grids in RAS+ millimetres, depth windows, and the target grid of a resampled volume."""
+"""Where voxels are: grids in RAS+ millimetres, boxes of voxels, and the target grid of a resampled volume."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -55,42 +54,66 @@ class Grid:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DepthWindow:
-    """A run of slices ``start <= z < stop`` of a canonical (RAS+) native grid."""
+class Box:
+    """The voxels ``start <= index < stop`` along z, y and x of a canonical (RAS+) native grid."""
 
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
-    start: int
-    stop: int
+    start_zyx: tuple[int, int, int]
+    stop_zyx: tuple[int, int, int]
 
     def __post_init__(self) -> None:
-        if not 0 <= self.start < self.stop:
-            raise ValueError(f"a depth window needs 0 <= start < stop, got {self.start}:{self.stop}")
+        if not all(0 <= start < stop for start, stop in zip(self.start_zyx, self.stop_zyx, strict=True)):
+            raise ValueError(f"a box needs 0 <= start < stop along each axis, got {self}")
 
-    def __len__(self) -> int:
-        return self.stop - self.start
+    @classmethod
+    def whole(cls, shape_zyx: tuple[int, int, int]) -> Box:
+        """All voxels of a volume."""
+        return cls(start_zyx=(0, 0, 0), stop_zyx=shape_zyx)
+
+    @classmethod
+    def from_slices(cls, slices_zyx: Sequence[slice]) -> Box:
+        """The box of three slices with start and stop."""
+        (z, z_stop), (y, y_stop), (x, x_stop) = ((int(part.start), int(part.stop)) for part in slices_zyx)
+        return cls(start_zyx=(z, y, x), stop_zyx=(z_stop, y_stop, x_stop))
+
+    @property
+    def shape_zyx(self) -> tuple[int, int, int]:
+        """Number of voxels along each axis."""
+        z, y, x = (stop - start for start, stop in zip(self.start_zyx, self.stop_zyx, strict=True))
+        return z, y, x
+
+    @property
+    def slices_zyx(self) -> tuple[slice, slice, slice]:
+        """The box as an index of a native volume."""
+        z, y, x = (slice(*ends) for ends in zip(self.start_zyx, self.stop_zyx, strict=True))
+        return z, y, x
+
+    def with_margin(self, margin_zyx: Sequence[int], shape_zyx: tuple[int, int, int]) -> Box:
+        """The box with ``margin_zyx`` more voxels on both sides of each axis, inside a volume of ``shape_zyx``."""
+        return Box.from_slices(
+            [
+                slice(max(0, start - margin), min(n, stop + margin))
+                for start, stop, margin, n in zip(
+                    self.start_zyx, self.stop_zyx, margin_zyx, shape_zyx, strict=True
+                )
+            ]
+        )
+
+    def __str__(self) -> str:
+        """Numpy's notation, slowest axis first: ``20:84, 100:356, 80:300``."""
+        return ", ".join(f"{a}:{b}" for a, b in zip(self.start_zyx, self.stop_zyx, strict=True))
 
 
-def window_with_margin(first: int, last: int, *, depth: int, margin_fraction: float) -> DepthWindow:
-    """The slices ``first..last`` (inclusive) and ``depth * margin_fraction`` more each side, inside the scan.
+def resampled_grid(native: Grid, box: Box, shape_zyx: tuple[int, int, int]) -> Grid:
+    """The grid of ``native``'s voxels in ``box`` after resampling to ``shape_zyx``.
 
-    The margin is rounded up: a thin scan keeps at least one slice of context.
+    Both cover the same cuboid face to face, so voxel ``i`` of the target has its centre at source index
+    ``start + (i + 0.5) * n_source / n_target - 0.5`` along each axis.
     """
-    margin = math.ceil(depth * margin_fraction)
-    return DepthWindow(start=max(0, first - margin), stop=min(depth, last + 1 + margin))
-
-
-def resampled_grid(native: Grid, window: DepthWindow, shape_zyx: tuple[int, int, int]) -> Grid:
-    """The grid of ``native``'s slices in ``window`` after resampling to ``shape_zyx``.
-
-    Both cover the same box edge to edge, so voxel ``i`` of the target has its centre at source index
-    ``(i + 0.5) * n_source / n_target - 0.5`` along each axis.
-    """
-    _, ny, nx = native.shape_zyx
-    source_xyz = np.array([nx, ny, len(window)], dtype=np.float64)
-    origin_xyz = np.array([0.0, 0.0, float(window.start)])
+    source_xyz = np.array(box.shape_zyx[::-1], dtype=np.float64)
     scale = source_xyz / np.array(shape_zyx[::-1], dtype=np.float64)
     to_native = np.diag([*scale, 1.0])
-    to_native[:3, 3] = 0.5 * scale - 0.5 + origin_xyz
+    to_native[:3, 3] = 0.5 * scale - 0.5 + np.array(box.start_zyx[::-1], dtype=np.float64)
     return Grid.from_array(shape_zyx, native.affine @ to_native)
 
 

@@ -118,8 +118,8 @@ def _attempt(store: Path, case_id: str) -> tuple[CaseMeta | None, str]:
 
 def _view_faults(store: CacheStore, meta: CaseMeta) -> list[str]:
     has_liver = meta.voxel_counts is not None and any(meta.voxel_counts[1:])
-    faults = [f"has no {v} view" for v in ("scan", *["liver"] * has_liver) if v not in meta.windows]
-    for view in meta.windows:
+    faults = [f"has no {v} view" for v in ("scan", *["liver"] * has_liver) if v not in meta.boxes]
+    for view in meta.boxes:
         try:
             store.read(meta.case_id, view)
         except CacheError as failure:

@@ -123,9 +123,9 @@ class CacheStore:
             CacheError: No such case or view, a missing chunk, or bytes that fail their checksum.
         """
         meta, shape_zyx = self.meta(case_id), self.schema.spec.shape_zyx
-        if view not in meta.windows:
+        if view not in meta.boxes:
             raise CacheError(
-                f"{self.path}: case {case_id} has no {view!r} view, only {', '.join(meta.windows)}"
+                f"{self.path}: case {case_id} has no {view!r} view, only {', '.join(meta.boxes)}"
             )
         return View(
             image_zyx=self._read_array(f"{case_id}/{view}/image", np.int16, shape_zyx),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -14,10 +15,11 @@ from numpy.typing import NDArray
 from pydantic import ConfigDict
 
 from data_cache.errors import SchemaError
-from data_cache.geometry import DepthWindow, Grid, resampled_grid
+from data_cache.geometry import Box, Grid, resampled_grid
 from data_cache.records import STRICT, parse, to_json
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+Crop = Literal["box", "depth"]
 ViewName = Literal["liver", "scan"]
 VIEW_NAMES: tuple[ViewName, ...] = ("liver", "scan")
 LABEL_NAMES = ("background", "liver", "tumour")
@@ -31,16 +33,30 @@ class PreprocessSpec:
 
     Attributes:
         shape_zyx: Voxels of every view.
-        margin_fraction: Context left on each side of the labelled slices, as a share of the scan's depth.
+        crop: What the view "liver" shows. ``box``: the label's bounding box. ``depth``: the labelled slices at
+            full width, as the original project did.
+        margin_mm: Context left on each side of the label with ``box``, rounded up to whole voxels.
+        margin_fraction: The same with ``depth``, along z alone, as a share of the scan's depth.
         air_hu: What replaces NaN and infinite voxels.
         resampling: Name of the algorithm; changes whenever the same input would give other voxels.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
     shape_zyx: tuple[int, int, int] = (64, 128, 128)
+    crop: Crop = "box"
+    margin_mm: float = 10.0
     margin_fraction: float = 0.02
     air_hu: int = -1024
-    resampling: str = "box-average-1"
+    resampling: str = "box-average-2"
+
+    def close_box(self, labelled: Box, grid: Grid) -> Box:
+        """What the view "liver" shows of a scan whose liver fills the box ``labelled``: for training and inference alike."""
+        depth, height, width = grid.shape_zyx
+        if self.crop == "depth":
+            margin = math.ceil(depth * self.margin_fraction)
+            return labelled.with_margin((margin, height, width), grid.shape_zyx)
+        margin_zyx = [math.ceil(self.margin_mm / spacing) for spacing in grid.spacing_zyx_mm]
+        return labelled.with_margin(margin_zyx, grid.shape_zyx)
 
     def fingerprint(self) -> str:
         """Sixteen hexadecimal digits that are equal exactly when two specs are."""
@@ -94,12 +110,15 @@ class CacheSchema:
     @classmethod
     def from_json(cls, data: object, *, source: str) -> Self:
         """Parse a root group's attributes; raises SchemaError with every fault."""
-        schema = parse(cls, data, source=source, error=SchemaError)
-        if schema.format_version != FORMAT_VERSION:
+        found = data.get("format_version") if isinstance(data, dict) else None
+        if (
+            isinstance(found, int) and found != FORMAT_VERSION
+        ):  # before the keys, which other formats name otherwise
             raise SchemaError(
-                f"{source}: cache format {schema.format_version}, this software reads {FORMAT_VERSION}: "
-                "build the cache again with liverseg preprocess"
+                f"{source}: expected cache format {FORMAT_VERSION}, found {found}: "
+                "build a new cache with liverseg preprocess RAW NEW_CACHE"
             )
+        schema = parse(cls, data, source=source, error=SchemaError)
         if schema.fingerprint != schema.spec.fingerprint():
             raise SchemaError(
                 f"{source}: the fingerprint {schema.fingerprint} is not the one of the spec beside it"
@@ -136,7 +155,7 @@ class CaseMeta:
     Attributes:
         grid: The native volume with its axes flipped and permuted to the closest canonical (RAS+) ones.
         file_axes: Orientation of the image file's own axes, such as "LPS".
-        windows: The slices of ``grid`` that each view covers; "liver" is absent without a labelled liver.
+        boxes: The voxels of ``grid`` that each view covers; "liver" is absent without a labelled liver.
         voxel_counts: Native voxels of each label, or None without a label.
         notes: What a reader should know, such as replaced NaN voxels or an affine taken from the qform.
     """
@@ -148,7 +167,7 @@ class CaseMeta:
     label: SourceFile | None
     grid: Grid
     file_axes: str
-    windows: dict[str, DepthWindow]
+    boxes: dict[str, Box]
     voxel_counts: tuple[int, int, int] | None
     hu: HuStatistics
     notes: tuple[str, ...]
@@ -160,7 +179,7 @@ class CaseMeta:
 
     def view_grid(self, view: str, shape_zyx: tuple[int, int, int]) -> Grid:
         """Where the voxels of a view of this case are."""
-        return resampled_grid(self.grid, self.windows[view], shape_zyx)
+        return resampled_grid(self.grid, self.boxes[view], shape_zyx)
 
     def volume_ml(self, label: int) -> float | None:
         """Native volume of a label (0 background, 1 liver, 2 tumour), or None without a label file."""
@@ -197,7 +216,7 @@ def multiscales(meta: CaseMeta, spec: PreprocessSpec) -> list[dict[str, Any]]:
     OME-Zarr has scale and translation but no flips or rotations, so that these are along the canonical
     axes in mm; the true affine is ``CaseMeta.view_grid``.
     """
-    found = [(view, array) for view in meta.windows for array in ("image", "fractions")]
+    found = [(view, array) for view in meta.boxes for array in ("image", "fractions")]
     return [
         _multiscale(meta.view_grid(view, spec.shape_zyx), view=view, array=array)
         for view, array in found

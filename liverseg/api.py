@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from liverseg.results import Cache, Progress, Run, Scores
 
 if TYPE_CHECKING:
+    from data_cache.schema import Crop
     from liverseg.inference.model import Model
     from liverseg.training.callbacks import Callbacks
     from liverseg.training.config import TrainConfig
@@ -21,7 +22,12 @@ ShowProgress = bool | Callable[[Progress], None]
 
 
 def preprocess(
-    raw: AnyPath, cache: AnyPath, *, jobs: int | None = None, progress: ShowProgress = True
+    raw: AnyPath,
+    cache: AnyPath,
+    *,
+    jobs: int | None = None,
+    crop: Crop = "box",
+    progress: ShowProgress = True,
 ) -> Cache:
     """Crop and resample every raw volume once, into a store; cases that are up to date are skipped.
 
@@ -29,6 +35,7 @@ def preprocess(
         raw: Folder in the Decathlon's layout: ``dataset.json``, ``imagesTr``, ``labelsTr``.
         cache: The store; created where there is none.
         jobs: Worker processes; None for the physical cores.
+        crop: What the close view shows: "box", the label's bounding box, or "depth", its slices at full width.
         progress: True draws a bar, False is silent, a function is called with a ``Progress`` after each case.
 
     Returns:
@@ -48,7 +55,9 @@ def preprocess(
         def report(result: CaseResult) -> None:
             advance(f"{result.case_id}: {result.outcome}")
 
-        results = build(data_set, Path(cache), PreprocessSpec(), jobs=jobs or physical_cores(), report=report)
+        results = build(
+            data_set, Path(cache), PreprocessSpec(crop=crop), jobs=jobs or physical_cores(), report=report
+        )
     failed = {result.case_id: result.message for result in results if result.outcome == "failed"}
     return Cache(Path(cache), failed)
 

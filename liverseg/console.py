@@ -84,13 +84,23 @@ def store_table(name: str, schema: CacheSchema, summaries: Sequence[CaseSummary]
         f"{name}: {pluralise(len(summaries), 'case')} of {z}×{y}×{x}, {size_mib:.1f} MiB, spec {schema.fingerprint}, "
         f"{schema.software}"
     )
-    headers = ("case", "native x×y×z", "mm", "axes", "liver mL", "tumour mL", "liver slices", "KiB", "notes")
+    headers = (
+        "case",
+        "native x×y×z",
+        "mm",
+        "axes",
+        "liver mL",
+        "tumour mL",
+        "liver box z, y, x",
+        "KiB",
+        "notes",
+    )
     return table(title, headers, map(_store_row, summaries))
 
 
 def _store_row(summary: CaseSummary) -> tuple[str, ...]:
     meta = summary.meta
-    window = meta.windows.get("liver")
+    box = meta.boxes.get("liver")
     return (
         meta.case_id,
         "×".join(map(str, meta.grid.shape_zyx[::-1])),
@@ -98,7 +108,7 @@ def _store_row(summary: CaseSummary) -> tuple[str, ...]:
         meta.file_axes,
         number(summary.liver_ml, 0),
         number(summary.tumour_ml, 1),
-        "–" if window is None else f"{window.start}:{window.stop}",
+        "–" if box is None else str(box),
         str(summary.size_bytes // 1024),
         str(len(meta.notes) or ""),
     )
@@ -115,7 +125,7 @@ def case_table(meta: CaseMeta) -> Table:
         "native x×y×z": "×".join(map(str, meta.grid.shape_zyx[::-1])) + f" ({meta.file_axes})",
         "spacing": "×".join(f"{v:.3f}" for v in meta.grid.spacing_zyx_mm[::-1]) + " mm",
         "HU": f"{hu.minimum:g} to {hu.maximum:g}, mean {hu.mean:g} ± {hu.standard_deviation:g}",
-        **{f"{name} view": f"slices {w.start}:{w.stop}" for name, w in meta.windows.items()},
+        **{f"{name} view": f"voxels {box} (z, y, x)" for name, box in meta.boxes.items()},
         "liver": f"{number(meta.volume_ml(1), 1)} mL and tumour {number(meta.volume_ml(2), 1)} mL",
         "built with": f"spec {meta.spec_fingerprint}",
         "notes": "; ".join(meta.notes) or "–",

@@ -12,10 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_cache.errors import CacheError, LiversegError
-from data_cache.geometry import DepthWindow
+from data_cache.geometry import Box
 from data_cache.reader import CacheStore
 from data_cache.schema import FRACTION_ONE, CacheSchema, CaseMeta
-from pipeline.average import Z
 from pipeline.nifti import VolumeHeader, VolumeStream
 from pipeline.prepare import foreground_and_tumour, retry_with_stdlib_gzip
 from pipeline.restore import native_labels
@@ -90,12 +89,12 @@ def measure_case(meta: CaseMeta, *, raw: Path, store: Path, schema: CacheSchema)
 
 def _measure_case(meta: CaseMeta, raw: Path, store: CacheStore) -> CaseFidelity:
     assert meta.label is not None
-    path, window = raw / meta.label.path, meta.windows.get("liver", meta.windows["scan"])
+    path, box = raw / meta.label.path, meta.boxes.get("liver", meta.boxes["scan"])
     shape_zyx = store.schema.spec.shape_zyx
     nearest = retry_with_stdlib_gzip(
-        lambda use_stdlib: _nearest_ids(path, meta, window, shape_zyx, use_stdlib=use_stdlib)
+        lambda use_stdlib: _nearest_ids(path, meta, box, shape_zyx, use_stdlib=use_stdlib)
     )
-    if "liver" not in meta.windows:
+    if "liver" not in meta.boxes:
         return CaseFidelity(
             case=meta.case_id, liver=None, tumour=None, nearest_liver=None, nearest_tumour=None
         )
@@ -103,7 +102,7 @@ def _measure_case(meta: CaseMeta, raw: Path, store: CacheStore) -> CaseFidelity:
     assert fractions is not None
     foreground = fractions.astype(np.float32) / np.float32(FRACTION_ONE)
     return retry_with_stdlib_gzip(
-        lambda use_stdlib: _compare(path, meta.case_id, foreground, nearest, window, use_stdlib=use_stdlib)
+        lambda use_stdlib: _compare(path, meta.case_id, foreground, nearest, box, use_stdlib=use_stdlib)
     )
 
 
@@ -111,7 +110,7 @@ def _measure_case(meta: CaseMeta, raw: Path, store: CacheStore) -> CaseFidelity:
 
 
 def _nearest_ids(
-    path: Path, meta: CaseMeta, window: DepthWindow, shape_zyx: tuple[int, int, int], *, use_stdlib: bool
+    path: Path, meta: CaseMeta, box: Box, shape_zyx: tuple[int, int, int], *, use_stdlib: bool
 ) -> Block:
     """Ids at the voxel nearest to each cached voxel's centre; axes in the file's order, canonical directions.
 
@@ -122,7 +121,7 @@ def _nearest_ids(
         header = stream.header
         if header.grid.shape_zyx != meta.grid.shape_zyx:
             raise _not_the_source(path)
-        at_k, at_j, at_i = sampled_voxels(header, window, shape_zyx)
+        at_k, at_j, at_i = sampled_voxels(header, box, shape_zyx)
         ids_kji = np.zeros((len(at_k), len(at_j), len(at_i)), dtype=np.uint8)
         for first, block in _label_blocks(stream):
             inside = np.flatnonzero((at_k >= first) & (at_k < first + len(block)))
@@ -141,9 +140,7 @@ def _not_the_source(path: Path) -> CacheError:
     )
 
 
-def sampled_voxels(
-    header: VolumeHeader, window: DepthWindow, shape_zyx: tuple[int, int, int]
-) -> list[NDArray[np.intp]]:
+def sampled_voxels(header: VolumeHeader, box: Box, shape_zyx: tuple[int, int, int]) -> list[NDArray[np.intp]]:
     """For each axis of the file, the index of the voxel nearest to each cached voxel's centre.
 
     Target ``t`` has its centre at source edge coordinate ``(t + 0.5) * n_source / n_target``, in whole numbers;
@@ -152,16 +149,16 @@ def sampled_voxels(
     indices = []
     for axis in header.axes_kji:
         n_native, n_target = header.grid.shape_zyx[axis.canonical], shape_zyx[axis.canonical]
-        start, n_source = (window.start, len(window)) if axis.canonical == Z else (0, n_native)
+        start, n_source = box.start_zyx[axis.canonical], box.shape_zyx[axis.canonical]
         at = start + (2 * np.arange(n_target) + 1) * n_source // (2 * n_target)
         indices.append(n_native - 1 - at if axis.flipped else at)
     return indices
 
 
-def nearest_labels(ids_kji: Block, window: DepthWindow, header: VolumeHeader) -> Iterator[Block]:
+def nearest_labels(ids_kji: Block, box: Box, header: VolumeHeader) -> Iterator[Block]:
     """Labels of consecutive slices of the file, each voxel the id of the cached voxel that it lies in."""
     in_k, in_j, in_i = (
-        _enclosing(header, axis, n_target, window)
+        _enclosing(header, axis, n_target, box)
         for axis, n_target in zip(range(3), ids_kji.shape, strict=True)
     )
     for k in in_k:
@@ -174,10 +171,10 @@ def nearest_labels(ids_kji: Block, window: DepthWindow, header: VolumeHeader) ->
         yield slice_ji[None]
 
 
-def _enclosing(header: VolumeHeader, axis: int, n_target: int, window: DepthWindow) -> NDArray[np.intp]:
-    """For each voxel of a file's axis, the cached voxel that holds its centre; -1 outside of the window."""
+def _enclosing(header: VolumeHeader, axis: int, n_target: int, box: Box) -> NDArray[np.intp]:
+    """For each voxel of a file's axis, the cached voxel that holds its centre; -1 outside of the box."""
     canonical, n_native = header.axes_kji[axis].canonical, header.shape_kji[axis]
-    start, n_source = (window.start, len(window)) if canonical == Z else (0, n_native)
+    start, n_source = box.start_zyx[canonical], box.shape_zyx[canonical]
     native = np.arange(n_native) - start
     inside = (2 * native + 1) * n_target // (2 * n_source)
     inside[(native < 0) | (native >= n_source)] = -1
@@ -210,15 +207,15 @@ def _compare(
     case_id: str,
     foreground_czyx: NDArray[np.float32],
     nearest_kji: Block,
-    window: DepthWindow,
+    box: Box,
     *,
     use_stdlib: bool,
 ) -> CaseFidelity:
     with VolumeStream.open(path, use_stdlib=use_stdlib) as stream:
         header = stream.header
         restored = (
-            native_labels(foreground_czyx, window, header),
-            nearest_labels(nearest_kji, window, header),
+            native_labels(foreground_czyx, box, header),
+            nearest_labels(nearest_kji, box, header),
         )
         counts = [(_Overlap(), _Overlap()) for _ in restored]
         runs = [Runs(blocks) for blocks in restored]

@@ -150,7 +150,7 @@ def _raw_print(files: CaseFiles, *, spec: PreprocessSpec, root: Path) -> CaseFin
 
 
 def _view_name(meta: CaseMeta) -> str:
-    return "liver" if "liver" in meta.windows else "scan"
+    return "liver" if "liver" in meta.boxes else "scan"
 
 
 def _attempt(case_id: str, measured: Callable[[], CaseFingerprint]) -> CaseFingerprint | FailedFingerprint:

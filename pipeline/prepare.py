@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from data_cache.errors import LabelError
-from data_cache.geometry import (
-    DepthWindow,
-    Grid,
-    corner_distance_mm,
-    resampled_grid,
-    window_with_margin,
-)
+from data_cache.geometry import Box, Grid, corner_distance_mm, resampled_grid
 from data_cache.schema import (
     FRACTION_ONE,
     MISSING_HU,
@@ -30,9 +24,9 @@ from data_cache.schema import (
     SourceFile,
     View,
 )
-from pipeline.average import Channels, average_in_plane
+from pipeline.average import BoxAverage, Slices, canonical_box
+from pipeline.held import HeldBlock
 from pipeline.nifti import CorruptStreamError, VolumeHeader, VolumeStream
-from pipeline.resample import Slab, resample_depth
 
 T = TypeVar("T")
 OpenStream = Callable[[Path], VolumeStream]
@@ -42,36 +36,45 @@ HU_RANGE = (MISSING_HU + 1, 32767)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class InPlaneScan:
-    """An image averaged in the plane: any depth window can be cut from it without reading the file again.
+class HeldScan:
+    """A scan that was read once and is held in memory: the view of any box can be cut from it.
 
     Attributes:
         header: Of the file, for writing a segmentation on the same grid.
-        slabs: The thin volume, 64 KiB a slice at 128×128.
+        blocks: All voxels as stored if those are small integers, else in HU.
+        scan_view: The view of all voxels.
+        tally: Range of the native voxels.
         notes: What was assumed or replaced while reading.
     """
 
     header: VolumeHeader
-    slabs: tuple[Slab, ...]
+    blocks: tuple[HeldBlock, ...]
+    scan_view: View
+    tally: ImageTally
     notes: tuple[str, ...]
 
     @property
-    def scan_window(self) -> DepthWindow:
-        """All slices."""
-        return DepthWindow(start=0, stop=self.header.grid.shape_zyx[0])
+    def scan_box(self) -> Box:
+        """All voxels."""
+        return Box.whole(self.header.grid.shape_zyx)
 
-    def view(self, window: DepthWindow, spec: PreprocessSpec) -> View:
-        """The slices of ``window``, resampled as the cache has them."""
-        grid = self.header.grid
-        (values,) = resample_depth(self.slabs, [window], spec.shape_zyx, depth=grid.shape_zyx[0])
-        return _view(values, None, resampled_grid(grid, window, spec.shape_zyx))
+    def view(self, box: Box) -> View:
+        """The voxels of ``box``, resampled as the cache has them."""
+        if box == self.scan_box:
+            return self.scan_view
+        shape_zyx = self.scan_view.grid.shape_zyx
+        average = BoxAverage(self.header, box, shape_zyx)
+        for block in self.blocks:
+            if average.reaches(block.start_kji, block.shape_kji):
+                average.add(block.start_kji, block.values_kji(), largest=self.tally.largest)
+        return _view(self.tally.to_hu(average), None, resampled_grid(self.header.grid, box, shape_zyx))
 
 
-def read_scan(image: Path, spec: PreprocessSpec) -> InPlaneScan:
+def read_scan(image: Path, spec: PreprocessSpec) -> HeldScan:
     """Read an image once, for inference.
 
     Raises:
-        VolumeError: The file is missing, damaged or no NIfTI volume.
+        VolumeError: The file is missing, damaged or not a NIfTI volume.
     """
     return retry_with_stdlib_gzip(lambda use_stdlib: _read_scan(image, spec, use_stdlib=use_stdlib))
 
@@ -81,19 +84,21 @@ def prepare_case(
 ) -> Case:
     """Read a scan and its label once each, into the views of a case.
 
+    The label comes first: it decides the box of the close view before the image streams by.
+
     Args:
         case_id: Name of the case.
         image: NIfTI file in HU.
         label: NIfTI file on the same grid: 0 background, 1 liver, 2 tumour.
-        spec: Shape and margins of the views.
+        spec: Shape, crop and margins of the views.
         root: Folder that the paths in the metadata are relative to.
-        ahead: Inflate in a thread of its own, for where a core would be idle.
+        prefetch: Inflate in a thread of its own, for where a core would be idle.
 
     Returns:
         A case with the view "scan", and "liver" where the label has any liver or tumour.
 
     Raises:
-        VolumeError: A file is missing, damaged or no NIfTI volume.
+        VolumeError: A file is missing, damaged or not a NIfTI volume.
         LabelError: The label has other values, or lies on another grid than the image.
     """
     return retry_with_stdlib_gzip(
@@ -117,14 +122,18 @@ def retry_with_stdlib_gzip(read: Callable[[bool], T]) -> T:
         return read(True)
 
 
-def _read_scan(image: Path, spec: PreprocessSpec, *, use_stdlib: bool) -> InPlaneScan:
-    with VolumeStream.open(
-        image, use_stdlib=use_stdlib, prefetch=True
-    ) as stream:  # one file: other cores are idle
-        tally = _ImageTally()
-        slabs = tuple(_image_slabs(stream, spec, tally))
-        return InPlaneScan(
-            header=stream.header, slabs=slabs, notes=(*stream.header.notes, *tally.notes(spec))
+def _read_scan(image: Path, spec: PreprocessSpec, *, use_stdlib: bool) -> HeldScan:
+    # One file: other cores are idle.
+    with VolumeStream.open(image, use_stdlib=use_stdlib, prefetch=True) as stream:
+        box = Box.whole(stream.header.grid.shape_zyx)
+        held: list[HeldBlock] = []
+        (view,), tally = _image_views(stream, [box], spec, hold=held.append)
+        return HeldScan(
+            header=stream.header,
+            blocks=tuple(held),
+            scan_view=view,
+            tally=tally,
+            notes=(*stream.header.notes, *tally.notes(spec)),
         )
 
 
@@ -133,30 +142,28 @@ def _prepare_case(
 ) -> Case:
     with open_stream(image) as stream:
         header, grid = stream.header, stream.header.grid
-        thin_label = _read_label(label, header, spec, root=root, open_stream=open_stream)
-        windows = _windows(thin_label, depth=grid.shape_zyx[0], spec=spec)
-        tally = _ImageTally()
-        resample = partial(
-            resample_depth, windows=tuple(windows.values()), shape_zyx=spec.shape_zyx, depth=grid.shape_zyx[0]
-        )
-        images = resample(_image_slabs(stream, spec, tally))
-        labels = resample(thin_label.slabs, channels=2)
+        read = _read_label(label, header, spec, root=root, open_stream=open_stream)
+        boxes = {"scan": Box.whole(grid.shape_zyx)}
+        if read.labelled is not None:
+            boxes["liver"] = spec.close_box(read.labelled, grid)
+        images, tally = _image_views(stream, list(boxes.values()), spec)
         source = _source(stream, root)
+    fractions = [read.scan_fractions_czyx, *(read.fractions(box, spec) for box in list(boxes.values())[1:])]
     views = {
-        name: _view(images[i], labels[i], resampled_grid(grid, window, spec.shape_zyx))
-        for i, (name, window) in enumerate(windows.items())
+        name: replace(view, fractions_czyx=part)
+        for name, view, part in zip(boxes, images, fractions, strict=True)
     }
     meta = CaseMeta(
         case_id=case_id,
         spec_fingerprint=spec.fingerprint(),
         image=source,
-        label=thin_label.source,
+        label=read.source,
         grid=grid,
         file_axes=header.file_axes,
-        windows=windows,
-        voxel_counts=thin_label.voxel_counts,
+        boxes=boxes,
+        voxel_counts=read.voxel_counts,
         hu=_hu_statistics(tally, views["scan"].image_zyx),
-        notes=(*header.notes, *thin_label.notes, *tally.notes(spec)),
+        notes=(*header.notes, *read.notes, *tally.notes(spec)),
     )
     return Case(meta=meta, views=views)
 
@@ -164,115 +171,221 @@ def _prepare_case(
 # ---- image
 
 
-@dataclass(slots=True, kw_only=True)
-class _ImageTally:
-    """What is learnt of an image's native voxels while they pass."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageTally:
+    """What is learned of an image's native voxels while they pass.
 
+    Attributes:
+        as_stored: Whether they are averaged as they are stored, and the means scaled to HU.
+        slope, intercept: HU = value * slope + intercept, of the values that are averaged.
+        minimum, maximum: Of those values.
+        replaced: Voxels that were NaN or infinite.
+    """
+
+    as_stored: bool
+    slope: float
+    intercept: float
     minimum: float = np.inf
     maximum: float = -np.inf
     replaced: int = 0
 
+    @classmethod
+    def of(cls, header: VolumeHeader) -> Self:
+        """The tally before the first voxel.
+
+        Averages are linear: 16-bit integers are averaged as they are stored, and the few means are scaled. A header
+        that lies about the scale could take these out of float32: then voxels are clipped one by one.
+        """
+        is_small_integer = header.dtype.kind in "iu" and header.dtype.itemsize <= 2
+        if is_small_integer and abs(header.slope) < 1e4 and abs(header.intercept) < 1e6:
+            return cls(as_stored=True, slope=header.slope, intercept=header.intercept)
+        return cls(as_stored=False, slope=1.0, intercept=0.0)
+
+    def including(self, values: NDArray[Any], *, replaced: int = 0) -> ImageTally:
+        """The tally with one more block."""
+        return replace(
+            self,
+            minimum=min(self.minimum, float(values.min())),
+            maximum=max(self.maximum, float(values.max())),
+            replaced=self.replaced + replaced,
+        )
+
+    @property
+    def largest(self) -> int:
+        """Greatest magnitude of the values that were averaged."""
+        return int(max(-self.minimum, self.maximum))
+
+    @property
+    def range_hu(self) -> tuple[float, float]:
+        """Least and greatest HU; the slope may be negative."""
+        low, high = sorted(v * self.slope + self.intercept for v in (self.minimum, self.maximum))
+        return low, high
+
+    def to_hu(self, average: BoxAverage) -> NDArray[np.float32]:
+        """A view's means in HU."""
+        means = average.values_zyx()
+        if (self.slope, self.intercept) == (1.0, 0.0):
+            return means
+        return means * np.float32(self.slope) + np.float32(self.intercept)
+
     def notes(self, spec: PreprocessSpec) -> tuple[str, ...]:
+        """What was replaced."""
         if not self.replaced:
             return ()
         return (f"image: {self.replaced} voxels were NaN or infinite and became {spec.air_hu} HU",)
 
 
-def _image_slabs(stream: VolumeStream, spec: PreprocessSpec, tally: _ImageTally) -> Iterator[Slab]:
-    header = stream.header
-    stored = _averages_as_stored(header)
-    slope, intercept = (header.slope, header.intercept) if stored else (1.0, 0.0)
-
-    def split(block_kji: NDArray[Any]) -> Channels:
-        values = block_kji if stored else _finite_hu(block_kji, header, spec, tally)
-        low, high = float(values.min()), float(values.max())
-        ends = (low * slope + intercept, high * slope + intercept)
-        tally.minimum, tally.maximum = min(tally.minimum, *ends), max(tally.maximum, *ends)
-        return Channels(values=(values,), largest=int(max(-low, high)))
-
-    for slab in average_in_plane(stream, spec.shape_zyx[1:], split=split):
-        if (slope, intercept) == (1.0, 0.0):
-            yield slab
-        else:
-            scaled = slab.values_czyx * np.float32(slope) + np.float32(intercept)
-            yield Slab(start_zyx=slab.start_zyx, values_czyx=scaled)
-
-
-def _averages_as_stored(header: VolumeHeader) -> bool:
-    """Averages are linear: 16-bit integers are averaged as they are stored, and the few means are scaled.
-
-    A header that lies about the scale could take these out of float32: then voxels are clipped one by one.
-    """
-    is_small_integer = header.dtype.kind in "iu" and header.dtype.itemsize <= 2
-    return is_small_integer and abs(header.slope) < 1e4 and abs(header.intercept) < 1e6
+def _image_views(
+    stream: VolumeStream,
+    boxes: list[Box],
+    spec: PreprocessSpec,
+    *,
+    hold: Callable[[HeldBlock], None] | None = None,
+) -> tuple[list[View], ImageTally]:
+    """The view of each box, in one pass; ``hold`` is given each block as well."""
+    header, tally = stream.header, ImageTally.of(stream.header)
+    averages = [BoxAverage(header, box, spec.shape_zyx) for box in boxes]
+    for first, block_kji in stream.blocks():
+        values, n_replaced = (block_kji, 0) if tally.as_stored else _finite_hu(block_kji, header, spec)
+        block = ImageTally.including(ImageTally.of(header), values)
+        tally = tally.including(values, replaced=n_replaced)
+        for average in averages:
+            average.add((first, 0, 0), values, largest=block.largest)
+        if hold is not None:
+            small = values if tally.as_stored else np.rint(values).astype(np.int16)
+            hold(HeldBlock.of((first, 0, 0), small))
+    return [
+        _view(tally.to_hu(average), None, resampled_grid(header.grid, box, spec.shape_zyx))
+        for average, box in zip(averages, boxes, strict=True)
+    ], tally
 
 
 def _finite_hu(
-    block_kji: NDArray[Any], header: VolumeHeader, spec: PreprocessSpec, tally: _ImageTally
-) -> NDArray[np.float32]:
+    block_kji: NDArray[Any], header: VolumeHeader, spec: PreprocessSpec
+) -> tuple[NDArray[np.float32], int]:
+    """HU of a block, and how many voxels had none."""
     with np.errstate(over="ignore", invalid="ignore"):  # to infinity, and NaN of the signalling kind
         hu = block_kji.astype(np.float64) * header.slope + header.intercept
     finite = np.isfinite(hu)
-    tally.replaced += hu.size - int(np.count_nonzero(finite))
     # Clipped before they are averaged: one absurd voxel must not decide the mean of its neighbourhood.
-    return np.where(finite, np.clip(hu, *HU_RANGE), spec.air_hu).astype(np.float32)
+    values = np.where(finite, np.clip(hu, *HU_RANGE), spec.air_hu).astype(np.float32)
+    return values, hu.size - int(np.count_nonzero(finite))
 
 
-def _hu_statistics(tally: _ImageTally, scan_zyx: NDArray[np.int16]) -> HuStatistics:
+def _hu_statistics(tally: ImageTally, scan_zyx: NDArray[np.int16]) -> HuStatistics:
+    minimum, maximum = tally.range_hu
     return HuStatistics(
-        minimum=tally.minimum,
-        maximum=tally.maximum,
+        minimum=minimum,
+        maximum=maximum,
         mean=round(float(scan_zyx.mean()), 3),
         standard_deviation=round(float(scan_zyx.std()), 3),
     )
 
 
-def _view(image_czyx: NDArray[np.float32], foreground_czyx: NDArray[np.float32] | None, grid: Grid) -> View:
-    image = np.clip(np.rint(image_czyx[0]), *HU_RANGE).astype(np.int16)
-    return View(
-        image_zyx=image,
-        fractions_czyx=None if foreground_czyx is None else _fractions(foreground_czyx),
-        grid=grid,
-    )
+def _view(image_zyx: NDArray[np.float32], fractions_czyx: NDArray[np.uint8] | None, grid: Grid) -> View:
+    image = np.clip(np.rint(image_zyx), *HU_RANGE).astype(np.int16)
+    return View(image_zyx=image, fractions_czyx=fractions_czyx, grid=grid)
 
 
 # ---- label
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _ThinLabel:
-    """A label averaged in the plane: shares of liver-or-tumour and of tumour, only where there are any."""
+class _ReadLabel:
+    """A label that was read once.
 
-    slabs: tuple[Slab, ...]
+    Attributes:
+        header: Of its file.
+        blocks: Its voxels (0, 1, 2), only where there are any.
+        labelled: The box of these; None without any.
+        scan_fractions_czyx: Class fractions of the whole scan's view.
+    """
+
+    header: VolumeHeader
+    blocks: tuple[HeldBlock, ...]
+    labelled: Box | None
+    scan_fractions_czyx: NDArray[np.uint8]
     voxel_counts: tuple[int, int, int]
     source: SourceFile
     notes: tuple[str, ...]
 
+    def fractions(self, box: Box, spec: PreprocessSpec) -> NDArray[np.uint8]:
+        """Class fractions of the view of ``box``."""
+        average = _LabelAverage(self.header, box, spec)
+        for block in self.blocks:
+            labels = block.values_kji()
+            average.add(block.start_kji, (labels != 0).view(np.int8), (labels == 2).view(np.int8))
+        return average.fractions_czyx()
+
+
+class _LabelAverage:
+    """Shares of liver-or-tumour and of tumour in the voxels of one view."""
+
+    def __init__(self, header: VolumeHeader, box: Box, spec: PreprocessSpec) -> None:
+        self._foreground, self._tumour = (BoxAverage(header, box, spec.shape_zyx) for _ in range(2))
+
+    def add(
+        self, start_kji: tuple[int, int, int], foreground: NDArray[np.int8], tumour: NDArray[np.int8]
+    ) -> None:
+        self._foreground.add(start_kji, foreground, largest=1)
+        if tumour.any():
+            self._tumour.add(start_kji, tumour, largest=1)
+
+    def fractions_czyx(self) -> NDArray[np.uint8]:
+        return _fractions(self._foreground.values_zyx(), self._tumour.values_zyx())
+
 
 def _read_label(
     label: Path, image: VolumeHeader, spec: PreprocessSpec, *, root: Path, open_stream: OpenStream
-) -> _ThinLabel:
+) -> _ReadLabel:
     with open_stream(label) as stream:
-        check_same_grid(stream.header, image)
-        counts = [0, 0]
-
-        def split(block_kji: NDArray[Any]) -> Channels | None:
-            masks = foreground_and_tumour(block_kji, stream.header)
+        header = stream.header
+        check_same_grid(header, image)
+        foreground = tumour = 0
+        held: list[HeldBlock] = []
+        scan = _LabelAverage(header, Box.whole(header.grid.shape_zyx), spec)
+        for first, block_kji in stream.blocks():
+            masks = foreground_and_tumour(block_kji, header)
             if masks is None:
-                return None
-            for i, mask in enumerate(masks):
-                counts[i] += int(np.count_nonzero(mask))
-            return Channels(values=masks, largest=1)
-
-        slabs = tuple(map(_cropped, average_in_plane(stream, spec.shape_zyx[1:], split=split)))
-        foreground, tumour = counts
-        background = int(np.prod(stream.header.shape_kji)) - foreground
-        return _ThinLabel(
-            slabs=slabs,
+                continue
+            scan.add((first, 0, 0), *masks)
+            held.append(_held_label(first, *masks))
+            foreground, tumour = (
+                n + int(np.count_nonzero(m)) for n, m in zip((foreground, tumour), masks, strict=True)
+            )
+        background = int(np.prod(header.shape_kji)) - foreground
+        return _ReadLabel(
+            header=header,
+            blocks=tuple(held),
+            labelled=_labelled_box(held, header),
+            scan_fractions_czyx=scan.fractions_czyx(),
             voxel_counts=(background, foreground - tumour, tumour),
             source=_source(stream, root),
             notes=() if foreground else ("label: has no liver and no tumour",),
         )
+
+
+def _held_label(first: int, foreground_kji: NDArray[np.int8], tumour_kji: NDArray[np.int8]) -> HeldBlock:
+    """The labels of a block, cut to the voxels that have one."""
+    plane = np.bitwise_or.reduce(foreground_kji, axis=0)
+    k, j, i = (
+        slice(int(filled[0]), int(filled[-1]) + 1)
+        for filled in map(
+            np.flatnonzero, (foreground_kji.any(axis=(1, 2)), plane.any(axis=1), plane.any(axis=0))
+        )
+    )
+    labels = (foreground_kji[k, j, i] + tumour_kji[k, j, i]).view(np.uint8)
+    return HeldBlock.of((first + k.start, j.start, i.start), labels)
+
+
+def _labelled_box(blocks: list[HeldBlock], header: VolumeHeader) -> Box | None:
+    if not blocks:
+        return None
+    starts = np.array([block.start_kji for block in blocks])
+    stops = starts + [block.shape_kji for block in blocks]
+    k, j, i = (slice(int(a), int(b)) for a, b in zip(starts.min(axis=0), stops.max(axis=0), strict=True))
+    slices: Slices = (k, j, i)
+    return canonical_box(slices, header)
 
 
 def check_same_grid(label: VolumeHeader, image: VolumeHeader) -> None:
@@ -317,30 +430,12 @@ def foreground_and_tumour(
     return (foreground.view(np.int8), tumour.view(np.int8)) if foreground.any() else None
 
 
-def _cropped(slab: Slab) -> Slab:
-    """Only the box that holds something, so that memory follows the liver and not the number of slices."""
-    filled = np.asarray(slab.values_czyx.any(axis=0))
-    hits = [np.flatnonzero(filled.any(axis=others)) for others in ((1, 2), (0, 2), (0, 1))]
-    box = [slice(int(hit[0]), int(hit[-1]) + 1) for hit in hits]
-    z, y, x = (start + side.start for start, side in zip(slab.start_zyx, box, strict=True))
-    return Slab(start_zyx=(z, y, x), values_czyx=slab.values_czyx[(slice(None), *box)].copy())
-
-
-def _windows(label: _ThinLabel, *, depth: int, spec: PreprocessSpec) -> dict[str, DepthWindow]:
-    windows = {"scan": DepthWindow(start=0, stop=depth)}
-    if label.slabs:
-        first = min(slab.start_zyx[0] for slab in label.slabs)
-        last = max(slab.start_zyx[0] + slab.values_czyx.shape[1] for slab in label.slabs) - 1
-        windows["liver"] = window_with_margin(first, last, depth=depth, margin_fraction=spec.margin_fraction)
-    return windows
-
-
-def _fractions(foreground_czyx: NDArray[np.float32]) -> NDArray[np.uint8]:
+def _fractions(foreground_zyx: NDArray[np.float32], tumour_zyx: NDArray[np.float32]) -> NDArray[np.uint8]:
     """Shares of liver-or-tumour and tumour to shares of liver and tumour, 255 = all.
 
     The sum is rounded, then the tumour, and liver is what is left: so they never add up to more than 255.
     """
-    scaled = foreground_czyx * np.float32(FRACTION_ONE)
+    scaled = np.stack([foreground_zyx, tumour_zyx]) * np.float32(FRACTION_ONE)
     np.rint(scaled, out=scaled)
     whole, tumour = np.clip(scaled, 0, FRACTION_ONE, out=scaled).astype(np.uint8)
     # Equal shares may differ in the last digit, and 127 - 128 is 255.

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from functools import lru_cache, partial, reduce
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-
-from data_cache.geometry import DepthWindow
 
 
 @lru_cache(maxsize=64)
@@ -46,19 +42,6 @@ def linear_weights(n_source: int, n_target: int) -> NDArray[np.float64]:
     weights[rows, np.minimum(lower + 1, n_source - 1)] += position - lower
     weights.flags.writeable = False
     return weights
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Slab:
-    """Consecutive canonical slices, averaged in the plane.
-
-    Attributes:
-        start_zyx: Index of the first voxel in the thin volume (native depth, target plane).
-        values_czyx: float32; voxels of the thin volume outside of all slabs are zero.
-    """
-
-    start_zyx: tuple[int, int, int]
-    values_czyx: NDArray[np.float32]
 
 
 def average_plane(
@@ -112,33 +95,3 @@ def _weighted(values: NDArray[Any], n_target: int, *, axis: int) -> NDArray[np.f
     weights = box_weights(values.shape[axis], n_target).astype(np.float32)
     single: NDArray[np.float32] = values.astype(np.float32, copy=False)
     return weights @ single if axis == 1 else single @ weights.T
-
-
-def resample_depth(
-    slabs: Iterable[Slab],
-    windows: Sequence[DepthWindow],
-    shape_zyx: tuple[int, int, int],
-    *,
-    depth: int,
-    channels: int = 1,
-) -> list[NDArray[np.float32]]:
-    """Box-average a thin volume of ``depth`` slices over each window, in one pass over its slabs.
-
-    Returns one float32 array (channels, *shape_zyx) a window. Slabs may come in any order.
-    """
-    views = [np.zeros((channels, *shape_zyx), dtype=np.float32) for _ in windows]
-    for slab in slabs:
-        for view, window in zip(views, windows, strict=True):
-            _add_slab(view, slab, box_weights(depth, shape_zyx[0], window.start, window.stop))
-    return views
-
-
-def _add_slab(view_czyx: NDArray[np.float32], slab: Slab, weights: NDArray[np.float64]) -> None:
-    z, y, x = slab.start_zyx
-    c, n, ny, nx = slab.values_czyx.shape
-    touched = np.flatnonzero(weights[:, z : z + n].any(axis=1))
-    if not touched.size:
-        return
-    rows = slice(int(touched[0]), int(touched[-1]) + 1)
-    part = weights[rows, z : z + n].astype(np.float32) @ slab.values_czyx.reshape(c, n, ny * nx)
-    view_czyx[:, rows, y : y + ny, x : x + nx] += part.reshape(c, -1, ny, nx)

@@ -13,9 +13,10 @@ from typing import Any, Literal
 import nibabel as nib
 import numpy as np
 import pytest
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from data_cache.geometry import DepthWindow, Grid
+from data_cache.geometry import Box, Grid
 from data_cache.schema import Case, CaseMeta, HuStatistics, PreprocessSpec, SourceFile, View
 from pipeline.phantom import write_phantoms
 
@@ -102,6 +103,19 @@ def canonical_zyx(path: Path) -> tuple[NDArray[np.float64], NDArray[np.float64]]
     return values.transpose(2, 1, 0), np.asarray(image.affine)
 
 
+def slab(start: int, stop: int, shape_zyx: tuple[int, int, int]) -> Box:
+    """The slices ``start:stop`` of a volume, whole in the plane."""
+    return Box(start_zyx=(start, 0, 0), stop_zyx=(stop, *shape_zyx[1:]))
+
+
+@st.composite
+def boxes_in(draw: st.DrawFn, shape_zyx: tuple[int, int, int]) -> Box:
+    starts = [draw(st.integers(0, n - 1)) for n in shape_zyx]
+    return Box.from_slices(
+        [slice(start, draw(st.integers(start + 1, n))) for start, n in zip(starts, shape_zyx, strict=True)]
+    )
+
+
 def brute_weights(n_source: int, n_target: int, start: int, stop: int) -> NDArray[np.float64]:
     """Box averaging, one pair of voxels after another, in whole numbers of a source voxel / n_target."""
     length = stop - start
@@ -113,13 +127,9 @@ def brute_weights(n_source: int, n_target: int, start: int, stop: int) -> NDArra
     return weights
 
 
-def brute_average(
-    volume_zyx: NDArray[Any], shape_zyx: tuple[int, int, int], window: DepthWindow
-) -> NDArray[np.float64]:
+def brute_average(volume_zyx: NDArray[Any], shape_zyx: tuple[int, int, int], box: Box) -> NDArray[np.float64]:
     """The mean over each target voxel's footprint, in float64."""
-    nz, ny, nx = volume_zyx.shape
-    w_z = brute_weights(nz, shape_zyx[0], window.start, window.stop)
-    w_y, w_x = brute_weights(ny, shape_zyx[1], 0, ny), brute_weights(nx, shape_zyx[2], 0, nx)
+    w_z, w_y, w_x = map(brute_weights, volume_zyx.shape, shape_zyx, box.start_zyx, box.stop_zyx)
     mean: NDArray[np.float64] = np.einsum(
         "az,by,cx,zyx->abc", w_z, w_y, w_x, volume_zyx.astype(np.float64), optimize=True
     )
@@ -193,9 +203,9 @@ def random_case(
     """A case of random voxels, with both views where it has a label."""
     rng = np.random.default_rng(seed)
     grid = Grid.from_array((12, 20, 16), oriented_affine("RAS"))
-    windows = {"scan": DepthWindow(start=0, stop=12)}
+    boxes = {"scan": Box.whole((12, 20, 16))}
     if labelled:
-        windows["liver"] = DepthWindow(start=3, stop=9)
+        boxes["liver"] = Box(start_zyx=(3, 4, 2), stop_zyx=(9, 18, 12))
     meta = CaseMeta(
         case_id=case_id,
         spec_fingerprint=spec.fingerprint(),
@@ -205,7 +215,7 @@ def random_case(
         else None,
         grid=grid,
         file_axes="LPS",
-        windows=windows,
+        boxes=boxes,
         voxel_counts=(3000, 700, 140) if labelled else None,
         hu=HuStatistics(minimum=-1024.0, maximum=1499.0, mean=12.5, standard_deviation=300.25),
         notes=("a note",),
@@ -216,6 +226,6 @@ def random_case(
             fractions_czyx=rng.integers(0, 128, (2, *spec.shape_zyx)).astype(np.uint8) if labelled else None,
             grid=meta.view_grid(name, spec.shape_zyx),
         )
-        for name in windows
+        for name in boxes
     }
     return Case(meta=meta, views=views)

@@ -15,7 +15,7 @@ from oracle import oracle
 from tiny import SPEC, TinyWorld
 
 from data_cache.errors import CacheError, ConfigError, LiversegError, RunError, VolumeError
-from data_cache.geometry import DepthWindow
+from data_cache.geometry import Box
 from liverseg.evaluation.evaluate import (
     CaseEvaluation,
     choose_cases,
@@ -26,9 +26,9 @@ from liverseg.inference.inputs import ScanInput
 from liverseg.inference.predict import Prediction, predict_scan
 from liverseg.inference.segment import (
     Predictor,
-    extend_window,
+    extend_box,
     keep_largest_component,
-    liver_window,
+    labelled_box,
     load_predictor,
     segment,
 )
@@ -75,22 +75,32 @@ def test_tumour_and_liver_are_one_component() -> None:
     assert (kept[1][1:5, 1:5, 4:11] == np.float32(0.9)).all()
 
 
-def test_liver_window_on_a_hand_example() -> None:
-    # 16 view slices over 160 native ones: view slices 4 and 5 are native 40..59; 2 % of 160 are 3.2, so 4 more.
-    box = np.s_[4:6, 2:4, 2:4]
-    window = liver_window(foreground((16, 8, 8), box), depth=160, spec=SPEC)
-    assert window == DepthWindow(start=36, stop=64)
-    assert liver_window(foreground((16, 8, 8)), depth=160, spec=SPEC) is None
+def test_pieces_of_a_liver_stay_and_small_ones_go() -> None:
+    # 96 voxels; 24, a quarter of them; and 12, an eighth.
+    left, right, small = np.s_[0:4, 0:4, 0:6], np.s_[8:10, 0:3, 0:4], np.s_[8:10, 8:10, 8:11]
+    kept = keep_largest_component(foreground((12, 12, 12), left, right, small), voxel_volume_ml=1.0)
+    assert (kept[0][left] == np.float32(0.9)).all()
+    assert (kept[0][right] == np.float32(0.9)).all()
+    assert not kept[0][small].any()
 
 
-def test_windows_widen_only_where_the_liver_touches_and_the_scan_goes_on() -> None:
-    window = DepthWindow(start=20, stop=52)
+def test_labelled_box_on_a_hand_example() -> None:
+    # 16 view slices over the native slices 40..199, ten each: view slices 4 and 5 are native 80..99.
+    # 8 rows over 100..115, two each: rows 2 and 3 are 104..107. 8 columns over 0..3: half a voxel each, 1..1.
+    box = Box(start_zyx=(40, 100, 0), stop_zyx=(200, 116, 4))
+    found = labelled_box(foreground((16, 8, 8), np.s_[4:6, 2:4, 2:4]), box)
+    assert found == Box(start_zyx=(80, 104, 1), stop_zyx=(100, 108, 2))
+    assert labelled_box(foreground((16, 8, 8)), box) is None
+
+
+def test_boxes_grow_only_at_faces_that_the_liver_touches_and_the_scan_goes_on_beyond() -> None:
+    box, scan = Box(start_zyx=(20, 8, 0), stop_zyx=(52, 24, 16)), Box.whole((100, 25, 16))
     top = foreground((16, 8, 8), np.s_[14:16, 2:4, 2:4])
-    assert extend_window(window, top, depth=100) == DepthWindow(start=20, stop=56)  # 32 // 8 = 4
-    assert extend_window(window, top, depth=53) == DepthWindow(start=20, stop=53)
-    both = foreground((16, 8, 8), np.s_[0:16, 2:4, 2:4])
-    assert extend_window(window, both, depth=100) == DepthWindow(start=16, stop=56)
-    assert extend_window(DepthWindow(start=0, stop=9), both, depth=9) == DepthWindow(start=0, stop=9)
+    assert extend_box(box, top, scan) == Box(start_zyx=(20, 8, 0), stop_zyx=(56, 24, 16))  # 32 // 8 = 4
+    back = foreground((16, 8, 8), np.s_[4:6, 0:8, 0:8])
+    # 16 // 8 = 2 rows at the front, one at the back, where the scan ends; the columns are all there are.
+    assert extend_box(box, back, scan) == Box(start_zyx=(20, 6, 0), stop_zyx=(52, 25, 16))
+    assert extend_box(scan, foreground((4, 4, 4), np.s_[:, :, :]), scan) == scan
 
 
 def predict_file(image: Path, out: Path, predictor: Predictor) -> Prediction:
@@ -176,7 +186,7 @@ def test_segment_runs_from_the_run_folder(tiny_world: TinyWorld, tiny_run: Path)
     scan = read_scan(tiny_world.raw / "imagesTr" / "liver_2.nii.gz", SPEC)
     found = segment(scan, predictor)
     assert found.foreground_czyx.shape == (2, *SPEC.shape_zyx)
-    assert found.window is None or 0 <= found.window.start < found.window.stop <= 40
+    assert found.box is None or found.box.stop_zyx[0] <= 40
 
 
 def test_a_folder_without_a_run(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from liverseg.cli import main
 from liverseg.training.augment import (
     AugmentConfig,
     BlurParams,
+    Context,
     ContrastParams,
     GammaParams,
     SpatialParams,
@@ -90,6 +91,13 @@ def ramp(axis: int, shape_zyx: tuple[int, int, int] = SHAPE) -> Tensor:
     return torch.arange(shape_zyx[axis], dtype=torch.float32).view(view).expand(shape_zyx).clone()
 
 
+def parts_of(*ends: tuple[float, float], axis: int = 0) -> Tensor:
+    """Parts (B, 3, 2) that are whole but along one axis."""
+    parts_b32 = torch.tensor([0.0, 1.0]).repeat(len(ends), 3, 1)
+    parts_b32[:, axis] = torch.tensor(ends)
+    return parts_b32
+
+
 # --- laws
 
 
@@ -102,8 +110,8 @@ def test_zero_strength_is_the_identity_bit_for_bit() -> None:
 
 def test_samples_left_in_place_are_exact_beside_samples_that_move() -> None:
     image, fractions = batch()
-    windows = torch.tensor([[0.0, 1.0], [0.1, 0.9], [0.0, 1.0]])
-    params = draw_spatial(3, OFF, windows_b2=windows, generator=seeded())
+    parts = parts_of((0.0, 1.0), (0.1, 0.9), (0.0, 1.0))
+    params = draw_spatial(3, OFF, parts_b32=parts, generator=seeded())
     new_image, new_fractions = apply_spatial(image, fractions, params)
     for i in (0, 2):
         assert torch.equal(new_image[i], image[i])
@@ -141,10 +149,10 @@ def test_samples_of_a_batch_differ() -> None:
 
 def test_arguments_are_never_edited() -> None:
     image, fractions = batch()
-    windows = torch.tensor([[-0.1, 0.8]] * 3)
-    kept = [x.clone() for x in (image, fractions, windows)]
-    augment(image, fractions, STRONG, windows_b2=windows, generator=seeded())
-    assert all(torch.equal(a, b) for a, b in zip((image, fractions, windows), kept, strict=True))
+    parts = parts_of(*[(-0.1, 0.8)] * 3)
+    kept = [x.clone() for x in (image, fractions, parts)]
+    augment(image, fractions, STRONG, parts_b32=parts, generator=seeded())
+    assert all(torch.equal(a, b) for a, b in zip((image, fractions, parts), kept, strict=True))
 
 
 def test_fractions_still_sum_to_one() -> None:
@@ -266,32 +274,96 @@ def test_volume_is_preserved_on_average() -> None:
     assert volumes.std() > 0.02 * ball.sum()  # and they do vary
 
 
-# --- windows
+# --- parts and their context
 
 
-def windowed(start: float, stop: float) -> Tensor:
-    params = draw_spatial(1, OFF, windows_b2=torch.tensor([[start, stop]]), generator=seeded())
-    return moved(ramp(0), params)[:, 0, 0]
+def part_of_a_ramp(start: float, stop: float, *, axis: int) -> Tensor:
+    """What a part of a ramp along an axis shows, along that axis."""
+    parts = parts_of((start, stop), axis=axis)
+    params = draw_spatial(1, OFF, parts_b32=parts, generator=seeded())
+    shown = moved(ramp(axis), params)
+    return shown.movedim(axis, 0)[:, 0, 0]
 
 
-def test_the_middle_half_of_a_ramp() -> None:
-    # Output slice i has its centre at depth 0.25 + 0.5 (i + 0.5)/8, which is input slice 8 · depth - 0.5:
-    # 1.75 + i/2.
-    torch.testing.assert_close(windowed(0.25, 0.75), 1.75 + torch.arange(8) / 2)
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_the_middle_half_of_a_ramp(axis: int) -> None:
+    # Output voxel i of n has its centre at 0.25 + 0.5 (i + 0.5)/n, which is input voxel n · place - 0.5.
+    n = SHAPE[axis]
+    expected = n * (0.25 + 0.5 * (torch.arange(n) + 0.5) / n) - 0.5
+    torch.testing.assert_close(part_of_a_ramp(0.25, 0.75, axis=axis), expected)
 
 
-def test_a_window_reaching_outside_repeats_the_border() -> None:
+def test_a_part_reaching_outside_repeats_the_border() -> None:
     # Twice the depth, from -0.5: slice 2 i - 3.5, kept within 0..7.
     expected = torch.tensor([0.0, 0.0, 0.5, 2.5, 4.5, 6.5, 7.0, 7.0])
-    torch.testing.assert_close(windowed(-0.5, 1.5), expected)
+    torch.testing.assert_close(part_of_a_ramp(-0.5, 1.5, axis=0), expected)
 
 
 @pytest.mark.parametrize(
-    "windows", [[[0.0, 1.0]], [[0.0, 1.0], [0.5, 0.5]], [[0.0, 1.0], [float("nan"), 1.0]]]
+    "parts", [parts_of((0, 1)), parts_of((0, 1), (0.5, 0.5)), parts_of((0, 1), (math.nan, 1))]
 )
-def test_windows_that_are_empty_or_too_few_are_refused(windows: list[list[float]]) -> None:
-    with pytest.raises(ValueError, match="windows must be 2 pairs of start < stop"):
-        draw_spatial(2, OFF, windows_b2=torch.tensor(windows), generator=seeded())
+def test_parts_that_are_empty_or_too_few_are_refused(parts: Tensor) -> None:
+    with pytest.raises(ValueError, match="parts must be 2 times three pairs of start < stop"):
+        draw_spatial(2, OFF, parts_b32=parts, generator=seeded())
+
+
+def whole_and_inner(inner: tuple[tuple[float, float], ...]) -> tuple[Tensor, Tensor]:
+    """A smooth function of the place in a scan, on the scan's grid and on that of a box in it, (1, 1, *SHAPE)."""
+
+    def sampled(ends: tuple[tuple[float, float], ...]) -> Tensor:
+        axes = [a + (b - a) * (torch.arange(n) + 0.5) / n for (a, b), n in zip(ends, SHAPE, strict=True)]
+        z, y, x = torch.meshgrid(*axes, indexing="ij")
+        return (10 * z + 3 * y - 5 * x)[None, None]
+
+    return sampled(((0.0, 1.0),) * 3), sampled(inner)
+
+
+def test_beyond_a_box_its_context_goes_on() -> None:
+    inner = ((0.25, 0.75), (0.2, 0.6), (0.3, 0.9))
+    scan, box = whole_and_inner(inner)
+    context = Context(image_bczyx=scan, fractions_bczyx=scan, inner_b32=torch.tensor([inner]))
+    params = draw_spatial(
+        1, OFF, parts_b32=torch.tensor([[(-0.3, 1.3), (-0.2, 1.4), (0.1, 1.1)]]), generator=seeded()
+    )
+    image, fractions = apply_spatial(box, box, params, context=context)
+    shown = tuple(
+        (a + start * (b - a), a + stop * (b - a))
+        for (a, b), (start, stop) in zip(inner, params.part_b32[0].tolist(), strict=True)
+    )
+    _, expected = whole_and_inner(shown)
+    # A linear function is interpolated exactly wherever neither volume's border repeats, half a voxel of it.
+    torch.testing.assert_close(image, expected, atol=0.5, rtol=0)
+    assert (image - expected).abs().mean() < 0.05
+    assert torch.equal(image, fractions)
+    without, _ = apply_spatial(box, box, params)
+    assert (without - expected).abs().max() > 1
+
+
+def test_a_box_without_context_beside_one_with_it() -> None:
+    inner = ((0.25, 0.75), (0.2, 0.6), (0.3, 0.9))
+    scan, box = whole_and_inner(inner)
+    both, around = torch.cat((box, scan)), torch.cat((scan, scan))
+    whole = ((0.0, 1.0),) * 3
+    context = Context(image_bczyx=around, fractions_bczyx=around, inner_b32=torch.tensor([inner, whole]))
+    params = draw_spatial(2, OFF, parts_b32=parts_of((-0.2, 1.2), (-0.2, 1.2)), generator=seeded())
+    image, _ = apply_spatial(both, both, params, context=context)
+    alone, _ = apply_spatial(scan, scan, params.part(slice(1, 2)))
+    assert torch.equal(image[1], alone[0])
+
+
+def test_a_turn_keeps_angles_where_pixels_are_not_square() -> None:
+    # Pixels twice as high as wide: a quarter turn takes 1.5 rows to 3 columns.
+    params = replace(
+        draw_spatial(1, OFF, generator=seeded()),
+        angle_b=torch.tensor([math.pi / 2]),
+        pixel_aspect_b=torch.tensor([2.0]),
+    )
+    _, y, x = SHAPE
+    spot = torch.zeros(1, 1, *SHAPE)
+    spot[..., y // 2 + 1 : y // 2 + 2, x // 2 - 1 : x // 2 + 1] = 1  # 1.5 rows below the centre
+    turned = apply_spatial(spot, spot, params)[0][0, 0, SHAPE[0] // 2]
+    columns = torch.arange(x) + 0.5 - x / 2
+    assert abs(float((turned.sum(dim=0) * columns).sum() / turned.sum())) == pytest.approx(2 * 1.5, abs=0.3)
 
 
 # --- noise and contrast

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from data_cache.geometry import DepthWindow, Grid
+from data_cache.geometry import Box, Grid
 from liverseg.pictures.page import Page, PageCase, write_page
 from liverseg.pictures.slices import evaluation_volume
 
@@ -42,10 +42,8 @@ def a_volume(tumour_z: int) -> str:
     predicted[:, :, 44:] = 0
     image = np.where(truth > 0, 90, -20).astype(np.int16)
     foreground = np.full((2, 10, 20, 25), 0.25, dtype=np.float32)
-    window = DepthWindow(start=0, stop=20)
-    return json.dumps(
-        evaluation_volume(image, truth, predicted, GRID, foreground_czyx=foreground, window=window)
-    )
+    box = Box.whole(GRID.shape_zyx)
+    return json.dumps(evaluation_volume(image, truth, predicted, GRID, foreground_czyx=foreground, box=box))
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ from conftest import DTYPES, brute_average, canonical_zyx, tree_bytes, write_lis
 from numpy.typing import NDArray
 
 from data_cache.errors import CacheError
-from data_cache.geometry import DepthWindow
+from data_cache.geometry import Box
 from data_cache.reader import CacheStore
 from data_cache.schema import PreprocessSpec, View
 from pipeline.build import build
@@ -80,7 +80,7 @@ def survives_a_kill(raw: Path, store: Path, *, after_s: float, expected: dict[st
     if (store / "zarr.json").exists():
         opened = CacheStore.open(store)
         for case_id in opened.case_ids:  # every case that is visible is whole
-            for view in opened.meta(case_id).windows:
+            for view in opened.meta(case_id).boxes:
                 opened.read(case_id, view)
     done = {path: path.stat().st_mtime_ns for path in store.glob("liver_*/zarr.json")}
     results = build(read_data_set(raw), store, SPEC, jobs=1, report=lambda _: None)
@@ -263,7 +263,7 @@ def make_mutants(phantoms: Path, raw: Path, *, count: int, seed: int) -> list[Mu
 
 
 def views_of(store: CacheStore, case_id: str) -> dict[str, View]:
-    return {name: store.read(case_id, name) for name in store.meta(case_id).windows}
+    return {name: store.read(case_id, name) for name in store.meta(case_id).boxes}
 
 
 def assert_equal(found: dict[str, View], expected: dict[str, View], what: str) -> None:
@@ -273,16 +273,14 @@ def assert_equal(found: dict[str, View], expected: dict[str, View], what: str) -
         np.testing.assert_array_equal(view.fractions_czyx, expected[name].fractions_czyx, what)
 
 
-def assert_as_nibabel(
-    found: dict[str, View], windows: dict[str, DepthWindow], raw: Path, case_id: str
-) -> None:
+def assert_as_nibabel(found: dict[str, View], boxes: dict[str, Box], raw: Path, case_id: str) -> None:
     with np.errstate(over="ignore"):
         image, label = (canonical_zyx(raw / f / f"{case_id}.nii.gz")[0] for f in ("imagesTr", "labelsTr"))
     image = np.where(np.isfinite(image), image, SPEC.air_hu)
     for name, view in found.items():
 
-        def averaged(volume: NDArray[Any], window: DepthWindow = windows[name]) -> NDArray[np.float64]:
-            return brute_average(volume, SPEC.shape_zyx, window)
+        def averaged(volume: NDArray[Any], box: Box = boxes[name]) -> NDArray[np.float64]:
+            return brute_average(volume, SPEC.shape_zyx, box)
 
         # Voxels out of range are clipped before they are averaged, or, where integers are, after it.
         expected = averaged(np.clip(image, -32767, 32767)), np.clip(averaged(image), -32767, 32767)
@@ -315,7 +313,7 @@ def assert_right_or_refused(phantoms: Path, tmp_path: Path, *, count: int, seed:
             # An sform that is no affine, where nibabel gives up, leaves the qform, which has not changed.
             assert_equal(found, views_of(whole, mutant.origin), str(mutant))
         else:
-            assert_as_nibabel(found, store.meta(mutant.case_id).windows, raw, mutant.case_id)
+            assert_as_nibabel(found, store.meta(mutant.case_id).boxes, raw, mutant.case_id)
     assert count / 3 < len(refused) < count  # the campaign does reach both ends
 
 

@@ -92,8 +92,8 @@ def test_a_series_is_the_scan_it_was_written_from(scan: Any, tmp_path: Path) -> 
     np.testing.assert_array_equal(np.asarray(image.dataobj).transpose(2, 1, 0), volume)
     ours, expected = (read_scan(p, SPEC) for p in (tmp_path / "out.nii", path))
     assert ours.header.file_axes == expected.header.file_axes
-    window = expected.scan_window
-    same, other = (s.view(window, SPEC).image_zyx for s in (ours, expected))
+    box = expected.scan_box
+    same, other = (s.view(box).image_zyx for s in (ours, expected))
     np.testing.assert_array_equal(same, other)
 
 

@@ -22,7 +22,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from data_cache.geometry import DepthWindow
+from data_cache.geometry import Box
 from data_cache.reader import CacheStore
 from data_cache.schema import PreprocessSpec
 from liverseg.cli import main
@@ -60,17 +60,17 @@ def dice(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> float | None:
 
 
 def nearest_round_trip(
-    truth_zyx: NDArray[np.float64], window: DepthWindow, shape_zyx: tuple[int, int, int]
+    truth_zyx: NDArray[np.float64], box: Box, shape_zyx: tuple[int, int, int]
 ) -> NDArray[np.float64]:
     """Down to the grid and up again by index arithmetic in floating point, on the whole canonical volume."""
     down, up = [], []
-    spans = ((window.start, window.stop), (0, truth_zyx.shape[1]), (0, truth_zyx.shape[2]))
+    spans = zip(box.start_zyx, box.stop_zyx, strict=True)
     for (start, stop), n_target in zip(spans, shape_zyx, strict=True):
         factor = (stop - start) / n_target
         down.append((start + np.floor((np.arange(n_target) + 0.5) * factor + 1e-9)).astype(int))
         up.append(np.floor((np.arange(stop - start) + 0.5) / factor + 1e-9).astype(int))
     restored = np.zeros_like(truth_zyx)
-    restored[window.start : window.stop] = truth_zyx[np.ix_(*down)][np.ix_(*up)]
+    restored[box.slices_zyx] = truth_zyx[np.ix_(*down)][np.ix_(*up)]
     return restored
 
 
@@ -79,13 +79,13 @@ def test_both_ways_equal_whole_volumes_in_every_orientation(file_axes: str, tmp_
     store = one_case(tmp_path, random_scan((11, 9, 13))[1], file_axes)
     (result,), failed = measured(tmp_path, store)
     truth, _ = canonical_zyx(tmp_path / "labelsTr" / "liver_0.nii.gz")
-    window = store.meta("liver_0").windows["liver"]
-    nearest = nearest_round_trip(truth, window, SPEC.shape_zyx)
+    box = store.meta("liver_0").boxes["liver"]
+    nearest = nearest_round_trip(truth, box, SPEC.shape_zyx)
     fractions = store.read("liver_0", "liver").fractions_czyx
     assert fractions is not None
     with VolumeStream.open(tmp_path / "labelsTr" / "liver_0.nii.gz") as stream:
         header = stream.header
-    blocks = native_labels(fractions.astype(np.float32) / np.float32(255), window, header)
+    blocks = native_labels(fractions.astype(np.float32) / np.float32(255), box, header)
     restored = to_canonical(np.concatenate(list(blocks)), header.axes_kji)
     assert failed == []
     assert result == CaseFidelity(

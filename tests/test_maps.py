@@ -11,12 +11,12 @@ from conftest import ORIENTATIONS, oriented_affine, write_nifti
 from numpy.typing import NDArray
 from test_restore import header_of, interpolated
 
-from data_cache.geometry import DepthWindow
+from data_cache.geometry import Box
 from pipeline.nifti import from_canonical, to_canonical, write_map
 from pipeline.restore import native_labels, native_values
 
 SHAPE = (12, 13, 20)
-WINDOW = DepthWindow(start=2, stop=11)
+CUT = ((0.1, 0.8), (0.0, 1.0), (0.2, 0.9))  # of a file's canonical axes
 
 
 def random_view(seed: int = 0) -> NDArray[np.float32]:
@@ -39,19 +39,22 @@ def test_values_are_interpolated_linearly_and_zero_outside(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file_axes: str, per_block: int
 ) -> None:
     header = header_of(write_nifti(tmp_path / "a.nii", np.zeros(SHAPE, np.uint8), oriented_affine(file_axes)))
-    expected = interpolated(random_view(), header, WINDOW)
-    expected[: WINDOW.start], expected[WINDOW.stop :] = 0, 0
+    box = Box.from_slices(
+        [slice(int(a * n), int(b * n)) for (a, b), n in zip(CUT, header.grid.shape_zyx, strict=True)]
+    )
+    expected = np.zeros(header.grid.shape_zyx)
+    expected[box.slices_zyx] = interpolated(random_view(), header, box)[box.slices_zyx]
     monkeypatch.setattr("pipeline.restore.BLOCK_VOXELS", per_block * SHAPE[0] * SHAPE[1])
-    blocks = list(native_values(random_view(), WINDOW, header))
+    blocks = list(native_values(random_view(), box, header))
     found = to_canonical(np.concatenate(blocks), header.axes_kji)
     np.testing.assert_allclose(found, expected, atol=1e-6)
-    labels = native_labels(np.stack([random_view()] * 2), WINDOW, header)
+    labels = native_labels(np.stack([random_view()] * 2), box, header)
     assert [len(block) for block in blocks] == [len(block) for block in labels]
 
 
 def test_nothing_is_zero_everywhere(tmp_path: Path) -> None:
     header = header_of(write_nifti(tmp_path / "a.nii", np.zeros(SHAPE, np.uint8)))
-    (block,) = native_values(np.zeros((5, 6, 7), np.float32), WINDOW, header)
+    (block,) = native_values(np.zeros((5, 6, 7), np.float32), Box.whole(header.grid.shape_zyx), header)
     assert block.shape == header.shape_kji
     assert not block.any()
 

@@ -253,8 +253,8 @@ def test_a_loss_that_diverges_does_not_stop_the_next(
 def odd_store(tmp_path: Path) -> CacheStore:
     """A case without a label, and one whose label has no liver."""
     unlabelled, empty = random_case("no_label", labelled=False), random_case("no_liver")
-    scan = {"scan": empty.meta.windows["scan"]}
-    empty = replace(empty, meta=replace(empty.meta, windows=scan), views={"scan": empty.views["scan"]})
+    scan = {"scan": empty.meta.boxes["scan"]}
+    empty = replace(empty, meta=replace(empty.meta, boxes=scan), views={"scan": empty.views["scan"]})
     path = tmp_path / "odd.zarr"
     open_or_create(path, SMALL_SPEC)
     for case in (unlabelled, empty):

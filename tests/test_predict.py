@@ -16,16 +16,16 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner, Result
+from conftest import slab
 from numpy.typing import NDArray
 from tiny import SPEC, TinyWorld
 
 import liverseg
 from data_cache.errors import RunError, VolumeError
-from data_cache.geometry import DepthWindow
 from liverseg.cli import main
 from liverseg.inference.inputs import find_scans
 from liverseg.inference.model_file import describe, export_model, load_trained
-from liverseg.inference.segment import load_predictor, resample_to_window, segment
+from liverseg.inference.segment import load_predictor, resample_to_box, segment
 from pipeline.nifti import write_slices
 from pipeline.prepare import read_scan
 
@@ -160,7 +160,7 @@ def test_a_scan_in_hu_has_no_warning(run: Run, tiny_run: Path, image: Path, tmp_
 def test_an_ensemble_of_equals_is_each_of_them_and_of_two_their_mean(
     tiny_run: Path, image: Path, tmp_path: Path
 ) -> None:
-    view = read_scan(image, SPEC).view(DepthWindow(start=0, stop=40), SPEC)
+    view = read_scan(image, SPEC).scan_view
     one = load_predictor(tiny_run, device="cpu")
     twice = load_predictor(tiny_run, tiny_run, device="cpu")
     np.testing.assert_allclose(twice.foreground(view.image_zyx), one.foreground(view.image_zyx), atol=1e-6)
@@ -201,17 +201,17 @@ def test_fast_looks_once_and_tta_looks_more(
         counts[name] = len(looks)
     assert counts["fast"] == 1
     assert counts["tta"] == counts["usual"] + 3
-    assert found["fast"].window == scan.scan_window
-    assert found["tta"].window == found["usual"].window
+    assert found["fast"].box == scan.scan_box
+    assert found["tta"].box == found["usual"].box
     difference = np.abs(found["tta"].foreground_czyx - found["usual"].foreground_czyx)
     assert 0 < difference.mean() < 0.2
 
 
 def test_moving_between_windows_keeps_what_is_smooth() -> None:
     ramp = np.broadcast_to(np.linspace(0, 1, 16, dtype=np.float32)[None, :, None, None], (2, 16, 2, 2))
-    source, target = DepthWindow(start=0, stop=64), DepthWindow(start=16, stop=48)
-    np.testing.assert_allclose(resample_to_window(ramp, source, source), ramp, atol=0.02)
-    inner = resample_to_window(ramp, source, target)
+    source, target = slab(0, 64, (64, 2, 2)), slab(16, 48, (64, 2, 2))
+    np.testing.assert_allclose(resample_to_box(ramp, source, source), ramp, atol=0.02)
+    inner = resample_to_box(ramp, source, target)
     # Target voxels are 2 slices wide from 16 on: centres 17, 19, …; the ramp is (z - 2) / 60 at slice edges z.
     np.testing.assert_allclose(inner[0, :, 0, 0], (np.arange(17, 48, 2) - 2) / 60, atol=1e-5)
 

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_cache.errors import ConfigError, SchemaError
-from data_cache.geometry import DepthWindow, Grid
+from data_cache.geometry import Box, Grid
 from data_cache.records import parse, to_json
 from data_cache.schema import CacheSchema, CaseMeta, HuStatistics, PreprocessSpec, SourceFile, multiscales
 
@@ -27,8 +27,10 @@ grids = st.builds(
     Grid, shape_zyx=st.tuples(*[st.integers(1, 10**6)] * 3), affine_xyz=st.tuples(rows, rows, rows, rows)
 )
 sources = st.builds(SourceFile, path=st.text(), size_bytes=counts, mtime_ns=counts, sha256=st.text())
-windows = st.builds(
-    lambda start, length: DepthWindow(start=start, stop=start + length), counts, st.integers(1, 10**6)
+boxes = st.builds(
+    lambda starts, lengths: Box.from_slices([slice(a, a + n) for a, n in zip(starts, lengths, strict=True)]),
+    st.tuples(counts, counts, counts),
+    st.tuples(*[st.integers(1, 10**6)] * 3),
 )
 metas = st.builds(
     CaseMeta,
@@ -38,7 +40,7 @@ metas = st.builds(
     label=st.none() | sources,
     grid=grids,
     file_axes=st.text(),
-    windows=st.dictionaries(st.text(), windows, max_size=3),
+    boxes=st.dictionaries(st.text(), boxes, max_size=3),
     voxel_counts=st.none() | st.tuples(counts, counts, counts),
     hu=st.builds(HuStatistics, minimum=finite, maximum=finite, mean=finite, standard_deviation=finite),
     notes=st.lists(st.text()).map(tuple),
@@ -46,6 +48,8 @@ metas = st.builds(
 specs = st.builds(
     PreprocessSpec,
     shape_zyx=st.tuples(*[st.integers(1, 512)] * 3),
+    crop=st.sampled_from(["box", "depth"]),
+    margin_mm=st.floats(0, 100),
     margin_fraction=st.floats(0, 1),
     air_hu=st.integers(-4000, 4000),
     resampling=st.text(),
@@ -81,7 +85,7 @@ def test_every_fault_is_listed() -> None:
     data["hu"]["mean"] = "12"
     data["image"]["colour"] = "red"
     data["voxel_counts"] = [1, 2]
-    data["windows"]["scan"] = {"start": 5, "stop": 5}
+    data["boxes"]["scan"] = {"start_zyx": [5, 0, 0], "stop_zyx": [5, 9, 9]}
     data["grid"]["shape_zyx"][1] = 2.5
     with pytest.raises(SchemaError) as caught:
         CaseMeta.from_json(data, source="liver_0/zarr.json")
@@ -93,7 +97,7 @@ def test_every_fault_is_listed() -> None:
         "found '12'",
         "image.colour: unknown key",
         "voxel_counts",
-        "windows.scan: a depth window needs 0 <= start < stop, got 5:5",
+        "boxes.scan: a box needs 0 <= start < stop along each axis, got 5:5, 0:9, 0:9",
         "grid.shape_zyx.1: ",
         "found 2.5",
     ):
@@ -132,8 +136,32 @@ def test_the_error_is_the_one_asked_for() -> None:
 def test_another_format_version_is_refused_by_number() -> None:
     data = to_json(CacheSchema.of(PreprocessSpec()))
     data["format_version"] = 99
-    with pytest.raises(SchemaError, match=r"cache format 99, this software reads 1.*build the cache again"):
+    with pytest.raises(
+        SchemaError, match=r"expected cache format 2, found 99: build a new cache with liverseg preprocess"
+    ):
         CacheSchema.from_json(data, source="test")
+
+
+def test_a_store_of_format_1_is_refused_in_one_line_that_says_what_to_do() -> None:
+    # As version 1 wrote it: without the crop, and its cases with depth windows.
+    old = {
+        "format_version": 1,
+        "spec": {
+            "shape_zyx": [64, 128, 128],
+            "margin_fraction": 0.02,
+            "air_hu": -1024,
+            "resampling": "box-average-1",
+        },
+        "fingerprint": "8badbb7531417541",
+        "label_names": ["background", "liver", "tumour"],
+        "software": "liverseg 0.1.0",
+    }
+    with pytest.raises(SchemaError) as failure:
+        CacheSchema.from_json(old, source="old.zarr/zarr.json")
+    assert str(failure.value) == (
+        "old.zarr/zarr.json: expected cache format 2, found 1: "
+        "build a new cache with liverseg preprocess RAW NEW_CACHE"
+    )
 
 
 def test_a_spec_that_was_edited_by_hand_is_refused() -> None:
@@ -151,6 +179,8 @@ def changed(spec: PreprocessSpec, field: str) -> PreprocessSpec:
     match data[field]:
         case [first, *others]:
             data[field] = [first + 1, *others]
+        case "box":
+            data[field] = "depth"
         case str(text):
             data[field] = text + "x"
         case number:
@@ -167,7 +197,7 @@ def test_every_field_of_a_spec_changes_its_fingerprint(field: str) -> None:
 
 def test_the_fingerprint_of_the_default_spec_is_pinned() -> None:
     # Every store on disk carries it: when this changes, all of them are refused.
-    assert PreprocessSpec().fingerprint() == "8badbb7531417541"
+    assert PreprocessSpec().fingerprint() == "cda8f950bef7ce11"
 
 
 def test_a_whole_number_for_a_float_has_the_same_fingerprint() -> None:

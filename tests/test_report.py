@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from conftest import random_case
+from conftest import random_case, slab
 from numpy.typing import NDArray
 from PIL import Image
 from tiny import SPEC, TinyWorld
 
 from data_cache.errors import RunError
-from data_cache.geometry import DepthWindow, Grid
+from data_cache.geometry import Grid
 from liverseg.cli import main
 from liverseg.evaluation.evaluate import evaluate
 from liverseg.evaluation.report import write_report
@@ -74,7 +74,7 @@ def test_an_overlay_comes_back_exactly_and_an_image_nearly() -> None:
     image = np.cumsum(rng.normal(0, 8, (5, 30, 40)), axis=2)
     overlay = rng.integers(0, 256, image.shape).astype(np.uint8)
     volume = encoded(
-        "x", image, overlay, GRID, layers=(), native=DepthWindow(start=0, stop=5), max_bytes=400_000
+        "x", image, overlay, GRID, layers=(), native=slab(0, 5, GRID.shape_zyx), max_bytes=400_000
     )
     np.testing.assert_array_equal(decoded(volume["overlay"], volume), overlay)
     low, high = SHOWN_HU
@@ -92,7 +92,7 @@ def test_noise_stays_under_the_size_of_a_case() -> None:
         overlay,
         GRID,
         layers=(TRUTH,),
-        native=DepthWindow(start=0, stop=64),
+        native=slab(0, 64, GRID.shape_zyx),
         max_bytes=MAX_CASE_BYTES,
     )
     assert len(json.dumps(volume)) < 1.6 * MAX_CASE_BYTES  # noise at the worst quality; scans fit
@@ -102,7 +102,7 @@ def test_noise_stays_under_the_size_of_a_case() -> None:
         None,
         GRID,
         layers=(),
-        native=DepthWindow(start=0, stop=64),
+        native=slab(0, 64, GRID.shape_zyx),
         max_bytes=MAX_CASE_BYTES,
     )
     assert len(json.dumps(smooth)) <= MAX_CASE_BYTES
@@ -114,8 +114,8 @@ def test_a_scored_case_shows_truth_and_prediction_where_they_are() -> None:
     image = np.where(truth > 0, 100, 0).astype(np.int16)
     foreground = np.zeros((2, 10, 12, 14), dtype=np.float32)
     foreground[0, 3:6] = 0.5
-    window = DepthWindow(start=0, stop=20)
-    volume = evaluation_volume(image, truth, predicted, GRID, foreground_czyx=foreground, window=window)
+    box = slab(0, 20, GRID.shape_zyx)
+    volume = evaluation_volume(image, truth, predicted, GRID, foreground_czyx=foreground, box=box)
     # Small enough to be shown voxel by voxel, all of its depth being within 40 mm of the liver.
     assert volume["shape"] == [20, 24, 28]
     assert volume["native"] == [0, 20]
@@ -137,7 +137,7 @@ def test_a_long_scan_is_cut_to_the_liver_and_thinned() -> None:
         truth,
         grid,
         foreground_czyx=np.zeros((2, 4, 4, 4), dtype=np.float32),
-        window=DepthWindow(start=90, stop=160),
+        box=slab(90, 160, grid.shape_zyx),
     )
     assert volume["native"] == [80, 170]  # 40 mm are 20 slices
     shown = layer_values(decoded(volume["overlay"], volume), TRUTH) > 0
@@ -153,7 +153,7 @@ def test_no_label_shows_the_whole_scan() -> None:
         nothing,
         GRID,
         foreground_czyx=np.zeros((2, 4, 4, 4), np.float32),
-        window=DepthWindow(start=0, stop=20),
+        box=slab(0, 20, GRID.shape_zyx),
     )
     assert volume["native"] == [0, 20]
 
@@ -162,13 +162,11 @@ def test_cached_fractions_come_in_fifteenths() -> None:
     case = random_case()
     view = case.views["liver"]
     assert view.fractions_czyx is not None
-    volume = cached_volume("liver", view, case.meta.windows["liver"])
+    volume = cached_volume("liver", view, case.meta.boxes["liver"])
     bytes_zyx = decoded(volume["overlay"], volume)
     np.testing.assert_allclose(bytes_zyx >> 4, view.fractions_czyx[0] / 17, atol=0.5)
     np.testing.assert_allclose(bytes_zyx & 15, view.fractions_czyx[1] / 17, atol=0.5)
-    assert (
-        cached_volume("x", replace(view, fractions_czyx=None), case.meta.windows["liver"])["overlay"] is None
-    )
+    assert cached_volume("x", replace(view, fractions_czyx=None), case.meta.boxes["liver"])["overlay"] is None
 
 
 def test_a_histogram_counts_each_class_by_its_fraction() -> None:

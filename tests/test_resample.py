@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from typing import Any
 
 import numpy as np
@@ -13,8 +12,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from data_cache.geometry import DepthWindow
-from pipeline.resample import Slab, average_plane, box_weights, linear_weights, resample_depth
+from data_cache.geometry import Box
+from pipeline.resample import average_plane, box_weights, linear_weights
 
 sizes = st.integers(1, 40)
 
@@ -91,7 +90,7 @@ def test_planes_are_averaged_exactly(
     n_j, n_i = targets
     result = average_plane(block, n_j=n_j, n_i=n_i)
     target = (shape[0], n_j or shape[1], n_i or shape[2])
-    expected = brute_average(block, target, DepthWindow(start=0, stop=shape[0]))
+    expected = brute_average(block, target, Box.whole(shape))
     assert result.dtype == np.float32
     # Four roundings to float32, relative to the largest value that is summed.
     np.testing.assert_allclose(
@@ -141,46 +140,3 @@ def test_averaging_edits_nothing_and_keeps_a_constant(
 
 
 # --- depth
-
-
-@st.composite
-def partitions(draw: st.DrawFn, depth: int) -> list[tuple[int, int]]:
-    cuts = draw(st.sets(st.integers(1, depth - 1), max_size=6)) if depth > 1 else set()
-    edges = [0, *sorted(cuts), depth]
-    return draw(st.permutations(list(itertools.pairwise(edges))))
-
-
-@given(depth=st.integers(1, 30), n_z=st.integers(1, 20), channels=st.integers(1, 2), data=st.data())
-def test_depth_is_the_same_for_slabs_in_any_order_and_number(
-    depth: int, n_z: int, channels: int, data: st.DataObject
-) -> None:
-    start = data.draw(st.integers(0, depth - 1))
-    windows = [
-        DepthWindow(start=0, stop=depth),
-        DepthWindow(start=start, stop=data.draw(st.integers(start + 1, depth))),
-    ]
-    volume = np.random.default_rng(depth).normal(size=(channels, depth, 3, 4)).astype(np.float32)
-    slabs = [
-        Slab(start_zyx=(first, 0, 0), values_czyx=volume[:, first:stop])
-        for first, stop in data.draw(partitions(depth))
-    ]
-    views = resample_depth(slabs, windows, (n_z, 3, 4), depth=depth, channels=channels)
-    for view, window in zip(views, windows, strict=True):
-        for channel in range(channels):
-            expected = brute_average(volume[channel], (n_z, 3, 4), window)
-            np.testing.assert_allclose(view[channel], expected, atol=1e-5)
-
-
-def test_cropped_slabs_add_to_the_place_they_were_cut_from() -> None:
-    volume = np.zeros((1, 8, 6, 5), dtype=np.float32)
-    volume[:, 3:7, 2:5, 1:4] = np.random.default_rng(0).normal(size=(1, 4, 3, 3))
-    cropped = Slab(start_zyx=(3, 2, 1), values_czyx=volume[:, 3:7, 2:5, 1:4])
-    window = DepthWindow(start=2, stop=8)
-    (result,) = resample_depth([cropped], [window], (4, 6, 5), depth=8)
-    np.testing.assert_allclose(result[0], brute_average(volume[0], (4, 6, 5), window), atol=1e-6)
-
-
-def test_no_slabs_are_zeros() -> None:
-    (result,) = resample_depth([], [DepthWindow(start=0, stop=8)], (4, 6, 5), depth=8, channels=2)
-    assert result.shape == (2, 4, 6, 5)
-    assert not result.any()

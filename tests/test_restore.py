@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ORIENTATIONS, oriented_affine, random_scan, write_nifti, write_pair
+from conftest import ORIENTATIONS, boxes_in, oriented_affine, random_scan, slab, write_nifti, write_pair
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from data_cache.geometry import DepthWindow
+from data_cache.geometry import Box
 from data_cache.schema import FRACTION_ONE, PreprocessSpec, View
 from pipeline.nifti import VolumeHeader, VolumeStream
 from pipeline.prepare import prepare_case
@@ -32,10 +32,8 @@ def probabilities(view: View) -> NDArray[np.float32]:
     return view.fractions_czyx.astype(np.float32) / np.float32(FRACTION_ONE)
 
 
-def restored_ijk(
-    foreground_czyx: NDArray[np.float32], window: DepthWindow, header: VolumeHeader
-) -> NDArray[np.uint8]:
-    return np.concatenate(list(native_labels(foreground_czyx, window, header))).transpose(2, 1, 0)
+def restored_ijk(foreground_czyx: NDArray[np.float32], box: Box, header: VolumeHeader) -> NDArray[np.uint8]:
+    return np.concatenate(list(native_labels(foreground_czyx, box, header))).transpose(2, 1, 0)
 
 
 def dice(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> float:
@@ -62,7 +60,7 @@ def test_a_label_comes_back_from_the_cache(tmp_path: Path, file_axes: str) -> No
     case = prepare_case("a", image, label, PreprocessSpec(shape_zyx=(32, 40, 40)), root=tmp_path)
     header = header_of(image)
     for name, view in case.views.items():
-        restored = restored_ijk(probabilities(view), case.meta.windows[name], header)
+        restored = restored_ijk(probabilities(view), case.meta.boxes[name], header)
         assert restored.shape == label_ijk.shape
         assert dice(restored >= 1, label_ijk >= 1) > 0.99
         assert dice(restored == 2, label_ijk == 2) > 0.96
@@ -74,14 +72,14 @@ def test_at_the_native_resolution_it_comes_back_exactly(tmp_path: Path) -> None:
     image, label = write_pair(tmp_path, "a", image_ijk, label_ijk, affine=oriented_affine("PIR"))
     spec = PreprocessSpec(shape_zyx=header_of(image).grid.shape_zyx)
     case = prepare_case("a", image, label, spec, root=tmp_path)
-    restored = restored_ijk(probabilities(case.views["scan"]), case.meta.windows["scan"], header_of(image))
+    restored = restored_ijk(probabilities(case.views["scan"]), case.meta.boxes["scan"], header_of(image))
     np.testing.assert_array_equal(restored, label_ijk)
 
 
 def test_a_real_liver_comes_back(tmp_path: Path, real_data: Path) -> None:
     image, label = (real_data / folder / "chaos_ct03.nii.gz" for folder in ("imagesTr", "labelsTr"))
     case = prepare_case("chaos_ct03", image, label, PreprocessSpec(), root=tmp_path)
-    restored = native_labels(probabilities(case.views["liver"]), case.meta.windows["liver"], header_of(image))
+    restored = native_labels(probabilities(case.views["liver"]), case.meta.boxes["liver"], header_of(image))
     both, sizes, start = 0, 0, 0
     with VolumeStream.open(label) as stream:
         truth = np.concatenate([block.copy() for _, block in stream.blocks()])
@@ -110,11 +108,11 @@ def test_a_column_by_hand(tmp_path: Path) -> None:
     # shares of liver 0 and 1 become 0, 0.25, 0.75 and 1.
     foreground = np.zeros((2, 2, 1, 1), dtype=np.float32)
     foreground[0, 1] = 1
-    window = DepthWindow(start=2, stop=6)
-    restored = restored_ijk(foreground, window, column(tmp_path, 8))
+    box = slab(2, 6, (8, 1, 1))
+    restored = restored_ijk(foreground, box, column(tmp_path, 8))
     assert restored.ravel().tolist() == [0, 0, 0, 0, 1, 1, 0, 0]
     # Flipped in the file, the canonical order is the other way around.
-    assert restored_ijk(foreground, window, column(tmp_path, 8, "RAI")).ravel().tolist() == [
+    assert restored_ijk(foreground, box, column(tmp_path, 8, "RAI")).ravel().tolist() == [
         0,
         0,
         1,
@@ -140,7 +138,7 @@ def test_a_column_by_hand(tmp_path: Path) -> None:
 )
 def test_how_a_voxel_is_decided(tmp_path: Path, liver: float, tumour: float, expected: int) -> None:
     foreground = np.array([liver, tumour], dtype=np.float32).reshape(2, 1, 1, 1)
-    assert restored_ijk(foreground, DepthWindow(start=0, stop=1), column(tmp_path, 1)).item() == expected
+    assert restored_ijk(foreground, slab(0, 1, (1, 1, 1)), column(tmp_path, 1)).item() == expected
 
 
 @given(
@@ -158,28 +156,25 @@ def test_values_are_interpolated_linearly_between_centres(
     data: st.DataObject,
 ) -> None:
     header = header_of(write_nifti(tmp_path / "a.nii", np.zeros(shape, np.uint8), oriented_affine(file_axes)))
-    depth = header.grid.shape_zyx[0]
-    start = data.draw(st.integers(0, depth - 1))
-    window = DepthWindow(start=start, stop=data.draw(st.integers(start + 1, depth)))
+    box = data.draw(boxes_in(header.grid.shape_zyx))
     rng = np.random.default_rng(data.draw(st.integers(0, 99)))
     foreground = rng.dirichlet((1, 1, 1), view_shape).astype(np.float32).transpose(3, 0, 1, 2)[:2]
     foreground[:, rng.random(view_shape) < 0.3] = 0
-    liver, tumour = (interpolated(channel, header, window) for channel in foreground)
+    liver, tumour = (interpolated(channel, header, box) for channel in foreground)
     expected = np.where(liver + tumour >= 0.5, np.where(tumour > liver, 2, 1), 0)
     unclear = (abs(liver + tumour - 0.5) < 1e-5) | (abs(liver - tumour) < 1e-5)
-    expected[: window.start], expected[window.stop :] = 0, 0
-    unclear[: window.start], unclear[window.stop :] = False, False
-    restored = canonical(restored_ijk(foreground, window, header).transpose(2, 1, 0), header)
+    outside = np.ones(expected.shape, dtype=bool)
+    outside[box.slices_zyx] = False
+    expected[outside], unclear[outside] = 0, False
+    restored = canonical(restored_ijk(foreground, box, header).transpose(2, 1, 0), header)
     np.testing.assert_array_equal(restored[~unclear], expected[~unclear])
 
 
-def interpolated(
-    channel_zyx: NDArray[np.float32], header: VolumeHeader, window: DepthWindow
-) -> NDArray[np.float64]:
+def interpolated(channel_zyx: NDArray[np.float32], header: VolumeHeader, box: Box) -> NDArray[np.float64]:
     """Trilinear on the canonical grid, one axis after another with np.interp."""
     values: NDArray[np.float64] = channel_zyx.astype(np.float64)
     for axis, n_native in enumerate(header.grid.shape_zyx):
-        first, length = (window.start, len(window)) if axis == 0 else (0, n_native)
+        first, length = box.start_zyx[axis], box.shape_zyx[axis]
         n_view = channel_zyx.shape[axis]
         position = (np.arange(n_native) - first + 0.5) * n_view / length - 0.5
         rows = np.moveaxis(values, axis, -1).reshape(-1, n_view)
@@ -203,11 +198,11 @@ def test_what_lies_between_the_files_centres_is_not_seen(tmp_path: Path, axis: i
     )
     foreground = np.zeros((2, *(3 if i == axis else 1 for i in range(3))), dtype=np.float32)
     np.moveaxis(foreground, axis + 1, 1)[:, 0] = 0.5
-    window = DepthWindow(start=0, stop=1)
-    assert restored_ijk(foreground, window, header).item() == 0
-    assert next(native_values(foreground[1], window, header)).item() == 0
+    box = Box.whole((1, 1, 1))
+    assert restored_ijk(foreground, box, header).item() == 0
+    assert next(native_values(foreground[1], box, header)).item() == 0
     np.moveaxis(foreground, axis + 1, 1)[0, 1] = 0.9
-    assert restored_ijk(foreground, window, header).item() == 1
+    assert restored_ijk(foreground, box, header).item() == 1
 
 
 # --- blocks
@@ -222,11 +217,10 @@ def test_blocks_cover_the_volume_in_order(
     header = header_of(write_nifti(tmp_path / "a.nii", np.zeros(shape, np.uint8), oriented_affine(file_axes)))
     rng = np.random.default_rng(0)
     foreground = (rng.random((2, 5, 6, 7)) / 1.5).astype(np.float32)
-    depth = header.grid.shape_zyx[0]
-    window = DepthWindow(start=depth // 4, stop=depth - 1)
-    whole = np.concatenate(list(native_labels(foreground, window, header)))
+    box = Box.from_slices([slice(n // 4, n - 1) for n in header.grid.shape_zyx])
+    whole = np.concatenate(list(native_labels(foreground, box, header)))
     monkeypatch.setattr("pipeline.restore.BLOCK_VOXELS", per_block * shape[0] * shape[1])
-    blocks = list(native_labels(foreground, window, header))
+    blocks = list(native_labels(foreground, box, header))
     assert [len(block) for block in blocks[:-1]] == [per_block] * (len(blocks) - 1)
     assert {block.dtype for block in blocks} == {np.dtype(np.uint8)}
     np.testing.assert_array_equal(np.concatenate(blocks), whole)
@@ -235,14 +229,14 @@ def test_blocks_cover_the_volume_in_order(
 
 def test_no_foreground_is_background_everywhere(tmp_path: Path) -> None:
     header = header_of(write_nifti(tmp_path / "a.nii", np.zeros((4, 5, 6), np.uint8)))
-    restored = restored_ijk(np.zeros((2, 3, 3, 3), np.float32), DepthWindow(start=1, stop=4), header)
+    restored = restored_ijk(np.zeros((2, 3, 3, 3), np.float32), slab(1, 4, header.grid.shape_zyx), header)
     assert restored.shape == (4, 5, 6)
     assert not restored.any()
 
 
-def test_nothing_is_found_outside_of_the_window(tmp_path: Path) -> None:
+def test_nothing_is_found_outside_of_the_box(tmp_path: Path) -> None:
     header = header_of(write_nifti(tmp_path / "a.nii", np.zeros((4, 5, 9), np.uint8), oriented_affine("RAI")))
-    restored = restored_ijk(np.full((2, 3, 3, 3), 0.5, np.float32), DepthWindow(start=2, stop=6), header)
+    restored = restored_ijk(np.full((2, 3, 3, 3), 0.5, np.float32), slab(2, 6, header.grid.shape_zyx), header)
     # Canonical slices 2..5 are 3..6 of a file that runs downwards.
     assert [bool(restored[..., k].all()) for k in range(9)] == [False] * 3 + [True] * 4 + [False] * 2
     assert not restored[..., :3].any()

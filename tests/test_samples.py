@@ -20,7 +20,7 @@ from tiny import SILENT, TinyWorld, tiny_config
 
 import liverseg
 from data_cache.errors import CacheError, ConfigError
-from data_cache.geometry import DepthWindow, resampled_grid
+from data_cache.geometry import Box, resampled_grid
 from liverseg.cli import main
 from liverseg.evaluation.calibrate import Calibration, _calibration_case, calibrate, calibrate_apart
 from liverseg.evaluation.evaluate import evaluate
@@ -77,13 +77,13 @@ def test_samples_of_a_scan_are_the_same_every_time_and_their_mean_is_the_answer(
     predictor = load_predictor(ssn_run, device="cpu", samples=5)
     thin = read_scan(image, predictor.spec)
     found, again = segment(thin, predictor), segment(thin, predictor)
-    assert found.window is not None
+    assert found.box is not None
     assert found.samples_nczyx is not None
     assert again.samples_nczyx is not None
     np.testing.assert_array_equal(found.samples_nczyx, again.samples_nczyx)
     assert found.samples_nczyx.shape == (5, 2, *predictor.spec.shape_zyx)
     assert not np.array_equal(found.samples_nczyx[0], found.samples_nczyx[1])
-    grid = resampled_grid(thin.header.grid, found.window, predictor.spec.shape_zyx)
+    grid = resampled_grid(thin.header.grid, found.box, predictor.spec.shape_zyx)
     mean = keep_largest_component(found.samples_nczyx.mean(axis=0), voxel_volume_ml=grid.voxel_volume_ml)
     np.testing.assert_allclose(found.foreground_czyx, mean, atol=3e-7)
 
@@ -102,7 +102,7 @@ def test_members_of_an_ensemble_are_its_samples(tiny_run: Path, ssn_run: Path, i
     # Two of four from each, so that each weighs a half; the first has but one answer, and gives it twice.
     assert both.n_drawn == 4
     view = read_scan(image, both.spec)
-    picture = view.view(view.scan_window, both.spec).image_zyx
+    picture = view.scan_view.image_zyx
     drawn = both.draw(picture)
     alone = load_predictor(tiny_run, device="cpu").foreground(picture)
     np.testing.assert_array_equal(drawn[0], alone)
@@ -117,9 +117,9 @@ def test_a_scan_without_a_liver_has_samples_of_the_whole_scan(
     predictor = load_predictor(ssn_run, device="cpu", samples=2)
     thin = read_scan(image, predictor.spec)
     found = segment(thin, predictor)
-    assert found.window is None
+    assert found.box is None
     assert found.samples_nczyx is not None
-    uncertainty = summarise_uncertainty(found.samples_nczyx, thin.scan_window, thin.header)
+    uncertainty = summarise_uncertainty(found.samples_nczyx, thin.scan_box, thin.header)
     assert uncertainty.liver_ml.mean_ml == 0
     assert uncertainty.lesions == ()
     # What is too small for a liver may be sure of itself: the scan is as doubtful as any all the same.
@@ -165,7 +165,7 @@ def test_maps_are_those_of_the_samples_on_the_scans_grid(
     thin = read_scan(tmp_path / "turned.nii.gz", predictor.spec)
     found = segment(thin, predictor)
     assert found.samples_nczyx is not None
-    assert found.window is not None
+    assert found.box is not None
     mean = found.samples_nczyx.mean(axis=0)
     expected = {
         "entropy": entropy(mean),
@@ -173,7 +173,7 @@ def test_maps_are_those_of_the_samples_on_the_scans_grid(
         "tumour": mean[1],
     }
     for name, values in expected.items():
-        native = np.concatenate(list(native_values(values, found.window, thin.header)))
+        native = np.concatenate(list(native_values(values, found.box, thin.header)))
         written = voxels(tmp_path / "out" / "turned_uncertainty" / f"{name}.nii.gz").transpose(2, 1, 0)
         # A step is 1/255 of the most, and what is below half of one is cut before it is interpolated.
         most = 1.0 if name == "tumour" else MAX_ENTROPY
@@ -185,10 +185,10 @@ def test_native_volumes_are_those_of_the_labels(ssn_run: Path, image: Path) -> N
     thin = read_scan(image, predictor.spec)
     found = segment(thin, predictor)
     assert found.samples_nczyx is not None
-    assert found.window is not None
-    liver_ml, tumour_ml = native_volumes_ml(found.samples_nczyx, found.window, thin.header)
+    assert found.box is not None
+    liver_ml, tumour_ml = native_volumes_ml(found.samples_nczyx, found.box, thin.header)
     for i, sample in enumerate(found.samples_nczyx):
-        label = np.concatenate(list(native_labels(sample, found.window, thin.header)))
+        label = np.concatenate(list(native_labels(sample, found.box, thin.header)))
         voxel_ml = thin.header.grid.voxel_volume_ml
         assert liver_ml[i] == pytest.approx(np.count_nonzero(label) * voxel_ml)
         assert tumour_ml[i] == pytest.approx(np.count_nonzero(label == 2) * voxel_ml)
@@ -226,11 +226,11 @@ def native_case(predictor: Predictor, world: TinyWorld, case_id: str) -> NativeC
     truth_zyx, header = read_canonical(world.raw / meta.label.path)
     found = segment(read_scan(world.raw / meta.image.path, predictor.spec), predictor)
     assert found.samples_nczyx is not None
-    window = found.window or DepthWindow(start=0, stop=meta.grid.shape_zyx[0])
-    labels = np.concatenate(list(native_labels(found.foreground_czyx, window, header)))
+    box = found.box or Box.whole(meta.grid.shape_zyx)
+    labels = np.concatenate(list(native_labels(found.foreground_czyx, box, header)))
     return NativeCase(
         samples_nczyx=found.samples_nczyx,
-        window=window,
+        box=box,
         header=header,
         predicted_zyx=to_canonical(labels, header.axes_kji),
         truth_zyx=truth_zyx.astype(np.uint8),
@@ -238,7 +238,7 @@ def native_case(predictor: Predictor, world: TinyWorld, case_id: str) -> NativeC
 
 
 def on_native(values: NDArray[np.float32], case: NativeCase) -> NDArray[np.float32]:
-    blocks = list(native_values(values, case.window, case.header))
+    blocks = list(native_values(values, case.box, case.header))
     return to_canonical(np.concatenate(blocks), case.header.axes_kji)
 
 
@@ -269,10 +269,10 @@ def test_a_case_is_judged_as_whole_arrays_are(
     h = entropy(np.stack((liver, tumour)))[near]
     pairs = (h[wrong][:, None] > h[~wrong][None, ::7]).mean()
     assert uncertainty.errors.auroc == pytest.approx(float(pairs), abs=0.02)
-    grid = resampled_grid(case.header.grid, case.window, mean.shape[1:])
+    grid = resampled_grid(case.header.grid, case.box, mean.shape[1:])
     kept = [keep_largest_component(s, voxel_volume_ml=grid.voxel_volume_ml) for s in case.samples_nczyx]
     labels = [
-        to_canonical(np.concatenate(list(native_labels(s, case.window, case.header))), case.header.axes_kji)
+        to_canonical(np.concatenate(list(native_labels(s, case.box, case.header))), case.header.axes_kji)
         for s in kept
     ]
     assert uncertainty.pairs.shared_cmm[0, 0, 1] == ((labels[0] > 0) & (labels[1] > 0)).sum()
@@ -336,10 +336,8 @@ def test_a_temperature_changes_what_is_counted_after_it_and_nothing_else(
     np.testing.assert_array_equal(
         plain.reliability["liver"].confidence_sum, uncertainty.reliability["liver"].confidence_sum
     )
-    resample_to_window = (
-        uncertainty.tempered["liver"].confidence_sum - uncertainty.reliability["liver"].confidence_sum
-    )
-    assert np.abs(resample_to_window).sum() > 0
+    moved = uncertainty.tempered["liver"].confidence_sum - uncertainty.reliability["liver"].confidence_sum
+    assert np.abs(moved).sum() > 0
 
 
 def test_an_ensemble_was_trained_on_what_any_member_was() -> None:
@@ -413,8 +411,8 @@ def test_uncertainty_is_at_borders_and_not_in_the_air(ssn_run: Path, image: Path
     thin = read_scan(image, predictor.spec)
     found = segment(thin, predictor)
     assert found.samples_nczyx is not None
-    assert found.window is not None
-    view = thin.view(found.window, predictor.spec)
+    assert found.box is not None
+    view = thin.view(found.box)
     doubt = entropy(found.samples_nczyx.mean(axis=0))
     liver = found.foreground_czyx.sum(axis=0) >= 0.5
     border = ndimage.binary_dilation(liver) & ~ndimage.binary_erosion(liver)

@@ -166,7 +166,7 @@ def test_an_array_of_zeros_still_has_its_chunk(store: Path) -> None:
 
 def read_all(store: Path) -> dict[str, bytes]:
     opened = CacheStore.open(store)
-    views = {name: opened.read("liver_0", name) for name in opened.meta("liver_0").windows}
+    views = {name: opened.read("liver_0", name) for name in opened.meta("liver_0").boxes}
     images = {f"{name}/image": view.image_zyx.tobytes() for name, view in views.items()}
     fractions = {
         f"{name}/fractions": view.fractions_czyx.tobytes()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -11,10 +10,20 @@ import pytest
 import torch
 from tiny import TinyWorld
 
+from data_cache.geometry import Box
 from data_cache.schema import CaseMeta
 from liverseg.model.inputs import InputConfig, class_fractions, decide, network_input
 from liverseg.training.config import DataConfig, Resident
-from liverseg.training.stream import Batch, Prefetch, SampleSpec, Volumes, choose_place, epoch_draws
+from liverseg.training.stream import (
+    WHOLE,
+    Batch,
+    Prefetch,
+    SampleSpec,
+    Volumes,
+    choose_place,
+    epoch_draws,
+    liver_part,
+)
 
 CPU = torch.device("cpu")
 
@@ -52,40 +61,76 @@ def test_tumour_share_draws_from_cases_with_a_tumour(tiny_world: TinyWorld) -> N
     assert len({d.case_id for d in without}) == len(bare)  # no tumour anywhere: all cases serve
 
 
-def test_views_come_in_their_shares_and_windows_hold_the_liver(tiny_world: TinyWorld) -> None:
-    metas = metas_of(tiny_world)
-    config = DataConfig(scan_share=0.2, window_share=0.3)
-    draws = epoch_draws(metas, config, count=2000, rng=np.random.default_rng(0))
-    kinds = Counter("whole" if d.window == (0.0, 1.0) and d.view == "scan" else d.view for d in draws)
+def in_scan(meta: CaseMeta, draw: SampleSpec) -> list[tuple[float, float]]:
+    """What a draw shows, in shares of the scan."""
+    if draw.view == "scan":
+        return list(draw.part_zyx)
+    return [
+        (a + start * (b - a), a + stop * (b - a))
+        for (start, stop), (a, b) in zip(draw.part_zyx, liver_part(meta), strict=True)
+    ]
+
+
+def test_views_come_in_their_shares_and_boxes_hold_the_liver(tiny_world: TinyWorld) -> None:
+    metas = {meta.case_id: meta for meta in metas_of(tiny_world)}
+    config = DataConfig(scan_share=0.2, between_share=0.3, box_jitter=0.1)
+    draws = epoch_draws(list(metas.values()), config, count=2000, rng=np.random.default_rng(0))
     # Three standard deviations of a share of 0.2 in 2000 draws are 0.027.
-    assert kinds["whole"] / 2000 == pytest.approx(0.2, abs=0.03)
-    assert kinds["scan"] / 2000 == pytest.approx(0.3, abs=0.03)
-    depth = {m.case_id: (m.windows["liver"], m.grid.shape_zyx[0]) for m in metas}
+    assert sum(d.view == "scan" for d in draws) / 2000 == pytest.approx(0.2, abs=0.03)
+    wide = 0
     for draw in draws:
-        window, n = depth[draw.case_id]
-        start, stop = draw.window
-        if draw.view == "scan":
-            slack = 0.05 * len(window) / n + 1e-9
-            assert 0 <= start <= window.start / n + slack
-            assert window.stop / n - slack <= stop <= 1
-        else:
-            assert draw.window == (0.0, 1.0)
+        liver, shown = liver_part(metas[draw.case_id]), in_scan(metas[draw.case_id], draw)
+        for (a, b), (start, stop) in zip(liver, shown, strict=True):
+            slack = 0.1 * (b - a) + 1e-9
+            assert -1e-9 <= start <= a + slack
+            assert b - slack <= stop <= 1 + 1e-9
+        wide += any(b - a > 1.2 * (d - c) + 1e-9 for (a, b), (c, d) in zip(shown, liver, strict=True))
+    # All whole scans, and most of the boxes between, are more than the jitter wider than the liver's.
+    assert 0.35 < wide / 2000 < 0.53
+
+
+def test_without_jitter_the_liver_is_shown_as_it_is_cached(tiny_world: TinyWorld) -> None:
+    config = DataConfig(scan_share=0, between_share=0, box_jitter=0)
+    draws = epoch_draws(metas_of(tiny_world), config, count=20, rng=np.random.default_rng(0))
+    for draw in draws:
+        np.testing.assert_allclose(draw.part_zyx, WHOLE, atol=1e-12)
+
+
+def test_an_axis_that_the_liver_fills_stays_whole(tiny_world: TinyWorld) -> None:
+    meta = metas_of(tiny_world)[0]
+    z, y, x = meta.grid.shape_zyx
+    box = Box(start_zyx=(2, 0, 0), stop_zyx=(z - 2, y, x))  # as with crop = "depth"
+    meta = replace(meta, boxes={"scan": meta.boxes["scan"], "liver": box})
+    for config in (DataConfig(scan_share=0, between_share=1), DataConfig(scan_share=0, between_share=0)):
+        for draw in epoch_draws([meta], config, count=20, rng=np.random.default_rng(0)):
+            assert draw.part_zyx[1:] == WHOLE[1:]
+            assert draw.part_zyx[0] != WHOLE[0]
+
+
+def test_a_turn_knows_the_pixels(tiny_world: TinyWorld) -> None:
+    meta = metas_of(tiny_world)[0]
+    _, height_mm, width_mm = (
+        n * mm for n, mm in zip(meta.boxes["liver"].shape_zyx, meta.grid.spacing_zyx_mm, strict=True)
+    )
+    config = DataConfig(scan_share=0, between_share=0, box_jitter=0)
+    (draw,) = epoch_draws([meta], config, count=1, rng=np.random.default_rng(0))
+    assert draw.height_over_width == pytest.approx(height_mm / width_mm)
 
 
 def test_a_case_without_liver_shows_its_scan(tiny_world: TinyWorld) -> None:
     meta = metas_of(tiny_world)[0]
-    bare = replace(meta, windows={"scan": meta.windows["scan"]})
+    bare = replace(meta, boxes={"scan": meta.boxes["scan"]})
     draws = epoch_draws(
-        [bare], DataConfig(scan_share=0, window_share=1), count=5, rng=np.random.default_rng(0)
+        [bare], DataConfig(scan_share=0, between_share=1), count=5, rng=np.random.default_rng(0)
     )
-    assert {(d.view, d.window) for d in draws} == {("scan", (0.0, 1.0))}
+    assert {(d.view, d.part_zyx) for d in draws} == {("scan", WHOLE)}
 
 
 @pytest.mark.parametrize("resident", ["device", "memory", "stream"])
 def test_every_place_gives_the_voxels_of_the_store(tiny_world: TinyWorld, resident: Resident) -> None:
     store = tiny_world.store
     draws = [
-        SampleSpec(case_id=i, view=v, window=(0.1, 0.9))
+        SampleSpec(case_id=i, view=v, part_zyx=((0.1, 0.9),) * 3)
         for i in store.case_ids[:2]
         for v in ("liver", "scan")
     ]
@@ -97,6 +142,10 @@ def test_every_place_gives_the_voxels_of_the_store(tiny_world: TinyWorld, reside
         assert view.fractions_czyx is not None
         np.testing.assert_array_equal(batch.image_bczyx[i, 0].numpy(), view.image_zyx)
         np.testing.assert_array_equal(batch.fractions_bczyx[i].numpy(), view.fractions_czyx)
+        scan = store.read(draw.case_id, "scan")
+        np.testing.assert_array_equal(batch.context_image_bczyx[i, 0].numpy(), scan.image_zyx)
+        inner = liver_part(store.meta(draw.case_id)) if draw.view == "liver" else WHOLE
+        np.testing.assert_allclose(batch.inner_b32[i].numpy(), inner, rtol=1e-6)
 
 
 def test_auto_falls_back_as_memory_runs_out(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,7 +162,14 @@ def test_auto_falls_back_as_memory_runs_out(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def a_batch(i: int) -> Batch:
-    return Batch(image_bczyx=torch.tensor(i), fractions_bczyx=torch.zeros(0))
+    nothing = torch.zeros(0)
+    return Batch(
+        image_bczyx=torch.tensor(i),
+        fractions_bczyx=nothing,
+        context_image_bczyx=nothing,
+        context_fractions_bczyx=nothing,
+        inner_b32=nothing,
+    )
 
 
 def test_prefetch_keeps_the_order_and_measures_its_wait() -> None:

@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from data_cache.geometry import window_with_margin
+from data_cache.geometry import Box, Grid
 from data_cache.schema import PreprocessSpec
 
 Contender = Callable[[Path, Path], None]
@@ -67,20 +68,20 @@ def _preprocess(image: Path, label: Path, *, prefetch: bool) -> None:
 
 
 def torchio(image: Path, label: Path) -> None:
-    """Load, canonical orientation, crop the depth to the label, linear/nearest resize; nothing is written."""
+    """Load, canonical orientation, crop to the label's box, linear/nearest resize; nothing is written."""
     import torchio as tio
 
     subject = tio.Subject(image=tio.ScalarImage(image), label=tio.LabelMap(label))
     subject = tio.ToCanonical()(subject)
-    start, stop = _window(np.asarray(subject.label.data[0]))
-    depth = subject.label.shape[-1]
-    cropped = tio.Crop((0, 0, 0, 0, start, depth - stop))(subject)
+    start, stop = _box_xyz(np.asarray(subject.label.data[0]), subject.label.affine)
+    ends = [n - end for n, end in zip(subject.label.shape[1:], stop, strict=True)]
+    cropped = tio.Crop([v for pair in zip(start, ends, strict=True) for v in pair])(subject)
     for view in (cropped, subject):
         tio.Resize(SHAPE_XYZ)(view)
 
 
 def monai(image: Path, label: Path) -> None:
-    """Load, orientation RAS, crop the depth to the label, area/nearest resize; nothing is written."""
+    """Load, orientation RAS, crop to the label's box, area/nearest resize; nothing is written."""
     from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged, Orientationd, Resized, SpatialCropd
 
     keys = ("image", "label")
@@ -88,19 +89,19 @@ def monai(image: Path, label: Path) -> None:
         [LoadImaged(keys), EnsureChannelFirstd(keys), Orientationd(keys, axcodes="RAS", labels=None)]
     )
     data: Any = load({"image": image, "label": label})
-    start, stop = _window(np.asarray(data["label"][0]))
-    nx, ny, _ = data["label"].shape[1:]
-    crop = SpatialCropd(keys, roi_start=(0, 0, start), roi_end=(nx, ny, stop))
+    start, stop = _box_xyz(np.asarray(data["label"][0]), np.asarray(data["label"].affine))
+    crop = SpatialCropd(keys, roi_start=start, roi_end=stop)
     resize = Resized(keys, SHAPE_XYZ, mode=("area", "nearest"))
     for view in (crop(data), data):
         resize(view)
 
 
-def _window(label_xyz: np.ndarray[Any, Any]) -> tuple[int, int]:
-    filled = np.flatnonzero(label_xyz.any(axis=(0, 1)))
-    depth = label_xyz.shape[2]
-    window = window_with_margin(int(filled[0]), int(filled[-1]), depth=depth, margin_fraction=0.02)
-    return window.start, window.stop
+def _box_xyz(label_xyz: NDArray[Any], affine: NDArray[Any]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Start and stop of the box that liverseg crops to."""
+    filled = [np.flatnonzero(label_xyz.any(axis=others)) for others in ((0, 1), (0, 2), (1, 2))]
+    labelled = Box.from_slices([slice(at[0], at[-1] + 1) for at in filled])
+    box = PreprocessSpec().close_box(labelled, Grid.from_array(label_xyz.shape[::-1], affine))
+    return box.start_zyx[::-1], box.stop_zyx[::-1]
 
 
 CONTENDERS: dict[str, Contender] = {

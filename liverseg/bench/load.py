@@ -15,7 +15,7 @@ from data_cache.reader import CacheStore
 from data_cache.schema import PreprocessSpec
 from liverseg.bench.timing import Timing, fastest
 from liverseg.training.config import Resident
-from liverseg.training.stream import Prefetch, SampleSpec, Volumes
+from liverseg.training.stream import WHOLE, Prefetch, SampleSpec, Volumes
 from pipeline.build import build
 from pipeline.decathlon import read_data_set
 from pipeline.nifti import write_volume
@@ -55,7 +55,7 @@ def measure(store: CacheStore, folder: Path, device: torch.device, *, seconds: f
 
 def _own(store: CacheStore, place: Resident, device: torch.device) -> Run:
     volumes = Volumes(store, store.case_ids, resident=place, device=device)
-    draws = [SampleSpec(case_id=i, view="liver", window=(0.0, 1.0)) for i in _ids(store)]
+    draws = [SampleSpec(case_id=i, view="liver", part_zyx=WHOLE) for i in _ids(store)]
     batches = [draws[i : i + BATCH] for i in range(0, len(draws), BATCH)]
     return lambda: [None for _ in Prefetch(batches, volumes.fetch)]
 

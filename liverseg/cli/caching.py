@@ -16,7 +16,7 @@ from liverseg.cli.common import FOLDER, Shard
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-    from data_cache.schema import CacheSchema
+    from data_cache.schema import CacheSchema, Crop
     from pipeline.build import CaseResult
     from pipeline.workers import RunningTask
 
@@ -37,6 +37,13 @@ HEARTBEAT_S = 30.0
     help="Processes; default: physical cores. Fewer where their memory would not suffice.",
 )
 @click.option(
+    "--crop",
+    default="box",
+    show_default=True,
+    type=click.Choice(["box", "depth"]),
+    help="Close view: the label's bounding box, or its slices at full width as the original project had it.",
+)
+@click.option(
     "--timeout",
     "timeout_s",
     default=None,
@@ -52,6 +59,7 @@ def preprocess(
     raw: Path,
     cache: Path,
     jobs: int | None,
+    crop: Crop,
     timeout_s: float | None,
     verify_sources: bool,
     shard: tuple[int, int] | None,
@@ -100,7 +108,7 @@ def preprocess(
         results = build(
             data_set,
             cache,
-            PreprocessSpec(),
+            PreprocessSpec(crop=crop),
             jobs=jobs or physical_cores(),
             report=report,
             options=options,

@@ -132,7 +132,7 @@ def _draw_case(store: CacheStore, case: str, view: str | None, png: Path, *, aug
         title = f"{case}, {view} view\nsigma in voxels, noise in 200 HU; the mesh was squares of 8 voxels"
         figure = augment_figure(voxels, title=title)
     else:
-        title = f"{case}, {view} view\nnative slices {meta.windows[view].start}:{meta.windows[view].stop}"
+        title = f"{case}, {view} view\nnative voxels {meta.boxes[view]} (z, y, x)"
         figure = case_montage(
             voxels.image_zyx, voxels.fractions_czyx, voxels.grid.spacing_zyx_mm, title=title
         )
@@ -162,7 +162,7 @@ def _print_histogram(store: CacheStore, case: str, view: str | None) -> None:
 
 
 def _closest_view(meta: CaseMeta) -> str:
-    return "liver" if "liver" in meta.windows else "scan"
+    return "liver" if "liver" in meta.boxes else "scan"
 
 
 COMMANDS = (phantom, inspect)

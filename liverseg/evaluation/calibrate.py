@@ -78,7 +78,7 @@ def calibrate(predictor: Predictor, store: CacheStore, case_ids: Sequence[str]) 
         store: The cache that holds the cases.
         case_ids: Labelled ones, never trained on.
     """
-    with_liver = [case_id for case_id in case_ids if "liver" in store.meta(case_id).windows]
+    with_liver = [case_id for case_id in case_ids if "liver" in store.meta(case_id).boxes]
     fitted = [_calibration_case(predictor, store, case_id) for case_id in with_liver]
     having = {name: [c for c in fitted if c.truth_ml[name] > 0] for name in CLASSES}
     return Calibration(

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from data_cache.errors import CacheError, ConfigError, LiversegError
 from data_cache.files import write_csv, write_json, write_text
-from data_cache.geometry import DepthWindow
+from data_cache.geometry import Box
 from data_cache.reader import CacheStore
 from data_cache.schema import FRACTION_ONE
 from liverseg.evaluation.calibrate import Calibration
@@ -177,25 +177,25 @@ def _evaluate_case(
     truth = truth_zyx.astype(np.uint8)
     thin = read_scan(raw / meta.image.path, predictor.spec)
     found = segment(thin, predictor)
-    window = found.window or thin.scan_window
-    predicted = _native(found.foreground_czyx, window, header)
+    box = found.box or thin.scan_box
+    predicted = _native(found.foreground_czyx, box, header)
     scores = score_labels(predicted, truth, meta.grid.spacing_zyx_mm)
     uncertainty = None
     if found.samples_nczyx is not None:
         native = NativeCase(
             samples_nczyx=found.samples_nczyx,
-            window=window,
+            box=box,
             header=header,
             predicted_zyx=predicted,
             truth_zyx=truth,
         )
         uncertainty = evaluate_uncertainty(case_id, native, scores, calibration=calibration)
-        view = thin.view(window, predictor.spec)
+        view = thin.view(box)
         save(uncertainty_picture(uncertainty, native, view), out / UNCERTAINTY / f"{case_id}.png")
     evaluation = CaseEvaluation(
         case_id=case_id,
         trained_on=trained_on,
-        found=found.window is not None,
+        found=found.box is not None,
         predicted=scores,
         label_crop=_label_crop(case_id, predictor, store, truth, header),
         ceiling=_ceiling(case_id, store, truth, header),
@@ -205,17 +205,15 @@ def _evaluate_case(
     figure = overlay_figure(image_zyx, truth, predicted, meta.grid.spacing_zyx_mm, title=_title(evaluation))
     save(figure, out / OVERLAYS / f"{case_id}.png")
     volume = evaluation_volume(
-        image_zyx, truth, predicted, meta.grid, foreground_czyx=found.foreground_czyx, window=window
+        image_zyx, truth, predicted, meta.grid, foreground_czyx=found.foreground_czyx, box=box
     )
     write_text(out / VOLUMES / f"{case_id}.json", json.dumps(volume))
     return evaluation
 
 
-def _native(
-    foreground_czyx: NDArray[np.float32], window: DepthWindow, header: VolumeHeader
-) -> NDArray[np.uint8]:
+def _native(foreground_czyx: NDArray[np.float32], box: Box, header: VolumeHeader) -> NDArray[np.uint8]:
     with one_thread():
-        labels_kji = np.concatenate(list(native_labels(foreground_czyx, window, header)))
+        labels_kji = np.concatenate(list(native_labels(foreground_czyx, box, header)))
     return to_canonical(labels_kji, header.axes_kji)
 
 
@@ -223,24 +221,24 @@ def _label_crop(
     case_id: str, predictor: Predictor, store: CacheStore, truth: NDArray[np.uint8], header: VolumeHeader
 ) -> CropDice | None:
     meta = store.meta(case_id)
-    if "liver" not in meta.windows:
+    if "liver" not in meta.boxes:
         return None
     view = store.read(case_id, "liver")
     foreground = keep_largest_component(
         predictor.foreground(view.image_zyx), voxel_volume_ml=view.grid.voxel_volume_ml
     )
-    return _crop_dice(_native(foreground, meta.windows["liver"], header), truth)
+    return _crop_dice(_native(foreground, meta.boxes["liver"], header), truth)
 
 
 def _ceiling(
     case_id: str, store: CacheStore, truth: NDArray[np.uint8], header: VolumeHeader
 ) -> CropDice | None:
     meta = store.meta(case_id)
-    fractions = store.read(case_id, "liver").fractions_czyx if "liver" in meta.windows else None
+    fractions = store.read(case_id, "liver").fractions_czyx if "liver" in meta.boxes else None
     if fractions is None:
         return None
     foreground = fractions.astype(np.float32) / np.float32(FRACTION_ONE)
-    return _crop_dice(_native(foreground, meta.windows["liver"], header), truth)
+    return _crop_dice(_native(foreground, meta.boxes["liver"], header), truth)
 
 
 def _crop_dice(predicted: NDArray[np.uint8], truth: NDArray[np.uint8]) -> CropDice:

@@ -107,9 +107,9 @@ def write_cache_page(store: CacheStore, case_ids: Sequence[str], out: Path) -> P
 
 
 def _cached_volumes(store: CacheStore, case_id: str) -> Iterator[str]:
-    windows = store.meta(case_id).windows
-    for view in sorted(windows):  # liver before scan: what is trained on first
-        yield json.dumps(cached_volume(f"{view} view", store.read(case_id, view), windows[view]))
+    boxes = store.meta(case_id).boxes
+    for view in sorted(boxes):  # liver before scan: what is trained on first
+        yield json.dumps(cached_volume(f"{view} view", store.read(case_id, view), boxes[view]))
 
 
 # ---- what an evaluation wrote

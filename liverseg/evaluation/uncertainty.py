@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from data_cache.geometry import DepthWindow, resampled_grid
+from data_cache.geometry import Box, resampled_grid
 from liverseg.evaluation.calibrate import Calibration
 from liverseg.inference.segment import keep_largest_component
 from liverseg.inference.uncertainty_files import UncertaintySummary, summarise_uncertainty
@@ -64,13 +64,13 @@ class NativeCase:
     """What a case was segmented as, and what is true, on its own grid.
 
     Attributes:
-        samples_nczyx: As ``ScanSegmentation`` has them, on the view of ``window``.
+        samples_nczyx: As ``ScanSegmentation`` has them, on the view of ``box``.
         header: Of the scan, or of its label: its grid and the order of its axes.
         predicted_zyx, truth_zyx: Labels, canonical.
     """
 
     samples_nczyx: NDArray[np.float32]
-    window: DepthWindow
+    box: Box
     header: VolumeHeader
     predicted_zyx: NDArray[np.uint8]
     truth_zyx: NDArray[np.uint8]
@@ -92,7 +92,7 @@ def evaluate_uncertainty(
         pairs += block.pairs
     return CaseUncertainty(
         case_id=case_id,
-        uncertainty=summarise_uncertainty(case.samples_nczyx, case.window, case.header),
+        uncertainty=summarise_uncertainty(case.samples_nczyx, case.box, case.header),
         risk=risk_of(scores),
         reliability=reliability,
         tempered=None if temperature is None else after,
@@ -122,15 +122,15 @@ class _Block:
 
 def _blocks(case: NativeCase) -> Iterator[_Block]:
     """The slices of a case, block by block: n samples of a whole scan would not fit into memory."""
-    axes, header, window = case.header.axes_kji, case.header, case.window
+    axes, header, box = case.header.axes_kji, case.header, case.box
     near_zyx = near_liver((case.truth_zyx > 0) | (case.predicted_zyx > 0), header.grid.spacing_zyx_mm)
     near, predicted, truth = (
         from_canonical(values, axes) for values in (near_zyx, case.predicted_zyx, case.truth_zyx)
     )
-    voxel_ml = resampled_grid(header.grid, window, case.samples_nczyx.shape[2:]).voxel_volume_ml
-    means = [native_values(mean, window, header) for mean in mean_foreground(case.samples_nczyx)]
+    voxel_ml = resampled_grid(header.grid, box, case.samples_nczyx.shape[2:]).voxel_volume_ml
+    means = [native_values(mean, box, header) for mean in mean_foreground(case.samples_nczyx)]
     labels = [
-        native_labels(keep_largest_component(sample, voxel_volume_ml=voxel_ml), window, header)
+        native_labels(keep_largest_component(sample, voxel_volume_ml=voxel_ml), box, header)
         for sample in case.samples_nczyx
     ]
     start = 0

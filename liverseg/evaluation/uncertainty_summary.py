@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from data_cache.files import write_csv, write_json
-from data_cache.geometry import DepthWindow
+from data_cache.geometry import Box
 from data_cache.schema import View
 from data_cache.text import pluralise
 from liverseg.evaluation.calibrate import Calibration
@@ -90,19 +90,17 @@ def uncertainty_picture(uncertainty: CaseUncertainty, case: NativeCase, view: Vi
         UncertaintyMaps(label_zyx=decided(mean_czyx), **values),
         view.grid.spacing_zyx_mm,
         title=title,
-        truth_zyx=_nearest(case.truth_zyx, case.window, view.image_zyx.shape),
+        truth_zyx=_nearest(case.truth_zyx, case.box, view.image_zyx.shape),
     )
 
 
-def _nearest(
-    label_zyx: NDArray[np.uint8], window: DepthWindow, shape_zyx: tuple[int, ...]
-) -> NDArray[np.uint8]:
+def _nearest(label_zyx: NDArray[np.uint8], box: Box, shape_zyx: tuple[int, ...]) -> NDArray[np.uint8]:
     """A native label on a view's grid, for a picture: the id at each centre."""
-    starts, lengths = (window.start, 0, 0), (len(window), *label_zyx.shape[1:])
-    parts = zip(starts, lengths, shape_zyx, strict=True)
-    return label_zyx[
+    parts = zip(box.start_zyx, box.shape_zyx, shape_zyx, strict=True)
+    nearest_zyx: NDArray[np.uint8] = label_zyx[
         np.ix_(*(start + ((np.arange(n) + 0.5) * length / n).astype(int) for start, length, n in parts))
     ]
+    return nearest_zyx
 
 
 def summarise_uncertainties(

@@ -14,7 +14,7 @@ from data_cache.errors import VolumeError
 from pipeline.check import SAMPLED_VOXELS, ImageFacts, intensity_findings
 from pipeline.decathlon import volume_stem
 from pipeline.dicom import convert_series, is_dicom_source
-from pipeline.prepare import InPlaneScan
+from pipeline.prepare import HeldScan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,21 +60,21 @@ def find_scans(paths: Sequence[Path]) -> list[ScanInput]:
     return scans
 
 
-def scan_notes(scan: InPlaneScan) -> tuple[str, ...]:
+def scan_notes(scan: HeldScan) -> tuple[str, ...]:
     """What was assumed while reading a scan, and whether its values can be HU at all: as ``liverseg check`` says it.
 
-    Of the averages in the plane, which need no second pass: they lie within the voxels' range, so that only what
-    is certain of them is said. Without the rescale intercept a liver is at 1100, and nothing is found in it.
+    The distribution is that of the view of the whole scan. Without the rescale intercept a liver is at 1100, and nothing
+    is found in it.
     """
-    values = [slab.values_czyx.ravel() for slab in scan.slabs]
-    step = max(1, sum(v.size for v in values) // SAMPLED_VOXELS) | 1
+    values = scan.scan_view.image_zyx.ravel()
+    low, high = scan.tally.range_hu
+    step = max(1, values.size // SAMPLED_VOXELS) | 1
     facts = ImageFacts(
         header=scan.header,
         voxels_sha256="",
-        # Averages of equal voxels differ in the last digits.
-        minimum_hu=min((round(float(v.min()), 3) for v in values), default=np.nan),
-        maximum_hu=max((round(float(v.max()), 3) for v in values), default=np.nan),
-        sample_hu=np.concatenate([v[::step] for v in values]) if values else np.empty(0),
+        minimum_hu=low,
+        maximum_hu=high,
+        sample_hu=values[::step].astype(np.float64),
         n_not_finite=0,
     )
     faults = [f for f in intensity_findings(scan.header.path.name, facts) if f.severity == "fault"]

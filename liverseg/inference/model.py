@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_cache.errors import VolumeError
-from data_cache.geometry import DepthWindow, Grid
+from data_cache.geometry import Box, Grid
 from liverseg.inference.inputs import find_scans, scan_notes
 from liverseg.inference.segment import Predictor, segment
 from liverseg.inference.uncertainty_files import UncertaintySummary, summarise_uncertainty
@@ -40,7 +40,7 @@ class Segmentation:
         label_zyx: 0 background, 1 liver, 2 tumour, on ``grid``: all zero where no liver was found.
         grid: The scan's voxels, its axes flipped and permuted to RAS+.
         foreground_czyx: Probabilities of liver and tumour as the network gave them, on its own coarser grid.
-        window: The slices of ``grid`` that ``foreground_czyx`` covers; None where no liver was found.
+        box: The slices of ``grid`` that ``foreground_czyx`` covers; None where no liver was found.
         liver_ml, tumour_ml: The liver's includes its tumours.
         notes: What was assumed or replaced while reading.
         header: Of the scan's file, for ``save``.
@@ -53,7 +53,7 @@ class Segmentation:
     label_zyx: NDArray[np.uint8]
     grid: Grid
     foreground_czyx: NDArray[np.float32]
-    window: DepthWindow | None
+    box: Box | None
     notes: tuple[str, ...]
     header: VolumeHeader
     open_scan: Callable[[], AbstractContextManager[Path]]
@@ -85,7 +85,7 @@ class Segmentation:
         shape = "×".join(map(str, self.grid.shape_zyx[::-1]))
         found = f"liver {self.liver_ml:.0f} mL, tumour {self.tumour_ml:.1f} mL"
         sure = "" if self.uncertainty is None else f"; {self.uncertainty.line()}"
-        return f"Segmentation({shape}, {'no liver found' if self.window is None else found}{sure})"
+        return f"Segmentation({shape}, {'no liver found' if self.box is None else found}{sure})"
 
     def _repr_html_(self) -> str:
         """Three slices of the scan with the label's contours, where the scan can still be read."""
@@ -102,8 +102,8 @@ class Segmentation:
         return f'{text}<img alt="three slices with contours" src="{figure_uri(figure)}">'
 
     def _blocks(self) -> list[NDArray[np.uint8]]:
-        window = self.window or DepthWindow(start=0, stop=self.grid.shape_zyx[0])
-        return list(native_labels(self.foreground_czyx, window, self.header))
+        box = self.box or Box.whole(self.grid.shape_zyx)
+        return list(native_labels(self.foreground_czyx, box, self.header))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -128,20 +128,20 @@ class Model:
         with open_scan() as path:
             thin = read_scan(path, self.predictor.spec)
         found = segment(thin, self.predictor)
-        window = found.window or thin.scan_window
-        blocks = native_labels(found.foreground_czyx, window, thin.header)
+        box = found.box or thin.scan_box
+        blocks = native_labels(found.foreground_czyx, box, thin.header)
         samples = found.samples_nczyx
         label_kji = np.concatenate(list(blocks))
         return Segmentation(
             label_zyx=to_canonical(label_kji, thin.header.axes_kji),
             grid=thin.header.grid,
             foreground_czyx=found.foreground_czyx,
-            window=found.window,
+            box=found.box,
             notes=scan_notes(thin),
             header=thin.header,
             open_scan=open_scan,
             samples_nczyx=samples,
-            uncertainty=None if samples is None else summarise_uncertainty(samples, window, thin.header),
+            uncertainty=None if samples is None else summarise_uncertainty(samples, box, thin.header),
         )
 
 

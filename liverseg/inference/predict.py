@@ -12,13 +12,14 @@ from numpy.typing import NDArray
 
 from data_cache.errors import VolumeError
 from data_cache.files import write_json
+from data_cache.geometry import Box
 from liverseg.inference.dicom_seg import SUFFIX, write_dicom_seg
 from liverseg.inference.inputs import ScanInput, scan_notes
 from liverseg.inference.segment import Predictor, ScanSegmentation, segment
 from liverseg.inference.uncertainty_files import UncertaintySummary, map_values, write_uncertainty
 from liverseg.measure.uncertainty import decided
 from pipeline.nifti import to_canonical, write_labels
-from pipeline.prepare import InPlaneScan, read_scan
+from pipeline.prepare import HeldScan, read_scan
 from pipeline.restore import native_labels, one_thread
 
 
@@ -29,7 +30,7 @@ class Prediction:
     Attributes:
         found: False where no liver was found; the label is then empty.
         liver_ml, tumour_ml: Native volumes; the liver's includes its tumours.
-        liver_slices: First and past-the-last native slice that was looked at closely, from the feet up.
+        liver_box: Native voxels that were looked at closely, in canonical (RAS+) orientation; None without a liver.
         read_s, network_s, write_s: Where the time went.
         notes: What was assumed or replaced while reading.
         doubts: Of the samples; None where none were drawn.
@@ -40,7 +41,7 @@ class Prediction:
     found: bool
     liver_ml: float
     tumour_ml: float
-    liver_slices: tuple[int, int] | None
+    liver_box: Box | None
     read_s: float
     network_s: float
     write_s: float
@@ -103,7 +104,7 @@ def _predict_file(
     times.append(time.perf_counter())
     counts = np.zeros(3, dtype=np.int64)
     out.mkdir(parents=True, exist_ok=True)
-    blocks = native_labels(found.foreground_czyx, found.window or thin.scan_window, thin.header)
+    blocks = native_labels(found.foreground_czyx, found.box or thin.scan_box, thin.header)
     with one_thread():
         write_labels(label, thin.header, _counted(blocks, counts))
     uncertainty = (
@@ -115,10 +116,10 @@ def _predict_file(
     prediction = Prediction(
         image=scan.path,
         label=label,
-        found=found.window is not None,
+        found=found.box is not None,
         liver_ml=float(counts[1] + counts[2]) * voxel_ml,
         tumour_ml=float(counts[2]) * voxel_ml,
-        liver_slices=None if found.window is None else (found.window.start, found.window.stop),
+        liver_box=found.box,
         read_s=read_s,
         network_s=network_s,
         write_s=write_s,
@@ -130,7 +131,7 @@ def _predict_file(
     if dicom_seg:
         write_dicom_seg(out / f"{scan.name}{SUFFIX}", series=scan.path, label=label)
     if preview:
-        _draw_preview(out / f"{scan.name}.png", image, thin, found, predictor, prediction)
+        _draw_preview(out / f"{scan.name}.png", image, thin, found, prediction)
     return prediction
 
 
@@ -142,23 +143,22 @@ def _write_statistics(path: Path, prediction: Prediction) -> None:
 def _draw_preview(
     path: Path,
     image: Path,
-    thin: InPlaneScan,
+    thin: HeldScan,
     found: ScanSegmentation,
-    predictor: Predictor,
     prediction: Prediction,
 ) -> None:
     from liverseg.pictures.figures import preview_figure
     from liverseg.pictures.sheet import save
     from liverseg.pictures.uncertainty_figures import UncertaintyMaps, uncertainty_figure
 
-    window = found.window or thin.scan_window
+    box = found.box or thin.scan_box
     name, _, words = prediction.line().partition(": ")
     title = f"{Path(name).name}\n{words.partition(' (')[0]}"
-    label_kji = np.concatenate(list(native_labels(found.foreground_czyx, window, thin.header)))
+    label_kji = np.concatenate(list(native_labels(found.foreground_czyx, box, thin.header)))
     label_zyx = to_canonical(label_kji, thin.header.axes_kji)
     save(preview_figure(image, label_zyx, thin.header.grid.spacing_zyx_mm, title=title), path)
     if found.samples_nczyx is not None:
-        view = thin.view(window, predictor.spec)
+        view = thin.view(box)
         values = {f"{name}_zyx": value for name, value in map_values(found.samples_nczyx).items()}
         maps = UncertaintyMaps(label_zyx=decided(found.foreground_czyx), **values)
         figure = uncertainty_figure(view.image_zyx, maps, view.grid.spacing_zyx_mm, title=title)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from data_cache.errors import ConfigError, RunError
-from data_cache.geometry import DepthWindow, window_with_margin
+from data_cache.geometry import Box, resampled_grid
 from data_cache.schema import PreprocessSpec
 from liverseg.device import choose_device, computes_in_bf16
 from liverseg.inference.model_file import load_trained
@@ -21,14 +22,16 @@ from liverseg.measure.uncertainty import mean_foreground
 from liverseg.model.inputs import InputConfig, network_input
 from liverseg.model.network import UNet
 from liverseg.model.stochastic import sample, shares
-from pipeline.prepare import InPlaneScan
+from pipeline.prepare import HeldScan
 from pipeline.resample import box_weights, linear_weights
 
-MAX_PASSES = 4  # of the close look, each with a window widened where the liver touched its end
-SOFT_EDGE_VOXELS = 2  # around the liver's component: what interpolation needs of the probabilities' slope
-WIDER_LOOKS = (0.0, 0.04, 0.08)  # of the window, at each end: what --tta averages
+MAX_PASSES = 4  # of the close look after the first, each in a better box
+SOFT_EDGE_VOXELS = 2  # around the liver's components: what interpolation needs of the probabilities' slope
+TTA_MARGINS = (0.0, 0.04, 0.08)  # of the box's size, at each face: what --tta averages
+TIGHTEN_BELOW = 0.6  # a box is cut again where the liver's own has less than this share of its volume
+MIN_COMPONENT_SHARE = 0.15  # of the largest component: the left lateral section has about a sixth of a liver
 SAMPLING_SEED = 0
-NO_LIVER_ML = 10.0  # a component smaller than this is no liver
+NO_LIVER_ML = 10.0  # a component smaller than this is not a liver
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -127,15 +130,15 @@ class ScanSegmentation:
     """What was found in a scan, on a view of it.
 
     Attributes:
-        foreground_czyx: Probabilities of liver and tumour on the view of ``window``; zero outside of the
+        foreground_czyx: Probabilities of liver and tumour on the view of ``box``; zero outside of the
             liver's component.
-        window: Native slices that were looked at closely; None where no liver was found.
-        samples_nczyx: Of each sample, all of what the network said, on the view of ``window`` or else of the whole
+        box: Native slices that were looked at closely; None where no liver was found.
+        samples_nczyx: Of each sample, all of what the network said, on the view of ``box`` or else of the whole
             scan; None where none were drawn.
     """
 
     foreground_czyx: NDArray[np.float32]
-    window: DepthWindow | None
+    box: Box | None
     samples_nczyx: NDArray[np.float32] | None = None
 
 
@@ -166,132 +169,147 @@ def load_predictor(
     )
 
 
-def segment(scan: InPlaneScan, predictor: Predictor) -> ScanSegmentation:
-    """Segment a scan without any label: a coarse pass over all slices, then close ones over the liver's.
-
-    A close pass whose liver touches the end of its window is repeated with a wider one.
-    """
-    spec, depth = predictor.spec, scan.header.grid.shape_zyx[0]
-    foreground_czyx = _predict_window(scan, scan.scan_window, predictor)
-    window = liver_window(foreground_czyx, depth=depth, spec=spec)
-    if window is None:
+def segment(scan: HeldScan, predictor: Predictor) -> ScanSegmentation:
+    """Segment a scan without any label: a coarse pass over the whole scan, then close ones over the liver's box."""
+    foreground_czyx = _predict_box(scan, scan.scan_box, predictor)
+    labelled = labelled_box(foreground_czyx, scan.scan_box)
+    if labelled is None:
         return _no_liver(scan, predictor)
-    if predictor.fast:
-        window = scan.scan_window
-    else:
-        window, foreground_czyx = _refine_window(scan, window, predictor)
+    box = scan.scan_box
+    if not predictor.fast:
+        start = predictor.spec.close_box(labelled, scan.header.grid)
+        box, foreground_czyx = _refine_box(scan, start, predictor)
     if predictor.tta:
-        foreground_czyx = _predict_tta(scan, window, predictor)
-    samples = _draw(scan, window, predictor)
+        foreground_czyx = _predict_tta(scan, box, predictor)
+    samples = _draw(scan, box, predictor)
     if samples is not None:
-        foreground_czyx = _kept(mean_foreground(samples), scan, window, predictor)
-    if not (foreground_czyx.sum(axis=0) >= 0.5).any():
+        foreground_czyx = _kept(mean_foreground(samples), scan, box)
+    if labelled_box(foreground_czyx, box) is None:
         return _no_liver(scan, predictor)
-    return ScanSegmentation(foreground_czyx=foreground_czyx, window=window, samples_nczyx=samples)
+    return ScanSegmentation(foreground_czyx=foreground_czyx, box=box, samples_nczyx=samples)
 
 
-def _no_liver(scan: InPlaneScan, predictor: Predictor) -> ScanSegmentation:
+def _no_liver(scan: HeldScan, predictor: Predictor) -> ScanSegmentation:
     nothing = np.zeros((2, *predictor.spec.shape_zyx), dtype=np.float32)
-    samples = _draw(scan, scan.scan_window, predictor)
-    return ScanSegmentation(foreground_czyx=nothing, window=None, samples_nczyx=samples)
+    samples = _draw(scan, scan.scan_box, predictor)
+    return ScanSegmentation(foreground_czyx=nothing, box=None, samples_nczyx=samples)
 
 
-def _refine_window(
-    scan: InPlaneScan, window: DepthWindow, predictor: Predictor
-) -> tuple[DepthWindow, NDArray[np.float32]]:
-    """What is in the window; where the liver touches an end of it, in a wider one."""
-    depth = scan.header.grid.shape_zyx[0]
+def _refine_box(scan: HeldScan, box: Box, predictor: Predictor) -> tuple[Box, NDArray[np.float32]]:
+    """What is in the box, or in a better one: wider where the liver touches a face, tighter where most of it is not liver."""
+    foreground_czyx = _predict_box(scan, box, predictor)
     for _ in range(MAX_PASSES):
-        foreground_czyx = _predict_window(scan, window, predictor)
-        wider = extend_window(window, foreground_czyx, depth=depth)
-        if wider == window:
-            return window, foreground_czyx
-        window = wider
-    return window, _predict_window(scan, window, predictor)
+        better = _better_box(box, foreground_czyx, scan, predictor)
+        if better == box:
+            break
+        box, foreground_czyx = better, _predict_box(scan, better, predictor)
+    return box, foreground_czyx
 
 
-def _draw(scan: InPlaneScan, window: DepthWindow, predictor: Predictor) -> NDArray[np.float32] | None:
+def _better_box(box: Box, foreground_czyx: NDArray[np.float32], scan: HeldScan, predictor: Predictor) -> Box:
+    wider = extend_box(box, foreground_czyx, scan.scan_box)
+    labelled = labelled_box(foreground_czyx, box)
+    if wider != box or labelled is None:
+        return wider
+    tighter = predictor.spec.close_box(labelled, scan.header.grid)
+    is_much_smaller = math.prod(tighter.shape_zyx) < TIGHTEN_BELOW * math.prod(box.shape_zyx)
+    return tighter if is_much_smaller else box
+
+
+def _draw(scan: HeldScan, box: Box, predictor: Predictor) -> NDArray[np.float32] | None:
     if not predictor.samples:
         return None
-    return predictor.draw(scan.view(window, predictor.spec).image_zyx)
+    return predictor.draw(scan.view(box).image_zyx)
 
 
-def _predict_tta(scan: InPlaneScan, window: DepthWindow, predictor: Predictor) -> NDArray[np.float32]:
-    """The mean of looks through ``window`` and through wider ones, on the view of ``window``.
+def _predict_tta(scan: HeldScan, box: Box, predictor: Predictor) -> NDArray[np.float32]:
+    """The mean of the predictions in ``box`` and in wider boxes, on the view of ``box``.
 
-    A wider window puts other slices together into a voxel, which the network takes for another scan.
+    In a wider box other voxels fall together, which the network takes for another scan.
     """
-    depth = scan.header.grid.shape_zyx[0]
+    whole = scan.scan_box.shape_zyx
     total_czyx = np.zeros((2, *predictor.spec.shape_zyx), dtype=np.float32)
-    for share in WIDER_LOOKS:
-        step = round(share * len(window))
-        wider = DepthWindow(start=max(0, window.start - step), stop=min(depth, window.stop + step))
-        seen_czyx = predictor.foreground(scan.view(wider, predictor.spec).image_zyx)
-        total_czyx += resample_to_window(seen_czyx, wider, window)
-    return _kept(total_czyx / np.float32(len(WIDER_LOOKS)), scan, window, predictor)
+    for share in TTA_MARGINS:
+        wider = box.with_margin([round(share * n) for n in box.shape_zyx], whole)
+        seen_czyx = predictor.foreground(scan.view(wider).image_zyx)
+        total_czyx += resample_to_box(seen_czyx, wider, box)
+    return _kept(total_czyx / np.float32(len(TTA_MARGINS)), scan, box)
 
 
-def _kept(
-    foreground_czyx: NDArray[np.float32], scan: InPlaneScan, window: DepthWindow, predictor: Predictor
-) -> NDArray[np.float32]:
-    grid = scan.view(window, predictor.spec).grid
+def _kept(foreground_czyx: NDArray[np.float32], scan: HeldScan, box: Box) -> NDArray[np.float32]:
+    grid = resampled_grid(scan.header.grid, box, scan.scan_view.grid.shape_zyx)
     return keep_largest_component(foreground_czyx, voxel_volume_ml=grid.voxel_volume_ml)
 
 
-def resample_to_window(
-    foreground_czyx: NDArray[np.float32], source: DepthWindow, target: DepthWindow
-) -> NDArray[np.float32]:
-    """A view's probabilities on the view of another window inside its own: interpolated, then averaged down."""
-    n_z = foreground_czyx.shape[1]
-    up = linear_weights(n_z, len(source))
-    down = box_weights(len(source), n_z, target.start - source.start, target.stop - source.start)
-    moved_czyx: NDArray[np.float32] = np.einsum(
-        "Zz,czyx->cZyx", (down @ up).astype(np.float32), foreground_czyx, optimize=True
-    )
-    return moved_czyx
+def _predict_box(scan: HeldScan, box: Box, predictor: Predictor) -> NDArray[np.float32]:
+    return _kept(predictor.foreground(scan.view(box).image_zyx), scan, box)
 
 
-def _predict_window(scan: InPlaneScan, window: DepthWindow, predictor: Predictor) -> NDArray[np.float32]:
-    view = scan.view(window, predictor.spec)
-    return keep_largest_component(
-        predictor.foreground(view.image_zyx), voxel_volume_ml=view.grid.voxel_volume_ml
+def resample_to_box(foreground_czyx: NDArray[np.float32], source: Box, target: Box) -> NDArray[np.float32]:
+    """The probabilities of a view on the view of another box inside its own: interpolated, then averaged down."""
+    weights = [
+        (box_weights(n, n_view, start, stop) @ linear_weights(n_view, n)).astype(np.float32)
+        for n, n_view, start, stop in zip(
+            source.shape_zyx,
+            foreground_czyx.shape[1:],
+            np.subtract(target.start_zyx, source.start_zyx).tolist(),
+            np.subtract(target.stop_zyx, source.start_zyx).tolist(),
+            strict=True,
+        )
+    ]
+    resampled_czyx: NDArray[np.float32] = np.einsum(
+        "czyx,Zz,Yy,Xx->cZYX", foreground_czyx, *weights, optimize=True
     )
+    return resampled_czyx
 
 
 def keep_largest_component(
     foreground_czyx: NDArray[np.float32], *, voxel_volume_ml: float
 ) -> NDArray[np.float32]:
-    """Probabilities inside the largest component of liver and tumour together; zero elsewhere.
+    """Probabilities inside the large components of liver and tumour together; zero elsewhere.
 
-    All zero where that component has less than ``NO_LIVER_ML``.
+    Large is ``MIN_COMPONENT_SHARE`` of the largest: a liver that was split or resected keeps its pieces. All zero where
+    the largest has less than ``NO_LIVER_ML``.
     """
     components, count = ndimage.label(foreground_czyx.sum(axis=0) >= 0.5)
-    sizes = np.bincount(components.ravel(), minlength=count + 1)[1:]
-    if not sizes.size or sizes.max() * voxel_volume_ml < NO_LIVER_ML:
+    sizes = np.bincount(components.ravel(), minlength=count + 1)
+    sizes[0] = 0
+    if sizes.max() * voxel_volume_ml < NO_LIVER_ML:
         return np.zeros_like(foreground_czyx)
-    liver = components == 1 + int(sizes.argmax())
+    liver = (sizes >= MIN_COMPONENT_SHARE * sizes.max())[components]
     # The soft edge stays, since it is interpolated; other components stay away even where they are near.
     near = ndimage.binary_dilation(liver, iterations=SOFT_EDGE_VOXELS) & ((components == 0) | liver)
     return np.where(near, foreground_czyx, np.float32(0))
 
 
-def liver_window(
-    foreground_czyx: NDArray[np.float32], *, depth: int, spec: PreprocessSpec
-) -> DepthWindow | None:
-    """The native slices of the liver in a view of the whole scan, with the margin that training had."""
-    slices = np.flatnonzero((foreground_czyx.sum(axis=0) >= 0.5).any(axis=(1, 2)))
-    if not slices.size:
+def labelled_box(foreground_czyx: NDArray[np.float32], box: Box) -> Box | None:
+    """The native voxels of the liver in the view of ``box``; None where it has none."""
+    filled = [
+        np.flatnonzero((foreground_czyx.sum(axis=0) >= 0.5).any(axis=others))
+        for others in ((1, 2), (0, 2), (0, 1))
+    ]
+    if not filled[0].size:
         return None
-    scale = depth / spec.shape_zyx[0]
-    first, last = int(slices[0] * scale), min(depth, int(np.ceil((slices[-1] + 1) * scale))) - 1
-    return window_with_margin(first, last, depth=depth, margin_fraction=spec.margin_fraction)
-
-
-def extend_window(window: DepthWindow, foreground_czyx: NDArray[np.float32], *, depth: int) -> DepthWindow:
-    """The window, longer by an eighth at each end that the liver touches and the scan goes on beyond."""
-    liver_z = (foreground_czyx.sum(axis=0) >= 0.5).any(axis=(1, 2))
-    step = max(1, len(window) // 8)
-    return DepthWindow(
-        start=max(0, window.start - step) if liver_z[0] else window.start,
-        stop=min(depth, window.stop + step) if liver_z[-1] else window.stop,
+    return Box.from_slices(
+        [
+            slice(start + int(at[0] * n / n_view), start + min(n, math.ceil((at[-1] + 1) * n / n_view)))
+            for at, start, n, n_view in zip(
+                filled, box.start_zyx, box.shape_zyx, foreground_czyx.shape[1:], strict=True
+            )
+        ]
     )
+
+
+def extend_box(box: Box, foreground_czyx: NDArray[np.float32], scan_box: Box) -> Box:
+    """The box, longer by an eighth at each face that the liver touches and the scan goes on beyond."""
+    slices = []
+    for axis, others in enumerate(((1, 2), (0, 2), (0, 1))):
+        touched = (foreground_czyx.sum(axis=0) >= 0.5).any(axis=others)
+        start, stop, end = box.start_zyx[axis], box.stop_zyx[axis], scan_box.stop_zyx[axis]
+        step = max(1, (stop - start) // 8)
+        slices.append(
+            slice(
+                max(0, start - step) if touched[0] else start, min(end, stop + step) if touched[-1] else stop
+            )
+        )
+    return Box.from_slices(slices)

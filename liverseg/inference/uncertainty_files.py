@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_cache.files import write_json
-from data_cache.geometry import DepthWindow, resampled_grid
+from data_cache.geometry import Box, resampled_grid
 from liverseg.inference.segment import ScanSegmentation, keep_largest_component
 from liverseg.measure.uncertainty import (
     MAX_ENTROPY,
@@ -26,7 +26,7 @@ from liverseg.measure.uncertainty import (
 )
 from pipeline.nifti import VolumeHeader, write_map
 from pipeline.nifti.write import LARGEST_BYTE
-from pipeline.prepare import InPlaneScan
+from pipeline.prepare import HeldScan
 from pipeline.restore import native_labels, native_values, one_thread
 
 DESCRIPTIONS = {
@@ -67,22 +67,22 @@ class UncertaintySummary:
 
 
 def summarise_uncertainty(
-    samples_nczyx: NDArray[np.float32], window: DepthWindow, header: VolumeHeader
+    samples_nczyx: NDArray[np.float32], box: Box, header: VolumeHeader
 ) -> UncertaintySummary:
     """Judge the samples of a scan.
 
     Args:
-        samples_nczyx: As ``ScanSegmentation`` has them: all of what the network said, on the view of ``window``. As much memory
+        samples_nczyx: As ``ScanSegmentation`` has them: all of what the network said, on the view of ``box``. As much memory
             again is taken: 8 MiB a sample of 64×128×128.
-        window: The native slices of that view.
+        box: The native slices of that view.
         header: Of the scan.
     """
-    grid = resampled_grid(header.grid, window, samples_nczyx.shape[2:])
+    grid = resampled_grid(header.grid, box, samples_nczyx.shape[2:])
     kept = np.empty_like(samples_nczyx)
     for kept_czyx, sample_czyx in zip(kept, samples_nczyx, strict=True):
         kept_czyx[:] = keep_largest_component(sample_czyx, voxel_volume_ml=grid.voxel_volume_ml)
     mean_czyx = keep_largest_component(mean_foreground(samples_nczyx), voxel_volume_ml=grid.voxel_volume_ml)
-    liver_ml, tumour_ml = native_volumes_ml(kept, window, header)
+    liver_ml, tumour_ml = native_volumes_ml(kept, box, header)
     return UncertaintySummary(
         samples=len(samples_nczyx),
         case_uncertainty=case_uncertainty(samples_nczyx, decided(mean_czyx)),
@@ -93,12 +93,12 @@ def summarise_uncertainty(
 
 
 def native_volumes_ml(
-    samples_nczyx: NDArray[np.float32], window: DepthWindow, header: VolumeHeader
+    samples_nczyx: NDArray[np.float32], box: Box, header: VolumeHeader
 ) -> NDArray[np.float64]:
     """(2, n) volumes of liver, tumours within, and of tumour, each sample decided on the scan's own grid."""
 
     def count(foreground_czyx: NDArray[np.float32]) -> tuple[int, int]:
-        blocks = native_labels(foreground_czyx, window, header)
+        blocks = native_labels(foreground_czyx, box, header)
         counts = [(int(np.count_nonzero(b)), int(np.count_nonzero(b == 2))) for b in blocks]
         return sum(liver for liver, _ in counts), sum(tumour for _, tumour in counts)
 
@@ -108,7 +108,7 @@ def native_volumes_ml(
     return voxels_nc.T * header.grid.voxel_volume_ml
 
 
-def write_uncertainty(folder: Path, finding: ScanSegmentation, thin: InPlaneScan) -> UncertaintySummary:
+def write_uncertainty(folder: Path, finding: ScanSegmentation, thin: HeldScan) -> UncertaintySummary:
     """Write ``entropy.nii.gz``, ``information.nii.gz`` and ``tumour.nii.gz``, maps of what ``finding`` drew, and ``uncertainty.json``.
 
     Args:
@@ -118,16 +118,16 @@ def write_uncertainty(folder: Path, finding: ScanSegmentation, thin: InPlaneScan
     """
     folder.mkdir(parents=True, exist_ok=True)
     assert finding.samples_nczyx is not None
-    window = finding.window or thin.scan_window
+    box = finding.box or thin.scan_box
     maps = map_values(finding.samples_nczyx)
     with one_thread():
         for name, values_zyx in maps.items():
             most, path = MAX_VALUE[name], folder / f"{name}.nii.gz"
             # What is less than half a step is written as 0: then it need not be interpolated either.
             values_zyx[values_zyx < most / LARGEST_BYTE / 2] = 0
-            blocks = native_values(values_zyx, window, thin.header)
+            blocks = native_values(values_zyx, box, thin.header)
             write_map(path, thin.header, blocks, maximum=most, description=f"liverseg: {DESCRIPTIONS[name]}")
-    uncertainty = summarise_uncertainty(finding.samples_nczyx, window, thin.header)
+    uncertainty = summarise_uncertainty(finding.samples_nczyx, box, thin.header)
     write_json(folder / "uncertainty.json", asdict(uncertainty))
     return uncertainty
 

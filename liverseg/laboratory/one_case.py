@@ -23,7 +23,7 @@ from liverseg.training.config import DataConfig, TrainConfig, WatchConfig, load_
 from liverseg.training.process_group import ProcessGroup
 from liverseg.training.split import make_split
 from liverseg.training.state import Row, TrainState, class_shares, new_state, selection_score
-from liverseg.training.stream import SampleSpec, Volumes
+from liverseg.training.stream import WHOLE, SampleSpec, Volumes
 from liverseg.training.train import Trainer
 from liverseg.training.validate import ValidationOutput
 
@@ -107,10 +107,10 @@ def find_subject(store: CacheStore, case_id: str) -> Subject:
         labelled = [i for i in store.case_ids if store.meta(i).label is not None]
         known = ", ".join(labelled[:8]) + (", …" if len(labelled) > 8 else "")
         raise CacheError(f"{store.path}: case {case_id} has no label; these have one: {known or 'none'}")
-    if "liver" not in meta.windows:
+    if "liver" not in meta.boxes:
         raise CacheError(f"{store.path}: the label of case {case_id} has no liver: name another case")
     volumes = Volumes(store, [case_id], resident="stream", device=choose_device("cpu"))
-    batch = volumes.fetch([SampleSpec(case_id=case_id, view="liver", window=(0.0, 1.0))])
+    batch = volumes.fetch([SampleSpec(case_id=case_id, view="liver", part_zyx=WHOLE)])
     truth = decide(class_fractions(batch.fractions_bczyx)[:, 1:])
     _, liver, tumour = meta.voxel_counts
     return Subject(
@@ -167,7 +167,7 @@ def experiment_config(
         raise ConfigError("model.stochastic = 'ssn' adds a loss of its own: take 'none' to compare losses")
     return replace(
         base,
-        data=DataConfig(train_cases=(case_id,), scan_share=0.0, window_share=0.0),
+        data=DataConfig(train_cases=(case_id,), scan_share=0.0, between_share=0.0, box_jitter=0.0),
         augment=STILL,
         optim=replace(base.optim, epochs=steps // every, steps_per_epoch=every, ema_decay=0.0, patience=None),
         watch=WatchConfig(log_every=every, pictures_every=0),

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from data_cache.geometry import DepthWindow, Grid, resampled_grid
+from data_cache.geometry import Box, Grid, resampled_grid
 from data_cache.schema import View
 from liverseg.measure.overlap import union_box
 from liverseg.measure.uncertainty import MAX_ENTROPY, entropy
@@ -61,7 +61,7 @@ def evaluation_volume(
     grid: Grid,
     *,
     foreground_czyx: NDArray[np.float32],
-    window: DepthWindow,
+    box: Box,
 ) -> dict[str, Any]:
     """A scored case for a page: image, truth, prediction and uncertainty around what is labelled.
 
@@ -70,15 +70,15 @@ def evaluation_volume(
         truth_zyx: Labels 0, 1, 2 on the native grid.
         predicted_zyx: The same.
         grid: The native grid, canonical.
-        foreground_czyx: Probabilities of liver and tumour on the view of ``window``.
-        window: The native slices of that view.
+        foreground_czyx: Probabilities of liver and tumour on the view of ``box``.
+        box: The native voxels of that view.
     """
-    depth = _depth_shown(truth_zyx, predicted_zyx, grid)
-    shape_zyx = _shown_shape(grid, depth)
-    uncertainty_zyx = _to_shown(entropy(foreground_czyx) / MAX_ENTROPY, window, grid, depth, shape_zyx)
+    shown = _shown_box(truth_zyx, predicted_zyx, grid)
+    shape_zyx = _shown_shape(grid, shown)
+    uncertainty_zyx = _to_shown(entropy(foreground_czyx) / MAX_ENTROPY, box, grid, shown, shape_zyx)
     parts = (
-        (TRUTH, _shrunk_label(truth_zyx, depth, shape_zyx)),
-        (PREDICTION, _shrunk_label(predicted_zyx, depth, shape_zyx)),
+        (TRUTH, _shrunk_label(truth_zyx, shown, shape_zyx)),
+        (PREDICTION, _shrunk_label(predicted_zyx, shown, shape_zyx)),
         (UNCERTAINTY, np.rint(uncertainty_zyx * 15).astype(np.uint8)),
     )
     overlay_zyx = np.zeros(shape_zyx, dtype=np.uint8)
@@ -86,22 +86,22 @@ def evaluation_volume(
         overlay_zyx |= np.left_shift(values_zyx, layer.shift, dtype=np.uint8)
     return encoded(
         "around the liver",
-        _shrunk(image_zyx, depth, shape_zyx),
+        _shrunk(image_zyx, shown, shape_zyx),
         overlay_zyx,
-        resampled_grid(grid, depth, shape_zyx),
+        resampled_grid(grid, shown, shape_zyx),
         layers=(TRUTH, PREDICTION, UNCERTAINTY),
-        native=depth,
+        native=shown,
         max_bytes=MAX_CASE_BYTES,
     )
 
 
-def cached_volume(name: str, view: View, native: DepthWindow) -> dict[str, Any]:
+def cached_volume(name: str, view: View, native: Box) -> dict[str, Any]:
     """A view of a cache for a page, its fractions in steps of a fifteenth; the image alone without a label.
 
     Args:
         name: Of the view; a case has two, so that each takes half of what a case may.
         view: As the store gives it.
-        native: The slices of the file that it covers.
+        native: The voxels of the file that it covers.
     """
     overlay_zyx: NDArray[np.uint8] | None = None
     if view.fractions_czyx is not None:
@@ -125,7 +125,7 @@ def encoded(
     grid: Grid,
     *,
     layers: Sequence[Layer],
-    native: DepthWindow,
+    native: Box,
     max_bytes: int,
 ) -> dict[str, Any]:
     """What the page's script reads of one volume: plain JSON, slices as tiles of one picture, row by row.
@@ -136,7 +136,7 @@ def encoded(
         overlay_zyx: A byte a voxel, of the bits that ``layers`` names; None for none.
         grid: Of both.
         layers: What the bits say.
-        native: The slices of the file that the volume covers.
+        native: The voxels of the file that the volume covers.
         max_bytes: The image is compressed until it and the overlay fit in here.
     """
     low, high = SHOWN_HU
@@ -150,7 +150,7 @@ def encoded(
         "spacing": [round(s, 4) for s in grid.spacing_zyx_mm],
         "hu": list(SHOWN_HU),
         "columns": columns,
-        "native": [native.start, native.stop],
+        "native": [native.start_zyx[0], native.stop_zyx[0]],
         "image": jpeg_uri(tiled(grey_zyx, columns), max_bytes=room),
         "overlay": overlay,
         "layers": [
@@ -163,65 +163,56 @@ def encoded(
 # ---- the shown grid
 
 
-def _depth_shown(truth_zyx: NDArray[np.uint8], predicted_zyx: NDArray[np.uint8], grid: Grid) -> DepthWindow:
-    depth = grid.shape_zyx[0]
-    labelled = union_box(truth_zyx, predicted_zyx)[0]
-    if labelled.start == labelled.stop:
-        return DepthWindow(start=0, stop=depth)
-    margin = math.ceil(CONTEXT_MM / grid.spacing_zyx_mm[0])
-    return DepthWindow(start=max(0, labelled.start - margin), stop=min(depth, labelled.stop + margin))
+def _shown_box(truth_zyx: NDArray[np.uint8], predicted_zyx: NDArray[np.uint8], grid: Grid) -> Box:
+    """What is labelled and ``CONTEXT_MM`` around it, or all of a scan without any label."""
+    labelled = union_box(truth_zyx, predicted_zyx)
+    if labelled[0].start == labelled[0].stop:
+        return Box.whole(grid.shape_zyx)
+    margin_zyx = [math.ceil(CONTEXT_MM / spacing) for spacing in grid.spacing_zyx_mm]
+    return Box.from_slices(labelled).with_margin(margin_zyx, grid.shape_zyx)
 
 
-def _shown_shape(grid: Grid, depth: DepthWindow) -> tuple[int, int, int]:
+def _shown_shape(grid: Grid, shown: Box) -> tuple[int, int, int]:
     """As many voxels as a page bears, cubes if the scan's own spacing allows, never finer than the scan."""
-    native = (len(depth), *grid.shape_zyx[1:])
+    native = shown.shape_zyx
     sizes_mm = [n * s for n, s in zip(native, grid.spacing_zyx_mm, strict=True)]
     edge_mm = (math.prod(sizes_mm) / MAX_VOXELS) ** (1 / 3)
     z, y, x = (max(1, min(n, int(size_mm / edge_mm))) for n, size_mm in zip(native, sizes_mm, strict=True))
     return z, y, x
 
 
-def _shrunk(
-    volume_zyx: NDArray[Any], depth: DepthWindow, shape_zyx: tuple[int, int, int]
-) -> NDArray[np.float32]:
-    """Box averages of the slices ``depth``, a slice at a time: the volume is never copied whole."""
-    weights = box_weights(len(depth), shape_zyx[0]).astype(np.float32)
+def _shrunk(volume_zyx: NDArray[Any], shown: Box, shape_zyx: tuple[int, int, int]) -> NDArray[np.float32]:
+    """Box averages of the voxels in ``shown``, a slice at a time: the volume is never copied whole."""
+    in_z, in_y, in_x = shown.slices_zyx
+    weights = box_weights(shown.shape_zyx[0], shape_zyx[0]).astype(np.float32)
     total = np.zeros(shape_zyx, dtype=np.float32)
-    for z, slice_yx in enumerate(volume_zyx[depth.start : depth.stop]):
-        (thin_yx,) = average_plane(slice_yx[None], n_j=shape_zyx[1], n_i=shape_zyx[2])
+    for z, slice_yx in enumerate(volume_zyx[in_z]):
+        (averaged_yx,) = average_plane(slice_yx[None, in_y, in_x], n_j=shape_zyx[1], n_i=shape_zyx[2])
         for target in np.flatnonzero(weights[:, z]):
-            total[target] += weights[target, z] * thin_yx
+            total[target] += weights[target, z] * averaged_yx
     return total
 
 
 def _shrunk_label(
-    label_zyx: NDArray[np.uint8], depth: DepthWindow, shape_zyx: tuple[int, int, int]
+    label_zyx: NDArray[np.uint8], shown: Box, shape_zyx: tuple[int, int, int]
 ) -> NDArray[np.uint8]:
     """Liver where half of a shown voxel is labelled, tumour where that is then more than liver."""
-    labelled = _shrunk((label_zyx > 0).view(np.uint8), depth, shape_zyx)
-    tumour = _shrunk((label_zyx == 2).view(np.uint8), depth, shape_zyx)
+    labelled = _shrunk((label_zyx > 0).view(np.uint8), shown, shape_zyx)
+    tumour = _shrunk((label_zyx == 2).view(np.uint8), shown, shape_zyx)
     inside = labelled >= 0.5
     return inside.astype(np.uint8) + (inside & (tumour > labelled - tumour)).astype(np.uint8)
 
 
 def _to_shown(
-    values_zyx: NDArray[np.float32],
-    window: DepthWindow,
-    grid: Grid,
-    depth: DepthWindow,
-    shape_zyx: tuple[int, int, int],
+    values_zyx: NDArray[np.float32], box: Box, grid: Grid, shown: Box, shape_zyx: tuple[int, int, int]
 ) -> NDArray[np.float32]:
-    """A view's values on the shown grid: up to the native one and down again, as one product an axis."""
-    n_z, n_y, n_x = grid.shape_zyx
-    up_z = np.zeros((n_z, values_zyx.shape[0]))
-    up_z[window.start : window.stop] = linear_weights(values_zyx.shape[0], len(window))
-    w_z = box_weights(n_z, shape_zyx[0], depth.start, depth.stop) @ up_z
-    w_y = box_weights(n_y, shape_zyx[1]) @ linear_weights(values_zyx.shape[1], n_y)
-    w_x = box_weights(n_x, shape_zyx[2]) @ linear_weights(values_zyx.shape[2], n_x)
-    shown: NDArray[np.float32] = np.einsum(
-        "zyx,Zz,Yy,Xx->ZYX",
-        values_zyx,
-        *(w.astype(np.float32) for w in (w_z, w_y, w_x)),
-        optimize=True,
-    )
-    return shown
+    """The values of the view of ``box`` on the shown grid: up to the native one and down again, one product per axis."""
+    weights = []
+    for axis, n in enumerate(grid.shape_zyx):
+        inside, n_view = box.slices_zyx[axis], values_zyx.shape[axis]
+        up = np.zeros((n, n_view))
+        up[inside] = linear_weights(n_view, inside.stop - inside.start)
+        down = box_weights(n, shape_zyx[axis], shown.start_zyx[axis], shown.stop_zyx[axis])
+        weights.append((down @ up).astype(np.float32))
+    result: NDArray[np.float32] = np.einsum("zyx,Zz,Yy,Xx->ZYX", values_zyx, *weights, optimize=True)
+    return result

@@ -31,8 +31,7 @@ class AugmentConfig:
             n points make n - 3 cells, so that 4 points bend the volume as one piece.
         sigma: Standard deviation in voxels of each component of a control point's displacement. The spline averages
             its neighbours: the dense field has 0.31 to 0.35 of it.
-        rotation_degrees: Largest turn in the axial plane, whose voxels are square. There is none about the other
-            axes: it would need the slices' spacing, and a patient lies flat.
+        rotation_degrees: Largest turn in the axial plane. There is none about the other axes: a patient lies flat.
         scale: Largest relative change of size, along all axes: from 1 / (1 + scale) to 1 + scale.
         flip: Mirror half the samples left to right. Off, since the liver is on the right.
         noise_level: Largest standard deviation of the Gaussian noise, in units of 200 HU.
@@ -98,14 +97,17 @@ class SpatialParams:
         angle_b: Turns in the axial plane, in radians.
         size_b: Factors by which things grow.
         mirror_b: Whether left and right change places.
-        window_b2: The part of the input's depth, start and stop in 0..1, that fills the output.
+        part_b32: The part of the input that fills the output: start and stop along z, y and x, in 0..1 and beyond, where
+            the context fills in.
+        pixel_aspect_b: Height over width of the output's pixels: a turn keeps angles in mm.
     """
 
     control_bzyx3: Tensor
     angle_b: Tensor
     size_b: Tensor
     mirror_b: Tensor
-    window_b2: Tensor
+    part_b32: Tensor
+    pixel_aspect_b: Tensor
 
     def part(self, which: slice) -> SpatialParams:
         """The draw of some of the samples."""
@@ -115,7 +117,7 @@ class SpatialParams:
     def identity_b(self) -> Tensor:
         """Which samples the transform leaves where they are."""
         still = ~self.control_bzyx3.flatten(1).any(dim=1) & (self.angle_b == 0) & (self.size_b == 1)
-        whole = (self.window_b2[:, 0] == 0) & (self.window_b2[:, 1] == 1)
+        whole = (self.part_b32 == torch.tensor([0.0, 1.0])).flatten(1).all(dim=1)
         return still & whole & ~self.mirror_b
 
 
@@ -196,20 +198,30 @@ def augment(
     fractions_bczyx: Tensor,
     config: AugmentConfig,
     *,
-    windows_b2: Tensor | None = None,
+    parts_b32: Tensor | None = None,
+    pixel_aspect_b: Tensor | None = None,
     generator: torch.Generator,
 ) -> tuple[Tensor, Tensor]:
     """Draw and apply everything; see ``draw`` and ``apply``."""
-    params = draw(image_bczyx.shape[0], config, windows_b2=windows_b2, generator=generator)
+    params = draw(
+        image_bczyx.shape[0], config, parts_b32=parts_b32, pixel_aspect_b=pixel_aspect_b, generator=generator
+    )
     return apply(image_bczyx, fractions_bczyx, params)
 
 
 def draw(
-    batch_size: int, config: AugmentConfig, *, windows_b2: Tensor | None = None, generator: torch.Generator
+    batch_size: int,
+    config: AugmentConfig,
+    *,
+    parts_b32: Tensor | None = None,
+    pixel_aspect_b: Tensor | None = None,
+    generator: torch.Generator,
 ) -> AugmentParams:
     """Draw the spatial transform and what happens to the intensities of a batch from a CPU generator."""
     return AugmentParams(
-        spatial=draw_spatial(batch_size, config, windows_b2=windows_b2, generator=generator),
+        spatial=draw_spatial(
+            batch_size, config, parts_b32=parts_b32, pixel_aspect_b=pixel_aspect_b, generator=generator
+        ),
         noise=draw_noise(batch_size, config, generator=generator),
         contrast=draw_contrast(batch_size, config, generator=generator),
         gamma=draw_gamma(batch_size, config, generator=generator),
@@ -218,30 +230,40 @@ def draw(
 
 
 @torch.no_grad()
-def apply(image_bczyx: Tensor, fractions_bczyx: Tensor, params: AugmentParams) -> tuple[Tensor, Tensor]:
+def apply(
+    image_bczyx: Tensor, fractions_bczyx: Tensor, params: AugmentParams, *, context: Context | None = None
+) -> tuple[Tensor, Tensor]:
     """Move image and fractions together; then blur the image, add noise, change its contrast and its gamma.
 
     In this order, since noise arises after whatever blurs an image, and display settings come last.
     """
-    image_bczyx, fractions_bczyx = apply_spatial(image_bczyx, fractions_bczyx, params.spatial)
+    image_bczyx, fractions_bczyx = apply_spatial(
+        image_bczyx, fractions_bczyx, params.spatial, context=context
+    )
     image_bczyx = apply_noise(apply_blur(image_bczyx, params.blur), params.noise)
     return apply_gamma(apply_contrast(image_bczyx, params.contrast), params.gamma), fractions_bczyx
 
 
 def draw_spatial(
-    batch_size: int, config: AugmentConfig, *, windows_b2: Tensor | None = None, generator: torch.Generator
+    batch_size: int,
+    config: AugmentConfig,
+    *,
+    parts_b32: Tensor | None = None,
+    pixel_aspect_b: Tensor | None = None,
+    generator: torch.Generator,
 ) -> SpatialParams:
     """Draw displacements, turns, sizes and mirrorings.
 
     Args:
         batch_size: B.
         config: Strengths.
-        windows_b2: Depth windows, (B, 2): start < stop in 0..1 of the input's depth, and a little outside if need
-            be, where the outermost slice repeats. The whole depth if not given.
+        parts_b32: Parts of the inputs, (B, 3, 2): start < stop along z, y and x in 0..1 of the input's size, or beyond.
+            The whole inputs if not given.
+        pixel_aspect_b: Height over width of the pixels that come out; squares if not given.
         generator: On the CPU.
 
     Raises:
-        ValueError: A window is empty, or there are not B of them.
+        ValueError: A part is empty, or there are not B of them.
     """
 
     def uniform() -> Tensor:
@@ -256,58 +278,93 @@ def draw_spatial(
         angle_b=math.radians(config.rotation_degrees) * uniform(),
         size_b=torch.exp(math.log1p(config.scale) * uniform()),
         mirror_b=mirrored_b & config.flip,
-        window_b2=_checked_windows(batch_size, windows_b2),
+        part_b32=_checked_parts(batch_size, parts_b32),
+        pixel_aspect_b=torch.ones(batch_size) if pixel_aspect_b is None else pixel_aspect_b.float().cpu(),
     )
 
 
-def _checked_windows(batch_size: int, windows_b2: Tensor | None) -> Tensor:
-    if windows_b2 is None:
-        return torch.tensor([0.0, 1.0]).repeat(batch_size, 1)
-    windows_b2 = windows_b2.to("cpu", torch.float32)
-    if windows_b2.shape != (batch_size, 2) or not (windows_b2[:, 0] < windows_b2[:, 1]).all():
+def _checked_parts(batch_size: int, parts_b32: Tensor | None) -> Tensor:
+    if parts_b32 is None:
+        return torch.tensor([0.0, 1.0]).repeat(batch_size, 3, 1)
+    parts_b32 = parts_b32.to("cpu", torch.float32)
+    if parts_b32.shape != (batch_size, 3, 2) or not (parts_b32[..., 0] < parts_b32[..., 1]).all():
         raise ValueError(
-            f"windows must be {batch_size} pairs of start < stop in 0..1 of the depth, got {windows_b2.tolist()}"
+            f"parts must be {batch_size} times three pairs of start < stop, got {parts_b32.tolist()}"
         )
-    return windows_b2
+    return parts_b32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Context:
+    """What lies around the inputs of a batch: coarser volumes of the same size that contain them.
+
+    Attributes:
+        image_bczyx, fractions_bczyx: As the inputs.
+        inner_b32: Where the inputs lie in them: start and stop along z, y and x, in 0..1, on the CPU. A sample whose input is
+            all of its context (0 and 1) has none.
+    """
+
+    image_bczyx: Tensor
+    fractions_bczyx: Tensor
+    inner_b32: Tensor
+
+    def of(self, i: int) -> Tensor | None:
+        """Image and fractions around sample ``i``, (1, C, Z, Y, X), or None."""
+        if (self.inner_b32[i] == torch.tensor([0.0, 1.0])).all():
+            return None
+        return torch.cat((self.image_bczyx[i, None], self.fractions_bczyx[i, None]), dim=1)
 
 
 @torch.no_grad()
 def apply_spatial(
-    image_bczyx: Tensor, fractions_bczyx: Tensor, params: SpatialParams
+    image_bczyx: Tensor, fractions_bczyx: Tensor, params: SpatialParams, *, context: Context | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Sample image and fractions trilinearly at the same places; beyond the border the border repeats.
+    """Sample image and fractions trilinearly at the same places.
 
+    Beyond the border of the inputs their context is sampled; without one, and beyond its border, the border repeats.
     Samples that the transform leaves in place come back bit for bit, and the inputs themselves if all are.
 
     Args:
         image_bczyx: (B, C, Z, Y, X) float32.
         fractions_bczyx: (B, any, Z, Y, X) float32.
         params: A draw for B samples.
+        context: What lies around the inputs.
     """
     moved = (~params.identity_b).tolist()
     if not any(moved):
         return image_bczyx, fractions_bczyx
-    pairs = [
-        _sample(image_bczyx[i, None], fractions_bczyx[i, None], params.part(slice(i, i + 1)))
-        if moved[i]
-        else (image_bczyx[i, None], fractions_bczyx[i, None])
-        for i in range(len(moved))
-    ]
-    images, fractions = zip(*pairs, strict=True)
-    return torch.cat(images), torch.cat(fractions)
+    sampled = []
+    for i, is_moved in enumerate(moved):
+        both = torch.cat((image_bczyx[i, None], fractions_bczyx[i, None]), dim=1)
+        sampled.append(_sample(both, i, params, context) if is_moved else both)
+    both_bczyx = torch.cat(sampled)
+    channels = image_bczyx.shape[1]
+    return both_bczyx[:, :channels], both_bczyx[:, channels:]
 
 
-def _sample(image_1czyx: Tensor, fractions_1czyx: Tensor, params: SpatialParams) -> tuple[Tensor, Tensor]:
-    both = torch.cat((image_1czyx, fractions_1czyx), dim=1)
-    z, y, x = both.shape[2:]
-    grid_1zyx3 = sampling_grid((z, y, x), params, device=both.device)
-    sampled = F.grid_sample(both, grid_1zyx3, mode="bilinear", padding_mode="border", align_corners=False)
-    channels = image_1czyx.shape[1]
-    return sampled[:, :channels], sampled[:, channels:]
+def _sample(both_1czyx: Tensor, i: int, params: SpatialParams, context: Context | None) -> Tensor:
+    z, y, x = both_1czyx.shape[2:]
+    grid_1zyx3 = sampling_grid((z, y, x), params.part(slice(i, i + 1)), device=both_1czyx.device)
+    inside = _read(both_1czyx, grid_1zyx3)
+    around_1czyx = None if context is None else context.of(i)
+    if context is None or around_1czyx is None:
+        return inside
+    start, stop = (
+        context.inner_b32[i].flip(0).T.to(grid_1zyx3.device, non_blocking=True)
+    )  # in grid_sample's x, y, z
+    around = _read(around_1czyx, torch.addcmul(start + stop - 1, grid_1zyx3, stop - start))
+    is_inside_1zyx = (grid_1zyx3.abs() <= 1).all(dim=-1)
+    return torch.where(is_inside_1zyx[:, None], inside, around)
+
+
+def _read(volume_1czyx: Tensor, grid_1zyx3: Tensor) -> Tensor:
+    return F.grid_sample(
+        volume_1czyx, grid_1zyx3, mode="bilinear", padding_mode="border", align_corners=False
+    )
 
 
 def sampling_grid(shape_zyx: tuple[int, int, int], params: SpatialParams, *, device: torch.device) -> Tensor:
-    """Where each output voxel of one sample is read from: window ∘ size ∘ turn ∘ (identity + displacement).
+    """Where each output voxel of one sample is read from: part ∘ size ∘ turn ∘ (identity + displacement).
 
     A cubic B-spline reproduces linear functions exactly, so the affine part is applied to the few control points
     instead of the dense grid: three small matrix products then give the whole transform at once.
@@ -341,14 +398,17 @@ def _lattice(shape_zyx: tuple[int, int, int], points_zyx: tuple[int, ...]) -> Te
 
 
 def _affine(places_zyx3: Tensor, shape_zyx: tuple[int, int, int], params: SpatialParams) -> Tensor:
-    """Turn, size, mirror and window, from voxels off the centre (z, y, x) to ``grid_sample``'s (x, y, z)."""
+    """Turn, size, mirror and part, from voxels off the centre (z, y, x) to ``grid_sample``'s (x, y, z)."""
     z, y, x = (places_zyx3 / params.size_b).unbind(-1)
     cos, sin = torch.cos(params.angle_b), torch.sin(params.angle_b)
-    y, x = cos * y - sin * x, sin * y + cos * x
+    y = y * params.pixel_aspect_b  # in widths of a pixel, so that a turn is one in mm
+    y, x = (cos * y - sin * x) / params.pixel_aspect_b, sin * y + cos * x
     x = torch.where(params.mirror_b, -x, x)
     half_z, half_y, half_x = (voxels / 2 for voxels in shape_zyx)
-    start, stop = params.window_b2[0]
-    return torch.stack((x / half_x, y / half_y, z / half_z * (stop - start) + (start + stop - 1)), dim=-1)
+    start, stop = params.part_b32[0].flip(0).T
+    places = torch.stack((x / half_x, y / half_y, z / half_z), dim=-1)
+    inside: Tensor = places * (stop - start) + (start + stop - 1)
+    return inside
 
 
 @cache

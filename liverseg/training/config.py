@@ -34,7 +34,9 @@ class DataConfig:
         split: Or take them from this file: a run's ``split.json``, or number ``fold`` of nnU-Net's
             ``splits_final.json``.
         scan_share: Share of samples that show the whole scan, as the first pass of inference does.
-        window_share: Share of samples that show a random depth window around the liver.
+        between_share: Share of samples that show a random box between the liver's and the whole scan.
+        box_jitter: How far each face of the liver's box is moved in all other samples at most, as a share of its size:
+            the box that inference predicts is not exactly the label's.
         tumour_share: Share of samples that are drawn from the cases with a tumour; the rest, from all.
         resident: Where the cached volumes are kept: on the device, in memory, or left in the store.
     """
@@ -46,7 +48,8 @@ class DataConfig:
     val_cases: tuple[str, ...] = ()
     split: str | None = None
     scan_share: float = 0.2
-    window_share: float = 0.2
+    between_share: float = 0.2
+    box_jitter: float = 0.08
     tumour_share: float = 0.5
     resident: Resident = "auto"
 
@@ -213,11 +216,11 @@ def _refuse(section: str, faults: Iterator[str]) -> None:
 def _data_faults(config: DataConfig) -> Iterator[str]:
     if config.folds < 2 or not 0 <= config.fold < config.folds:
         yield f"fold must be in 0..folds-1 and folds at least 2, got fold {config.fold} of {config.folds}"
-    for name in ("scan_share", "window_share", "tumour_share"):
+    for name in ("scan_share", "between_share", "tumour_share"):
         if not 0 <= getattr(config, name) <= 1:
             yield f"{name} must be in [0, 1], got {getattr(config, name)!r}"
-    if config.scan_share + config.window_share > 1:
-        yield f"scan_share and window_share add up to {config.scan_share + config.window_share:g}, more than 1"
+    if config.scan_share + config.between_share > 1:
+        yield f"scan_share and between_share add up to {config.scan_share + config.between_share:g}, more than 1"
     if config.val_cases and not config.train_cases:
         yield "val_cases needs train_cases"
     if config.split is not None and config.train_cases:

@@ -73,9 +73,9 @@ def class_shares(metas: Sequence[CaseMeta]) -> tuple[float, float, float]:
     for meta in metas:
         if meta.voxel_counts is None:
             continue
-        window = meta.windows.get("liver", meta.windows["scan"])
+        box = meta.boxes.get("liver", meta.boxes["scan"])
         _, liver, tumour = meta.voxel_counts
-        voxels = len(window) * meta.grid.shape_zyx[1] * meta.grid.shape_zyx[2]
+        voxels = math.prod(box.shape_zyx)
         counts += (voxels - liver - tumour, liver, tumour)
     background, liver, tumour = np.maximum(counts / max(counts.sum(), 1.0), 1e-4).tolist()
     return background, liver, tumour

@@ -22,24 +22,43 @@ T = TypeVar("T")
 
 Place = Literal["device", "memory", "stream"]
 LEAVE_FREE = 0.5  # of a device's free memory; the network needs the rest
-EDGE_JITTER = 0.05  # of the liver's depth: predicted windows sometimes cut a little
+EDGE_JITTER = 0.05  # of the liver's size: boxes between the liver and the scan sometimes cut it a little
+
+Ends = tuple[float, float]  # start and stop along an axis, in 0..1
+Part = tuple[Ends, Ends, Ends]  # along z, y and x
+WHOLE: Part = ((0.0, 1.0), (0.0, 1.0), (0.0, 1.0))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SampleSpec:
-    """One sample to come: a view of a case, and the part of its depth (start, stop in 0..1) to show."""
+    """One sample to come: a view of a case, and the part of it to show.
+
+    Attributes:
+        part_zyx: In shares of the view's own size. Where it reaches beyond the view ``liver``, the view ``scan`` fills in.
+        height_over_width: Size of that part along y over its size along x, in mm: what a turn must know.
+    """
 
     case_id: str
     view: str
-    window: tuple[float, float]
+    part_zyx: Part
+    height_over_width: float = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Batch:
-    """Cached voxels of some draws, as they are stored, on the device."""
+    """Cached voxels of some draws, as they are stored, on the device.
 
-    image_bczyx: Tensor  # int16 HU
-    fractions_bczyx: Tensor  # uint8
+    Attributes:
+        image_bczyx, context_image_bczyx: int16 HU of the view, and of the scan around it.
+        fractions_bczyx, context_fractions_bczyx: uint8.
+        inner_b32: Where the view lies in its context, start and stop along z, y and x in 0..1, on the CPU.
+    """
+
+    image_bczyx: Tensor
+    fractions_bczyx: Tensor
+    context_image_bczyx: Tensor
+    context_fractions_bczyx: Tensor
+    inner_b32: Tensor
 
 
 def epoch_draws(
@@ -66,20 +85,67 @@ def _deal(metas: Sequence[CaseMeta], rng: np.random.Generator) -> Iterator[CaseM
 
 
 def _draw_view(meta: CaseMeta, config: DataConfig, rng: np.random.Generator) -> SampleSpec:
-    kind, start, stop = rng.random(3)
-    if kind < config.scan_share or "liver" not in meta.windows:
-        return SampleSpec(case_id=meta.case_id, view="scan", window=(0.0, 1.0))
-    if kind < config.scan_share + config.window_share:
-        first, last = _liver_depth(meta)
-        jitter = EDGE_JITTER * (last - first)
-        window = (max(0.0, start * (first + jitter)), min(1.0, 1 - stop * (1 - last + jitter)))
-        return SampleSpec(case_id=meta.case_id, view="scan", window=window)
-    return SampleSpec(case_id=meta.case_id, view="liver", window=(0.0, 1.0))
+    kind, ends = rng.random(), rng.random((3, 2))
+    if kind < config.scan_share or "liver" not in meta.boxes:
+        return SampleSpec(
+            case_id=meta.case_id,
+            view="scan",
+            part_zyx=WHOLE,
+            height_over_width=_height_over_width(meta, WHOLE),
+        )
+    if kind < config.scan_share + config.between_share:
+        box = [_between(*pair) for pair in zip(liver_part(meta), ends.tolist(), strict=True)]
+    else:
+        jitter = (config.box_jitter * (2 * ends - 1)).tolist()
+        box = [_jittered(*pair) for pair in zip(liver_part(meta), jitter, strict=True)]
+    z, y, x = (_within(*pair) for pair in zip(box, liver_part(meta), strict=True))
+    return SampleSpec(
+        case_id=meta.case_id,
+        view="liver",
+        part_zyx=(z, y, x),
+        height_over_width=_height_over_width(meta, box),
+    )
 
 
-def _liver_depth(meta: CaseMeta) -> tuple[float, float]:
-    depth, window = meta.grid.shape_zyx[0], meta.windows["liver"]
-    return window.start / depth, window.stop / depth
+def _height_over_width(meta: CaseMeta, part_zyx: Sequence[Ends]) -> float:
+    """Of a part of the scan, in mm."""
+    _, height_mm, width_mm = (
+        n * mm * (stop - start)
+        for n, mm, (start, stop) in zip(meta.grid.shape_zyx, meta.grid.spacing_zyx_mm, part_zyx, strict=True)
+    )
+    return height_mm / width_mm
+
+
+def liver_part(meta: CaseMeta) -> Part:
+    """Where the view ``liver`` lies in the view ``scan``."""
+    box = meta.boxes["liver"]
+    z, y, x = (
+        (start / n, stop / n)
+        for start, stop, n in zip(box.start_zyx, box.stop_zyx, meta.grid.shape_zyx, strict=True)
+    )
+    return z, y, x
+
+
+def _between(liver: Ends, ends: Sequence[float]) -> Ends:
+    """A random part between the liver's and all of an axis; an axis that the liver fills stays whole."""
+    if liver == (0.0, 1.0):
+        return liver
+    jitter = EDGE_JITTER * (liver[1] - liver[0])
+    return max(0.0, ends[0] * (liver[0] + jitter)), min(1.0, 1 - ends[1] * (1 - liver[1] + jitter))
+
+
+def _jittered(liver: Ends, jitter: Sequence[float]) -> Ends:
+    """The liver's part with its ends moved, inside the scan; an axis that the liver fills stays whole."""
+    if liver == (0.0, 1.0):
+        return liver
+    size = liver[1] - liver[0]
+    return max(0.0, liver[0] + jitter[0] * size), min(1.0, liver[1] + jitter[1] * size)
+
+
+def _within(part: Ends, outer: Ends) -> Ends:
+    """A part of the scan in shares of another part."""
+    size = outer[1] - outer[0]
+    return (part[0] - outer[0]) / size, (part[1] - outer[0]) / size
 
 
 class Volumes:
@@ -90,19 +156,33 @@ class Volumes:
     ) -> None:
         self._store = store
         self._device = device
-        keys = [(case_id, view) for case_id in case_ids for view in store.meta(case_id).windows]
+        metas = [store.meta(case_id) for case_id in case_ids]
+        self._inner = {m.case_id: liver_part(m) for m in metas if "liver" in m.boxes}
+        keys = [(meta.case_id, view) for meta in metas for view in meta.boxes]
         self.size_bytes = len(keys) * 4 * int(np.prod(store.schema.spec.shape_zyx))
         self.place = choose_place(resident, self.size_bytes, device)
         self._held = {} if self.place == "stream" else {key: self._load(*key) for key in keys}
 
     def fetch(self, draws: Sequence[SampleSpec]) -> Batch:
         """The voxels of some draws, stacked on the device."""
-        pairs = [self._held.get((d.case_id, d.view)) or self._load(d.case_id, d.view) for d in draws]
-        images, fractions = zip(*pairs, strict=True)
+        image, fractions = self._stack([(d.case_id, d.view) for d in draws])
+        if all(d.part_zyx == WHOLE or d.view == "scan" for d in draws):
+            context_image, context_fractions = image, fractions
+            inner: list[Part] = [WHOLE] * len(draws)
+        else:
+            context_image, context_fractions = self._stack([(d.case_id, "scan") for d in draws])
+            inner = [self._inner[d.case_id] if d.view == "liver" else WHOLE for d in draws]
         return Batch(
-            image_bczyx=self._to_device(torch.stack(images)[:, None]),
-            fractions_bczyx=self._to_device(torch.stack(fractions)),
+            image_bczyx=image,
+            fractions_bczyx=fractions,
+            context_image_bczyx=context_image,
+            context_fractions_bczyx=context_fractions,
+            inner_b32=torch.tensor(inner),
         )
+
+    def _stack(self, keys: Sequence[tuple[str, str]]) -> tuple[Tensor, Tensor]:
+        images, fractions = zip(*(self._held.get(key) or self._load(*key) for key in keys), strict=True)
+        return self._to_device(torch.stack(images)[:, None]), self._to_device(torch.stack(fractions))
 
     def _load(self, case_id: str, view: str) -> tuple[Tensor, Tensor]:
         voxels = self._store.read(case_id, view)

@@ -23,7 +23,7 @@ from liverseg.model.logit_normal import negative_log_likelihood
 from liverseg.model.losses import LossConfig
 from liverseg.model.losses import loss as loss_of
 from liverseg.model.network import Stochastic, forward_flops
-from liverseg.training.augment import AugmentParams, apply, draw
+from liverseg.training.augment import AugmentParams, Context, apply, draw
 from liverseg.training.callbacks import SILENT, Callbacks
 from liverseg.training.checkpoint import LAST, changes, check_same_spec, load_checkpoint, restore
 from liverseg.training.config import TrainConfig, save_config
@@ -159,7 +159,7 @@ class Trainer:
         self.metas = [store.meta(case_id) for case_id in split.train]
         self.volumes = Volumes(store, split.train, resident=config.data.resident, device=group.device)
         self.validation = Validation(store, split.val, config, group)
-        shape_zyx = store.schema.spec.shape_zyx
+        self.shape_zyx = shape_zyx = store.schema.spec.shape_zyx
         self.autocast = trains_in_bf16(
             config.precision, group.device, slices=shape_zyx[0], poolings=config.model.depth
         )
@@ -276,8 +276,15 @@ class Trainer:
             group["lr"] = learning_rate(state.step, optim)
         state.optimizer.zero_grad(set_to_none=True)
         # Drawn for the whole step: the same samples come out, however they are dealt to batches and devices.
-        windows_b2 = torch.tensor([d.window for d in draws])
-        params = draw(len(draws), self.config.augment, windows_b2=windows_b2, generator=generator)
+        parts_b32 = torch.tensor([d.part_zyx for d in draws])
+        _, height, width = self.shape_zyx
+        params = draw(
+            len(draws),
+            self.config.augment,
+            parts_b32=parts_b32,
+            pixel_aspect_b=torch.tensor([d.height_over_width * width / height for d in draws]),
+            generator=generator,
+        )
         parts, values = self._parts(), []
         for i, part in enumerate(parts):
             with self._meeting(last=i == len(parts) - 1):
@@ -295,12 +302,22 @@ class Trainer:
             return contextlib.nullcontext()
         return cast("contextlib.AbstractContextManager[None]", self.module.no_sync())  # type: ignore[operator]
 
+    def _context(self, batch: Batch) -> Context | None:
+        if batch.context_image_bczyx is batch.image_bczyx:
+            return None
+        return Context(
+            image_bczyx=network_input(batch.context_image_bczyx, self.config.input),
+            fractions_bczyx=class_fractions(batch.context_fractions_bczyx),
+            inner_b32=batch.inner_b32,
+        )
+
     def _gradient(self, batch: Batch, params: AugmentParams) -> Tensor:
         """Add the gradient of a batch's loss, over ``accumulate``, to the weights'; returns the loss."""
         image, fractions = apply(
             network_input(batch.image_bczyx, self.config.input),
             class_fractions(batch.fractions_bczyx),
             params,
+            context=self._context(batch),
         )
         with torch.autocast(self.group.device.type, torch.bfloat16, enabled=self.autocast):
             outputs = self.network(image.contiguous(memory_format=torch.channels_last_3d))

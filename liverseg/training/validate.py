@@ -22,7 +22,7 @@ from liverseg.model.network import UNet
 from liverseg.training.config import TrainConfig
 from liverseg.training.process_group import ProcessGroup
 from liverseg.training.state import Row
-from liverseg.training.stream import SampleSpec, Volumes
+from liverseg.training.stream import WHOLE, SampleSpec, Volumes
 from pipeline.nifti import read_canonical, to_canonical
 from pipeline.restore import native_labels
 
@@ -92,8 +92,8 @@ class Validation:
     def answer(self, network: UNet, case_id: str) -> ValidationOutput:
         """What the network says of a case of this process's share, in its liver view if it has one."""
         network.eval()
-        view = "liver" if "liver" in self._metas[case_id].windows else "scan"
-        batch = self._volumes.fetch([SampleSpec(case_id=case_id, view=view, window=(0.0, 1.0))])
+        view = "liver" if "liver" in self._metas[case_id].boxes else "scan"
+        batch = self._volumes.fetch([SampleSpec(case_id=case_id, view=view, part_zyx=WHOLE)])
         image = network_input(batch.image_bczyx, self._config.input)
         with torch.autocast(self._group.device.type, torch.bfloat16, enabled=self._autocast):
             logits = network(image.contiguous(memory_format=torch.channels_last_3d))
@@ -117,7 +117,7 @@ def native_dice(
     truth_zyx, header = read_canonical(path)
     if header.grid.shape_zyx != meta.grid.shape_zyx:
         raise CacheError(f"{path}: is not the file that the cache was built from")
-    labels_kji = np.concatenate(list(native_labels(foreground_czyx, meta.windows[view], header)))
+    labels_kji = np.concatenate(list(native_labels(foreground_czyx, meta.boxes[view], header)))
     predicted_zyx = to_canonical(labels_kji, header.axes_kji)
     return class_dice(torch.from_numpy(predicted_zyx.copy()), torch.from_numpy(truth_zyx.copy()))
 
