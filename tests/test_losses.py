@@ -17,17 +17,19 @@ from torch import Tensor
 
 from data_cache.errors import ConfigError
 from data_cache.records import parse, to_json
-from liverseg.model.losses import REFERENCE_SHARE, LossConfig, LossName, Sums, loss
+from liverseg.model.losses import REFERENCE_SHARE, LossConfig, LossName, Overlap, Sums, loss
 
 Array = NDArray[np.float64]
 NAMES: tuple[LossName, ...] = get_args(LossName)
-# Those that the docstrings promise to be best at p = g.
+OVERLAPS: tuple[Overlap, ...] = get_args(Overlap)
+# Those that the module promises to be best at p = g, but for linear overlaps.
 PROPER: tuple[LossName, ...] = ("dice_focal", "dice", "tp_tn_dice", "generalised_dice", "dice_cross_entropy")
 TUMOUR = 2
 ONLY_TUMOUR = LossConfig(alpha=1, gamma=0, class_weights=(0, 0, 1))
 
 every_loss = pytest.mark.parametrize("name", NAMES)
 either_sum = pytest.mark.parametrize("sums", get_args(Sums))
+every_overlap = pytest.mark.parametrize("overlap", OVERLAPS)
 
 
 def random_case(shape: Sequence[int] = (2, 3, 3, 4, 2), *, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -52,16 +54,20 @@ def value_and_gradient(logits: Tensor, fractions: Tensor, config: LossConfig) ->
 # --- the brute force: DESIGN.md section 4, one sample and class after another, in NumPy
 
 
-def brute_overlap(p: Array, g: Array) -> float:
-    extra = 1e-3 * g.size if g.sum() < 1e-6 * g.size else 0.0
-    shared = extra if extra else float((p * g).sum())
-    return 2 * shared / (float((p**2 + g**2).sum()) + 2 * extra)
+def brute_overlap(p: Array, g: Array, overlap: Overlap) -> float:
+    below = float((p**2 + g**2).sum() if overlap == "squared" else (p + g).sum())
+    if g.sum() < 1e-6 * g.size:
+        extra = 2e-3 * g.size
+        return extra / (below + extra)
+    return (
+        1 - float(abs(p - g).sum()) / below if overlap == "semimetric" else 2 * float((p * g).sum()) / below
+    )
 
 
 def brute_class(name: LossName, p: Array, g: Array, config: LossConfig) -> float:
     if name == "thresholded_dice":
         p = np.where(p > 0.9, 1.0, np.where(p < 0.1, 0.0, p))
-    t, n = brute_overlap(p, g), brute_overlap(1 - p, 1 - g)
+    t, n = (brute_overlap(*pair, config.overlap) for pair in ((p, g), (1 - p, 1 - g)))
     d = config.alpha * t + (1 - config.alpha) * n
     match name:
         case "dice_focal":
@@ -74,21 +80,25 @@ def brute_class(name: LossName, p: Array, g: Array, config: LossConfig) -> float
             return 1 - t
 
 
+def brute_generalised(p_vc: Array, g_vc: Array, config: LossConfig) -> float:
+    over = under = 0.0
+    for w, p, g in zip(config.class_weights, p_vc.T, g_vc.T, strict=True):
+        volume = 1e-3 * g.size if g.sum() < 1e-6 * g.size else float(g.sum())
+        below = float((p**2 + g**2).sum() if config.overlap == "squared" else (p + g).sum())
+        shared = np.minimum(p, g) if config.overlap == "semimetric" else p * g
+        over += w / volume**2 * 2 * float(shared.sum())
+        under += w / volume**2 * below
+    return 1 - over / under
+
+
 def brute_group(p_vc: Array, g_vc: Array, config: LossConfig) -> float:
     """The loss of voxels that are summed together, (voxels, classes)."""
-    if config.name == "generalised_dice":
-        over = under = 0.0
-        for w, p, g in zip(config.class_weights, p_vc.T, g_vc.T, strict=True):
-            volume = 1e-3 * g.size if g.sum() < 1e-6 * g.size else float(g.sum())
-            over += w / volume**2 * 2 * float((p * g).sum())
-            under += w / volume**2 * float((p**2 + g**2).sum())
-        return 1 - over / under
-    total = sum(
-        w * brute_class(config.name, p, g, config)
-        for w, p, g in zip(config.class_weights, p_vc.T, g_vc.T, strict=True)
-    )
     entropy = -float((g_vc * np.log(p_vc)).sum(axis=1).mean())
-    return total + entropy if config.name == "dice_cross_entropy" else total
+    entropy *= config.cross_entropy + (config.name == "dice_cross_entropy")
+    if config.name == "generalised_dice":
+        return brute_generalised(p_vc, g_vc, config) + entropy
+    classes = zip(config.class_weights, p_vc.T, g_vc.T, strict=True)
+    return sum(w * brute_class(config.name, p, g, config) for w, p, g in classes) + entropy
 
 
 def brute_loss(logits: Tensor, fractions: Tensor, config: LossConfig) -> float:
@@ -102,10 +112,21 @@ def brute_loss(logits: Tensor, fractions: Tensor, config: LossConfig) -> float:
 
 @every_loss
 @either_sum
+@every_overlap
 @pytest.mark.parametrize("alpha", [0.0, 0.6, 1.0])
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0])
-def test_equals_the_brute_force(name: LossName, sums: Sums, alpha: float, gamma: float) -> None:
-    config = LossConfig(name=name, sums=sums, alpha=alpha, gamma=gamma, class_weights=(0.5, 1.0, 3.0))
+def test_equals_the_brute_force(
+    name: LossName, sums: Sums, overlap: Overlap, alpha: float, gamma: float
+) -> None:
+    config = LossConfig(
+        name=name,
+        sums=sums,
+        overlap=overlap,
+        cross_entropy=gamma,
+        alpha=alpha,
+        gamma=gamma,
+        class_weights=(0.5, 1.0, 3.0),
+    )
     logits, fractions = random_case()
     assert loss(logits, fractions, config).item() == pytest.approx(brute_loss(logits, fractions, config))
     # In float32 as well, where training runs.
@@ -115,9 +136,12 @@ def test_equals_the_brute_force(name: LossName, sums: Sums, alpha: float, gamma:
 
 @every_loss
 @either_sum
-def test_equals_the_brute_force_with_absent_and_full_classes(name: LossName, sums: Sums) -> None:
+@every_overlap
+def test_equals_the_brute_force_with_absent_and_full_classes(
+    name: LossName, sums: Sums, overlap: Overlap
+) -> None:
     logits, _ = random_case()
-    config = LossConfig(name=name, sums=sums, alpha=0.7)
+    config = LossConfig(name=name, sums=sums, overlap=overlap, alpha=0.7)
     ids = torch.zeros(2, 3, 4, 2, dtype=torch.long)
     full = hard(ids)
     ids[1, 0] = 1
@@ -153,15 +177,107 @@ def test_thresholded_dice_by_hand() -> None:
 
 @pytest.mark.parametrize("name", PROPER)
 @either_sum
+@pytest.mark.parametrize("overlap", ["squared", "semimetric"])
 @pytest.mark.parametrize("gamma", [0.0, 0.3, 1.0, 2.0])
-def test_the_optimum_is_at_the_fractions(name: LossName, sums: Sums, gamma: float) -> None:
+def test_the_optimum_is_at_the_fractions(name: LossName, sums: Sums, overlap: Overlap, gamma: float) -> None:
     _, fractions = random_case()
-    config = LossConfig(name=name, sums=sums, alpha=0.8, gamma=gamma)
+    config = LossConfig(name=name, sums=sums, overlap=overlap, cross_entropy=gamma, alpha=0.8, gamma=gamma)
     best, gradient = value_and_gradient(fractions.log(), fractions, config)
-    assert gradient.abs().max() < 1e-9
+    if overlap == "squared":  # the other has a kink there
+        assert gradient.abs().max() < 1e-9
     for seed in range(5):
         step, _ = random_case(seed=seed)
         assert loss(fractions.log() + 0.05 * step, fractions, config).item() > best
+
+
+def test_the_linear_overlap_is_best_at_a_hard_mask() -> None:
+    _, fractions = random_case()
+    config = LossConfig(name="dice", overlap="linear")
+    at_fractions = loss(fractions.log(), fractions, config)
+    assert loss(100 * hard(fractions.argmax(1)), fractions, config) < at_fractions
+
+
+@every_loss
+def test_hard_labels_make_the_semimetric_linear(name: LossName) -> None:
+    logits, fractions = random_case()
+    fractions = hard(fractions.argmax(1))
+    linear, semimetric = (
+        value_and_gradient(logits, fractions, LossConfig(name=name, overlap=overlap, alpha=0.7))
+        for overlap in ("linear", "semimetric")
+    )
+    assert linear[0] == pytest.approx(semimetric[0])
+    torch.testing.assert_close(linear[1], semimetric[1])
+
+
+# Of each sort of voxel there are a hundred, labelled tumour with this frequency.
+POSTERIORS = torch.tensor([0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.8], dtype=torch.float64)
+
+
+def uncertain() -> Tensor:
+    """Hard labels (1, 2, 7, 1, 100)."""
+    tumour = torch.arange(100) < 100 * POSTERIORS.view(1, 7, 1, 1)
+    return hard(tumour.long(), classes=2)
+
+
+def fitted(config: LossConfig) -> Tensor:
+    """The best p of each sort of voxel, where the voxels of a sort cannot be told apart."""
+    fractions, logit = uncertain(), torch.zeros(7, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.Adam([logit], lr=0.1)
+    for _ in range(1000):
+        optimizer.zero_grad()
+        loss(two_classes(logit).expand_as(fractions), fractions, config).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    return logit.detach().sigmoid()
+
+
+def two_classes(logit: Tensor) -> Tensor:
+    return torch.stack([torch.zeros_like(logit), logit]).view(1, 2, 7, 1, 1)
+
+
+@pytest.mark.parametrize("name", ["dice", "dice_focal"])
+@every_overlap
+def test_where_uncertain_labels_have_their_optimum(name: LossName, overlap: Overlap) -> None:
+    config = LossConfig(name=name, overlap=overlap, alpha=1, gamma=0.3, class_weights=(0, 1))
+    p = fitted(config)
+    both = (p**2 + POSTERIORS).sum() if overlap == "squared" else (p + POSTERIORS).sum()
+    t = 2 * (p * POSTERIORS).sum() / both
+    expected = (POSTERIORS / t).clamp(max=1) if overlap == "squared" else POSTERIORS.gt(t / 2).double()
+    torch.testing.assert_close(p, expected, atol=0.03, rtol=0)
+
+
+def test_cross_entropy_pulls_uncertain_labels_to_their_posterior() -> None:
+    entropy = LossConfig(name="focal", gamma=0, class_weights=(0, 0.0001), cross_entropy=1)
+    torch.testing.assert_close(fitted(entropy), POSTERIORS, atol=0.03, rtol=0)
+    alone, with_it = (
+        fitted(LossConfig(overlap="semimetric", class_weights=(0, 1), cross_entropy=w)) for w in (0.0, 1.0)
+    )
+    assert (with_it - POSTERIORS).abs().sum() < 0.7 * (alone - POSTERIORS).abs().sum()
+
+
+@pytest.mark.parametrize(("overlap", "power"), [("squared", 2), ("semimetric", 1), ("linear", 1)])
+def test_what_haze_costs(overlap: Overlap, power: int) -> None:
+    # 10 voxels of tumour, found; 990 of background at p = h: 1/t = 1 + 990 h^power / 20.
+    fractions = torch.zeros(1, 3, 1, 1, 1000, dtype=torch.float64)
+    fractions[:, TUMOUR, ..., :10] = fractions[:, 0, ..., 10:] = 1
+    for haze in (0.1, 0.01, 0.001):
+        p = fractions.clone()
+        p[:, TUMOUR, ..., 10:] = haze
+        p[:, 0, ..., 10:] = 1 - haze
+        value = loss(p.log().clamp(min=-1e4), fractions, replace(ONLY_TUMOUR, overlap=overlap)).item()
+        assert math.expm1(value) == pytest.approx(990 * haze**power / 20)
+
+
+@every_loss
+@every_overlap
+def test_cross_entropy_is_added_with_its_weight(name: LossName, overlap: Overlap) -> None:
+    logits, fractions = random_case()
+    without, one, two = (
+        loss(logits, fractions, LossConfig(name=name, overlap=overlap, cross_entropy=weight))
+        for weight in (0, 1, 2)
+    )
+    entropy = -(fractions * logits.log_softmax(1)).sum(1).mean()
+    torch.testing.assert_close(one - without, entropy)
+    torch.testing.assert_close(two - one, entropy)
 
 
 def test_focal_without_gamma_is_weighted_cross_entropy() -> None:
@@ -174,17 +290,20 @@ def test_focal_without_gamma_is_weighted_cross_entropy() -> None:
 
 
 @every_loss
-def test_sample_sums_are_the_mean_of_the_samples(name: LossName) -> None:
+@every_overlap
+def test_sample_sums_are_the_mean_of_the_samples(name: LossName, overlap: Overlap) -> None:
     logits, fractions = random_case((3, 3, 2, 3, 2))
-    config = LossConfig(name=name, sums="sample")
+    config = LossConfig(name=name, sums="sample", overlap=overlap, cross_entropy=0.5)
     apart = [loss(logits[i, None], fractions[i, None], config) for i in range(3)]
     torch.testing.assert_close(loss(logits, fractions, config), torch.stack(apart).mean())
 
 
 @every_loss
-def test_one_sample_is_its_own_batch(name: LossName) -> None:
+@every_overlap
+def test_one_sample_is_its_own_batch(name: LossName, overlap: Overlap) -> None:
     logits, fractions = random_case((1, 3, 2, 3, 2))
-    batch, *others = (loss(logits, fractions, LossConfig(name=name, sums=s)) for s in get_args(Sums))
+    configs = (LossConfig(name=name, sums=sums, overlap=overlap) for sums in get_args(Sums))
+    batch, *others = (loss(logits, fractions, config) for config in configs)
     for other in others:
         torch.testing.assert_close(batch, other)
 
@@ -200,17 +319,18 @@ def test_a_shift_of_all_logits_and_the_order_of_voxels_do_not_matter(name: LossN
 
 
 @every_loss
-def test_gradients_are_those_of_finite_differences(name: LossName) -> None:
+@every_overlap
+def test_gradients_are_those_of_finite_differences(name: LossName, overlap: Overlap) -> None:
     # The cut of thresholded_dice has no honest difference, but between 0.1 and 0.9 there is no cut.
     logits, fractions = random_case((1, 3, 1, 2, 2))
-    config = LossConfig(name=name, alpha=0.6, gamma=1.5)
+    config = LossConfig(name=name, overlap=overlap, cross_entropy=0.5, alpha=0.6, gamma=1.5)
     assert torch.autograd.gradcheck(lambda x: loss(x, fractions, config), (0.3 * logits).requires_grad_())
 
 
 @every_loss
 def test_autocast_and_half_precision_compute_in_float32(name: LossName) -> None:
     logits, fractions = (x.float() for x in random_case())
-    config = LossConfig(name=name)
+    config = LossConfig(name=name, overlap="semimetric", cross_entropy=1)
     half = logits.bfloat16()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         result = loss(half, fractions, config)
@@ -235,6 +355,8 @@ CONFIGS = st.builds(
     name=st.sampled_from(NAMES),
     alpha=st.sampled_from([0.0, 0.3, 0.99, 1.0]),
     gamma=st.sampled_from([0.0, 0.3, 1.0, 2.0]),
+    overlap=st.sampled_from(OVERLAPS),
+    cross_entropy=st.sampled_from([0.0, 1.0]),
     sums=st.sampled_from(get_args(Sums)),
 )
 # A class everywhere, one voxel of it, a sliver of it, or every voxel another mixture.
@@ -280,15 +402,38 @@ def test_value_and_gradient_are_finite(
     assert torch.isfinite(gradient).all()
 
 
+@every_overlap
 @pytest.mark.parametrize("logit", [-5.0, -50.0, -1000.0])
-def test_a_missed_class_pulls_with_full_force(logit: float) -> None:
+def test_a_missed_class_pulls_with_full_force(overlap: Overlap, logit: float) -> None:
     # p underflows float32 from a logit of about -100 on. -log t ends in -log Σpg, whose gradient over the voxels
     # of the class adds up to -(1-p), however small p is.
     fractions = hard(torch.tensor([0, 0, 0, 2, 2, 1]).view(1, 1, 2, 3)).float()
     logits = torch.zeros(1, 3, 1, 2, 3)
     logits[:, TUMOUR] = logit
-    _, gradient = value_and_gradient(logits, fractions, ONLY_TUMOUR)
+    _, gradient = value_and_gradient(logits, fractions, replace(ONLY_TUMOUR, overlap=overlap))
     assert gradient[:, TUMOUR].sum().item() == pytest.approx(-1, abs=0.03)
+
+
+@every_loss
+@every_overlap
+def test_a_saturated_and_right_voxel_is_left_alone(name: LossName, overlap: Overlap) -> None:
+    # p is 0 and 1 in float32, as is g: a tie everywhere. One voxel is wrong, so that t is not 1.
+    fractions = hard(torch.tensor([0, 1, 2, 0, 1, 2, 0, 0]).view(1, 1, 1, 8)).float()
+    logits = 200 * fractions
+    logits[..., 0] = torch.tensor([0.0, 0.0, 1.0]).view(1, 3, 1, 1)
+    _, gradient = value_and_gradient(logits, fractions, LossConfig(name=name, overlap=overlap, alpha=0.7))
+    assert gradient[..., 0].abs().max() > 0
+    assert gradient[..., 1:].abs().max() == 0
+
+
+def test_a_cut_voxel_of_the_background_is_not_pulled_up() -> None:
+    # p = 0.05 is cut to 0 = g, whose minimum has half of p's gradient: up, if it were taken.
+    fractions = hard(torch.tensor([0, 0, 0, 2]).view(1, 1, 1, 4)).float()
+    p = torch.tensor([[0.9, 0.05, 0.05]] * 3 + [[0.3, 0.3, 0.4]]).T.reshape(1, 3, 1, 1, 4)
+    config = replace(ONLY_TUMOUR, name="thresholded_dice", overlap="semimetric")
+    _, gradient = value_and_gradient(p.log(), fractions, config)
+    assert (gradient[:, TUMOUR, ..., :3] > 0).all()
+    assert (gradient[:, TUMOUR, ..., 3] < 0).all()
 
 
 def test_a_background_of_minus_epsilon_is_no_nan() -> None:
@@ -312,29 +457,33 @@ def tumourless(false_positives: int, *, voxels: int = 1000) -> tuple[Tensor, Ten
     return logits, hard(torch.zeros(1, 1, 1, voxels, dtype=torch.long)).float()
 
 
+@every_overlap
 @pytest.mark.parametrize("false_positives", [0, 1, 10, 1000])
-def test_the_penalty_of_an_absent_class_by_hand(false_positives: int) -> None:
+def test_the_penalty_of_an_absent_class_by_hand(overlap: Overlap, false_positives: int) -> None:
     # 1000 voxels, e = 1: t = 2/(false positives + 2).
-    value = loss(*tumourless(false_positives), ONLY_TUMOUR).item()
+    value = loss(*tumourless(false_positives), replace(ONLY_TUMOUR, overlap=overlap)).item()
     assert value == pytest.approx(math.log(1 + false_positives / 2), abs=1e-6)
 
 
+@every_overlap
 @pytest.mark.parametrize("alpha", [0.5, 1.0])
-def test_the_penalty_of_an_absent_class_is_bounded(alpha: float) -> None:
+def test_the_penalty_of_an_absent_class_is_bounded(overlap: Overlap, alpha: float) -> None:
     bound = math.log((1 + 2 * REFERENCE_SHARE) / (2 * REFERENCE_SHARE) / alpha)
     logits, fractions = random_case((2, 3, 8, 8, 8))
     fractions = hard(fractions[:, :2].argmax(1))
     for scale in (1, 10, 1e4):
         logits = logits.clone()
         logits[:, TUMOUR] = scale
-        assert loss(logits, fractions, replace(ONLY_TUMOUR, alpha=alpha)).item() <= bound + 1e-6
+        config = replace(ONLY_TUMOUR, overlap=overlap, alpha=alpha)
+        assert loss(logits, fractions, config).item() <= bound + 1e-6
 
 
-def test_an_absent_class_pushes_its_false_positives_down() -> None:
+@every_overlap
+def test_an_absent_class_pushes_its_false_positives_down(overlap: Overlap) -> None:
     logits, fractions = tumourless(0)
     logits[:, TUMOUR, ..., :5] = 100  # as likely as the background
     for name in ("dice_focal", "dice", "tp_tn_dice", "generalised_dice"):
-        _, gradient = value_and_gradient(logits, fractions, LossConfig(name=name))
+        _, gradient = value_and_gradient(logits, fractions, LossConfig(name=name, overlap=overlap))
         assert (gradient[:, TUMOUR, ..., :5] > 0).all()
 
 
@@ -370,8 +519,16 @@ def test_shapes_that_do_not_fit_are_named() -> None:
 
 def test_a_bad_configuration_lists_every_fault() -> None:
     with pytest.raises(ConfigError) as caught:
-        LossConfig(name="dise", alpha=1.5, gamma=-1, class_weights=(1, -1), sums="volume")  # type: ignore[arg-type]
-    for name in ("name", "alpha", "gamma", "class_weights", "sums"):
+        LossConfig(
+            name="dise",  # type: ignore[arg-type]
+            alpha=1.5,
+            gamma=-1,
+            overlap="cubed",  # type: ignore[arg-type]
+            cross_entropy=-1,
+            class_weights=(1, -1),
+            sums="volume",  # type: ignore[arg-type]
+        )
+    for name in ("name", "alpha", "gamma", "overlap", "cross_entropy", "class_weights", "sums"):
         assert name in str(caught.value)
 
 
@@ -380,6 +537,7 @@ def test_a_bad_configuration_lists_every_fault() -> None:
     [
         lambda: LossConfig(alpha=float("nan")),
         lambda: LossConfig(gamma=float("inf")),
+        lambda: LossConfig(cross_entropy=float("nan")),
         lambda: LossConfig(class_weights=(0, 0, 0)),
         lambda: LossConfig(class_weights=(1,)),
         lambda: LossConfig(class_weights=(1, float("nan"))),

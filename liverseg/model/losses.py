@@ -1,17 +1,24 @@
 """One family of losses on logits and class fractions: overlap (Dice) terms, focal terms, and their sums.
 
 Throughout, p is the softmax of the logits, g the class fractions (soft targets, summing to 1 over the classes), and
-Σ runs over the voxels of one class, of the whole batch or of one sample:
+Σ runs over the voxels of one class, of the whole batch or of one sample. The TP term t is one of three overlaps, the TN
+term n the same one of 1-p and 1-g, and d = α t + (1-α) n:
 
-    TP term  t = 2 Σpg / (Σp² + Σg²)                    TN term  n = the same of 1-p and 1-g
-    d = α t + (1-α) n
+    squared       t = 2 Σpg / (Σp² + Σg²)              Milletari et al. 2016, arXiv:1606.04797
+    semimetric    t = 1 - Σ|p-g| / Σ(p+g)              Wang et al. 2023, arXiv:2303.16296
+                    = 2 Σ min(p,g) / Σ(p+g)
+    linear        t = 2 Σpg / Σ(p+g)                   the Dice of hard masks, with p in it
 
-The squared denominators are deliberate: Σp² + Σg² - 2Σpg = Σ(p-g)², so that t is 1 only at p = g, for fractional g
-too. With Σp + Σg below, the optimum would be a hard mask.
+**Where they are best.** For fractions g that are known, squared and semimetric are 1 at p = g alone; linear, at a hard
+mask. For hard labels that are 1 with probability q, squared is best at p = min(1, q/t): all that is uncertain grows by
+1/t. Semimetric and linear, which are one for hard labels, are best at the mask q > t/2, which is what the Dice of a
+mask asks for. Cross-entropy is best at p = q in all of these, and pulls back what the overlaps inflate.
+
+**Haze**, a small p at each of many voxels without the class: Σp² hardly notices it, Σp does, in proportion to p.
 
 **Absent classes.** Where Σg is less than ``PRESENT_SHARE`` of the voxels, t would be about 0 whatever is predicted and
 log t would explode. Such a class is scored as if ``REFERENCE_SHARE`` of the voxels were in it, besides those there are,
-and had all been found: with e that number of voxels, t = 2e / (Σp² + Σg² + 2e). That is 1 when nothing is predicted,
+and had all been found: with e that number of voxels and D what t has below, t = 2e / (D + 2e). That is 1 when nothing is predicted,
 falls with each false positive, and never below 0.002, so that -log t is at most 6.3. Its gradient per false-positive
 voxel is that of a class of 0.1 % of the volume, which a tumour is. With sums over the batch, absent means in no
 sample of it; with sums over a sample, in that one. A class that fills everything has an absent complement: n likewise.
@@ -37,6 +44,7 @@ LossName = Literal[
     "dice_focal", "dice", "generalised_dice", "tp_tn_dice", "focal", "thresholded_dice", "dice_cross_entropy"
 ]
 Sums = Literal["batch", "sample", "devices"]
+Overlap = Literal["squared", "semimetric", "linear"]
 
 # One voxel of a 64×128×128 grid: less is a sliver that interpolation or the edge of a window has left.
 PRESENT_SHARE = 1e-6
@@ -57,6 +65,8 @@ class LossConfig:
         gamma: γ, how much what is already good is turned down, in ``dice_focal`` and ``focal``. By the
             derivative, a class at d = 0.9 pulls 0.67 times as hard as one at 0.6 with γ = 0, 0.46 with 0.3 and 0.18
             with 1. ``focal`` alone is usually given 2.
+        overlap: Which t and n the losses with a Dice term have; see the module.
+        cross_entropy: Weight of the cross-entropy that is added to the loss.
         class_weights: w, one number a class: background, liver, tumour.
         sums: Over the ``batch``, in which fewer classes are absent, or over each ``sample``, then averaged. Over
             ``devices`` is over the batches of all devices of a run, the same as ``batch`` where there is one:
@@ -72,6 +82,8 @@ class LossConfig:
     name: LossName = "dice_focal"
     alpha: float = 0.99
     gamma: float = 0.3
+    overlap: Overlap = "squared"
+    cross_entropy: float = 0.0
     class_weights: tuple[float, ...] = (0.2, 0.3, 0.5)
     sums: Sums = "batch"
     likelihood_samples: int = 20
@@ -83,13 +95,18 @@ class LossConfig:
 
 
 def _faults(config: LossConfig) -> Iterator[str]:
-    for name, allowed in (("name", get_args(LossName)), ("sums", get_args(Sums))):
+    for name, allowed in (
+        ("name", get_args(LossName)),
+        ("sums", get_args(Sums)),
+        ("overlap", get_args(Overlap)),
+    ):
         if getattr(config, name) not in allowed:
             yield f"{name} must be one of {', '.join(allowed)}, got {getattr(config, name)!r}"
     if not 0 <= config.alpha <= 1:
         yield f"alpha must be in [0, 1], got {config.alpha}"
-    if not 0 <= config.gamma < math.inf:
-        yield f"gamma must be finite and at least 0, got {config.gamma}"
+    for name in ("gamma", "cross_entropy"):
+        if not 0 <= getattr(config, name) < math.inf:
+            yield f"{name} must be finite and at least 0, got {getattr(config, name)}"
     weights = config.class_weights
     if len(weights) < 2 or not all(0 <= w < math.inf for w in weights) or not any(weights):
         yield f"class_weights must be two or more finite numbers of at least 0, not all 0, got {weights}"
@@ -117,7 +134,8 @@ def loss(logits_bczyx: Tensor, fractions_bczyx: Tensor, config: LossConfig) -> T
     log_p = torch.log_softmax(logits_bczyx.to(dtype), dim=1)
     # Background made as 1 - Σ of the rest comes out at -6e-8 here and there, whose logarithm is NaN.
     g = fractions_bczyx.to(dtype).clamp(0, 1)
-    return _by_name(log_p, g, config)
+    value = _by_name(log_p, g, config)
+    return value + config.cross_entropy * cross_entropy(log_p, g) if config.cross_entropy else value
 
 
 def _by_name(log_p: Tensor, g: Tensor, config: LossConfig) -> Tensor:
@@ -139,38 +157,37 @@ def _by_name(log_p: Tensor, g: Tensor, config: LossConfig) -> Tensor:
 
 
 def dice_focal(log_p: Tensor, g: Tensor, config: LossConfig) -> Tensor:
-    """-Σ_c w_c (1-d_c)^γ log d_c; the optimum is p = g.
+    """-Σ_c w_c (1-d_c)^γ log d_c.
 
     Takes ``log_p`` = log p and g, both (B, C, Z, Y, X); so do all below. d is never formed: its logarithm comes
     from sums of logarithms, so that a class whose p underflows is pulled back with full force.
     """
-    log_d = _log_overlap(log_p, g, sums=config.sums)
+    log_d = _log_overlap(log_p, g, config)
     if config.alpha < 1:
-        log_n = _log_overlap(_log_complement(log_p), 1 - g, sums=config.sums)
+        log_n = _log_overlap(_log_complement(log_p), 1 - g, config)
         log_d = torch.logaddexp(_log(config.alpha) + log_d, _log(1 - config.alpha) + log_n)
     miss = (-torch.expm1(log_d)).clamp(min=_SMALLEST_MISS)
     return _weighted(-(miss**config.gamma) * log_d, config)
 
 
 def dice(log_p: Tensor, g: Tensor, config: LossConfig) -> Tensor:
-    """Σ_c w_c (1-t_c), Milletari et al. 2016, arXiv:1606.04797; the optimum is p = g."""
-    return _weighted(1 - _overlap(log_p.exp(), g, sums=config.sums), config)
+    """Σ_c w_c (1-t_c)."""
+    return _weighted(1 - _overlap(log_p.exp(), g, config), config)
 
 
 def tp_tn_dice(log_p: Tensor, g: Tensor, config: LossConfig) -> Tensor:
-    """Σ_c w_c (1-d_c); the optimum is p = g."""
+    """Σ_c w_c (1-d_c)."""
     p = log_p.exp()
-    t, n = _overlap(p, g, sums=config.sums), _overlap(1 - p, 1 - g, sums=config.sums)
+    t, n = _overlap(p, g, config), _overlap(1 - p, 1 - g, config)
     return _weighted(1 - config.alpha * t - (1 - config.alpha) * n, config)
 
 
 def generalised_dice(log_p: Tensor, g: Tensor, config: LossConfig) -> Tensor:
-    """1 - 2 Σ_c v_c Σpg / Σ_c v_c (Σp² + Σg²) with v_c = w_c / (Σg)²; the optimum is p = g.
+    """1 - Σ_c v_c N_c / Σ_c v_c D_c where t_c = N_c / D_c, and v_c = w_c / (Σg)².
 
-    Sudre et al. 2017, arXiv:1707.03237, with squares below. An absent class has the reference volume in v.
+    Sudre et al. 2017, arXiv:1707.03237, who have it linear. An absent class has the reference volume in v.
     """
-    p = log_p.exp()
-    volume, shared, both = _sums(g, p * g, p.square() + g.square(), sums=config.sums)
+    volume, shared, both = _sums(g, *_above_and_below(log_p.exp(), g, config.overlap), sums=config.sums)
     voxels = _voxels(g, sums=config.sums)
     v = _weights(g, config) / torch.where(_absent(volume, voxels), REFERENCE_SHARE * voxels, volume).square()
     # Volumes squared reach 1e12, their inverses 1e-12: scaled, the sums stay far from float32's ends.
@@ -186,7 +203,7 @@ def thresholded_dice(log_p: Tensor, g: Tensor, config: LossConfig) -> Tensor:
     """
     p = log_p.exp()
     cut = torch.where(p > 0.9, 1.0, torch.where(p < 0.1, 0.0, p))
-    return _weighted(1 - _overlap(p + (cut - p).detach(), g, sums=config.sums), config)
+    return _weighted(1 - _overlap(p + (cut - p).detach(), g, config), config)
 
 
 def focal(log_p: Tensor, g: Tensor, config: LossConfig) -> Tensor:
@@ -204,25 +221,47 @@ def cross_entropy(log_p: Tensor, g: Tensor) -> Tensor:
     return -(g * log_p).sum(dim=1).mean()
 
 
-def _overlap(p: Tensor, g: Tensor, *, sums: Sums) -> Tensor:
+def _overlap(p: Tensor, g: Tensor, config: LossConfig) -> Tensor:
     """t of each class: (C,) with sums over the batch, (B, C) over each sample; see the module for absent ones."""
-    volume, shared, both = _sums(g, p * g, p.square() + g.square(), sums=sums)
-    voxels = _voxels(g, sums=sums)
+    volume, shared, both = _sums(g, *_above_and_below(p, g, config.overlap), sums=config.sums)
+    voxels = _voxels(g, sums=config.sums)
     absent = _absent(volume, voxels)
     extra = absent * REFERENCE_SHARE * voxels
     return 2 * torch.where(absent, extra, shared) / (both + 2 * extra)
 
 
-def _log_overlap(log_p: Tensor, g: Tensor, *, sums: Sums) -> Tensor:
+def _above_and_below(p: Tensor, g: Tensor, overlap: Overlap) -> tuple[Tensor, Tensor]:
+    """Voxel by voxel, half of what t has above its fraction bar, and what it has below."""
+    match overlap:
+        case "squared":
+            return p * g, p.square() + g.square()
+        case "linear":
+            return p * g, p + g
+        case "semimetric":
+            return _smaller(p, g), p + g
+
+
+def _smaller(p: Tensor, g: Tensor) -> Tensor:
+    """min(p, g), with the gradients that training wants where p = g.
+
+    ``minimum`` gives p half of it there, and that of t is then 0 at p = g. But where g is 0 or 1, p has only one side
+    to come from, and the whole of that side's is wanted: half of it would pull at p = 0, and never be answered.
+    """
+    return torch.where((g == 0) | (g == 1), p * g, torch.minimum(p, g))
+
+
+def _log_overlap(log_p: Tensor, g: Tensor, config: LossConfig) -> Tensor:
     """log of ``_overlap``, with gradients that do not vanish where p underflows."""
-    dims, voxels = _dims(sums), _voxels(g, sums=sums)
-    volume, both = _sums(g, (2 * log_p).exp() + g.square(), sums=sums)
+    sums, dims, voxels = config.sums, _dims(config.sums), _voxels(g, sums=config.sums)
+    below = log_p.exp() + g if config.overlap != "squared" else (2 * log_p).exp() + g.square()
+    volume, both = _sums(g, below, sums=sums)
     absent = _absent(volume, voxels)
     # The branch not taken must be finite as well, or its gradient is 0 · NaN: an absent class sums over everything,
     # and so does one that is there but has no voxel on this device.
     none_here = g.sum(dims, keepdim=True) == 0
     log_g = torch.where(none_here | absent.view_as(none_here), 0.0, g.log())
-    log_here = torch.logsumexp(log_p + log_g, dims)
+    log_shared = torch.minimum(log_p, log_g) if config.overlap == "semimetric" else log_p + log_g
+    log_here = torch.logsumexp(log_shared, dims)
     if sums == "devices":
         log_here = log_total_exp(torch.where(none_here.squeeze(dims) & ~absent, -math.inf, log_here))
     log_shared = torch.where(absent, _log(REFERENCE_SHARE * voxels), log_here)
