@@ -5,13 +5,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from itertools import product
 from typing import get_args
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from liverseg.model.losses import LossConfig, LossName, Sums, loss
+from liverseg.model.losses import LossConfig, LossName, Overlap, Sums, loss
 from liverseg.training.process_group import ProcessGroup, process_group
 
 
@@ -35,14 +37,14 @@ def gradient(logits: Tensor, fractions: Tensor, config: LossConfig) -> tuple[Ten
     return value.detach(), scale.grad
 
 
-def compare(group: ProcessGroup, name: LossName, case: str, sums: Sums, shared: Sums) -> None:
+def compare(group: ProcessGroup, config: LossConfig, case: str, shared: Sums) -> None:
     """DistributedDataParallel's mean of the parts' gradients must be the whole's."""
     logits, fractions = batch(case)
     parts = slice(group.rank, None, group.size)
-    whole = gradient(logits, fractions, LossConfig(name=name, alpha=0.7, sums=sums))
-    own = gradient(logits[parts], fractions[parts], LossConfig(name=name, alpha=0.7, sums=shared))
+    whole = gradient(logits, fractions, config)
+    own = gradient(logits[parts], fractions[parts], replace(config, sums=shared))
     for found, expected in zip(own, whole, strict=True):
-        torch.testing.assert_close(group.sum(found) / group.size, expected, msg=f"{name} {case} {sums}")
+        torch.testing.assert_close(group.sum(found) / group.size, expected, msg=f"{config} {case}")
 
 
 def main() -> None:
@@ -50,10 +52,11 @@ def main() -> None:
     with process_group("cpu") as group:
         assert group.gather(group.share("abcde")) == list("abcde")
         assert group.gather(group.share("a")) == ["a"]
-        for name in get_args(LossName):
+        for name, overlap in product(get_args(LossName), get_args(Overlap)):
+            config = LossConfig(name=name, overlap=overlap, cross_entropy=0.5, alpha=0.7)
             for case in ("everywhere", "elsewhere", "absent"):
-                compare(group, name, case, "batch", "devices")
-                compare(group, name, case, "sample", "sample")
+                compare(group, config, case, "devices")
+                compare(group, replace(config, sums="sample"), case, "sample")
     assert not dist.is_initialized()
 
 

@@ -67,7 +67,7 @@ def brute_overlap(p: Array, g: Array, overlap: Overlap) -> float:
 def brute_class(name: LossName, p: Array, g: Array, config: LossConfig) -> float:
     if name == "thresholded_dice":
         p = np.where(p > 0.9, 1.0, np.where(p < 0.1, 0.0, p))
-    t, n = (brute_overlap(*pair, config.overlap) for pair in ((p, g), (1 - p, 1 - g)))
+    t, n = (brute_overlap(*pair, config.used_overlap) for pair in ((p, g), (1 - p, 1 - g)))
     d = config.alpha * t + (1 - config.alpha) * n
     match name:
         case "dice_focal":
@@ -84,8 +84,8 @@ def brute_generalised(p_vc: Array, g_vc: Array, config: LossConfig) -> float:
     over = under = 0.0
     for w, p, g in zip(config.class_weights, p_vc.T, g_vc.T, strict=True):
         volume = 1e-3 * g.size if g.sum() < 1e-6 * g.size else float(g.sum())
-        below = float((p**2 + g**2).sum() if config.overlap == "squared" else (p + g).sum())
-        shared = np.minimum(p, g) if config.overlap == "semimetric" else p * g
+        below = float((p**2 + g**2).sum() if config.used_overlap == "squared" else (p + g).sum())
+        shared = np.minimum(p, g) if config.used_overlap == "semimetric" else p * g
         over += w / volume**2 * 2 * float(shared.sum())
         under += w / volume**2 * below
     return 1 - over / under
@@ -94,7 +94,7 @@ def brute_generalised(p_vc: Array, g_vc: Array, config: LossConfig) -> float:
 def brute_group(p_vc: Array, g_vc: Array, config: LossConfig) -> float:
     """The loss of voxels that are summed together, (voxels, classes)."""
     entropy = -float((g_vc * np.log(p_vc)).sum(axis=1).mean())
-    entropy *= config.cross_entropy + (config.name == "dice_cross_entropy")
+    entropy *= config.used_cross_entropy
     if config.name == "generalised_dice":
         return brute_generalised(p_vc, g_vc, config) + entropy
     classes = zip(config.class_weights, p_vc.T, g_vc.T, strict=True)

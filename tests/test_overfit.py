@@ -161,10 +161,13 @@ def test_losses_can_be_added_later(tiny_world: TinyWorld, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("other", "named"),
     [
-        (tiny_experiment("liver_0"), "case 'liver_2', this asks for 'liver_0'"),
-        (tiny_experiment(steps=8), "steps 6, this asks for 8"),
-        (tiny_experiment(every=3), "every 2, this asks for 3"),
-        (tiny_experiment(more=["optim.learning_rate=0.03"]), "optim.learning_rate 0.02, this asks for 0.03"),
+        (tiny_experiment("liver_0"), "case: the folder has 'liver_2', this command has 'liver_0'"),
+        (tiny_experiment(steps=8), "steps: the folder has 6, this command has 8"),
+        (tiny_experiment(every=3), "every: the folder has 2, this command has 3"),
+        (
+            tiny_experiment(more=["optim.learning_rate=0.03"]),
+            "optim.learning_rate: the folder has 0.02, this command has 0.03",
+        ),
     ],
 )
 def test_a_run_of_something_else_is_refused(
@@ -306,7 +309,7 @@ def test_each_loss_has_its_own_numbers(tmp_path: Path) -> None:
     save_config(TrainConfig(loss=LossConfig(name="dice_focal", gamma=0.7)), tmp_path / "file.toml")
     of_file = loss_configs(("focal", "dice_focal"), tmp_path / "file.toml", ())
     assert [loss.gamma for loss in of_file] == [2.0, 0.7]
-    assert numbers_of(focal) == {"gamma": 2.0, "class_weights": (0.2, 0.3, 0.5)}
+    assert numbers_of(focal) == {"gamma": 2.0, "cross_entropy": 0.0, "class_weights": (0.2, 0.3, 0.5)}
 
 
 def test_options_that_would_do_nothing_are_refused() -> None:
@@ -400,7 +403,7 @@ def test_the_command_from_end_to_end(tiny_world: TinyWorld, tmp_path: Path) -> N
     line = ["overfit", str(tiny_world.cache), CASE, str(run), "--losses", "dice,dice_focal"]
     result = CliRunner().invoke(main, [*line, "--steps", "4", "--every", "2", *sets])
     assert result.exit_code == 0, result.output
-    assert "dice_focal: α 0.99, γ 0.3, weights 0.2 0.3 0.5, sums over the batch" in result.output
+    assert "dice_focal: α 0.99, γ 0.3, overlap squared, cross-entropy 0.0, weights" in result.output
     assert "dice does not learn the tumour within 300 steps: not decided (only 4 steps" in result.output
     assert (
         "focal does not learn the tumour within 300 steps: not decided (this loss was not run)"

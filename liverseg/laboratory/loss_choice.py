@@ -13,13 +13,13 @@ from liverseg.training.config import load_config
 ALL: tuple[LossName, ...] = get_args(LossName)
 # The numbers of LossConfig that a loss looks at.
 NUMBERS: Mapping[LossName, tuple[str, ...]] = {
-    "dice_focal": ("alpha", "gamma", "class_weights", "sums"),
-    "dice": ("class_weights", "sums"),
-    "generalised_dice": ("class_weights", "sums"),
-    "tp_tn_dice": ("alpha", "class_weights", "sums"),
-    "focal": ("gamma", "class_weights"),
-    "thresholded_dice": ("class_weights", "sums"),
-    "dice_cross_entropy": ("class_weights", "sums"),
+    "dice_focal": ("alpha", "gamma", "overlap", "cross_entropy", "class_weights", "sums"),
+    "dice": ("overlap", "cross_entropy", "class_weights", "sums"),
+    "generalised_dice": ("overlap", "cross_entropy", "class_weights", "sums"),
+    "tp_tn_dice": ("alpha", "overlap", "cross_entropy", "class_weights", "sums"),
+    "focal": ("gamma", "cross_entropy", "class_weights"),
+    "thresholded_dice": ("overlap", "cross_entropy", "class_weights", "sums"),
+    "dice_cross_entropy": ("overlap", "cross_entropy", "class_weights", "sums"),
 }
 # Where the defaults of LossConfig, which are those of dice_focal, would make another loss than its name says:
 # Lin et al. give focal a γ of 2, and with α = 0.99 TP/TN dice is dice.
@@ -79,11 +79,13 @@ def _loss_config(name: LossName, file: Path | None, overrides: Sequence[str]) ->
 
 def numbers_of(loss: LossConfig) -> dict[str, Any]:
     """What this loss looks at in its configuration."""
-    return {key: getattr(loss, key) for key in NUMBERS[loss.name]}
+    used = {"overlap": loss.used_overlap, "cross_entropy": loss.used_cross_entropy}
+    return {key: used.get(key, getattr(loss, key)) for key in NUMBERS[loss.name]}
 
 
 def numbers_text(loss: LossConfig) -> str:
     """The numbers of a loss for a reader."""
     names = {"alpha": "α", "gamma": "γ", "class_weights": "weights", "sums": "sums over the"}
+    names |= {"overlap": "overlap", "cross_entropy": "cross-entropy"}
     values = {key: v if isinstance(v, tuple) else (v,) for key, v in numbers_of(loss).items()}
     return ", ".join(f"{names[key]} {' '.join(map(str, value))}" for key, value in values.items())

@@ -18,16 +18,17 @@ mask asks for. Cross-entropy is best at p = q in all of these, and pulls back wh
 
 **Absent classes.** Where Σg is less than ``PRESENT_SHARE`` of the voxels, t would be about 0 whatever is predicted and
 log t would explode. Such a class is scored as if ``REFERENCE_SHARE`` of the voxels were in it, besides those there are,
-and had all been found: with e that number of voxels and D what t has below, t = 2e / (D + 2e). That is 1 when nothing is predicted,
-falls with each false positive, and never below 0.002, so that -log t is at most 6.3. Its gradient per false-positive
-voxel is that of a class of 0.1 % of the volume, which a tumour is. With sums over the batch, absent means in no
-sample of it; with sums over a sample, in that one. A class that fills everything has an absent complement: n likewise.
+and had all been found: with e that number of voxels and D what t has below, t = 2e / (D + 2e). That is 1 when nothing
+is predicted, falls with each false positive, and never below 0.002, so that -log t is at most 6.3. Its gradient per
+false-positive voxel is that of a class of 0.1 % of the volume, which a tumour is. With sums over the batch, absent means
+in no sample of it; with sums over a sample, in that one. A class that fills everything has an absent complement: n
+likewise.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import reduce
 from typing import ClassVar, Literal, get_args
@@ -50,6 +51,9 @@ Overlap = Literal["squared", "semimetric", "linear"]
 PRESENT_SHARE = 1e-6
 # A usual tumour burden, 1000 voxels of that grid.
 REFERENCE_SHARE = 1e-3
+# Of a loss whose overlap or cross-entropy is not given. Those that are not named here: squared, and none.
+USUAL_OVERLAP: Mapping[LossName, Overlap] = {}
+USUAL_CROSS_ENTROPY: Mapping[LossName, float] = {"dice_cross_entropy": 1.0}
 # Keeps the derivative of (1-d)^γ finite at d = 1 for γ < 1.
 _SMALLEST_MISS = 1e-7
 
@@ -65,8 +69,8 @@ class LossConfig:
         gamma: γ, how much what is already good is turned down, in ``dice_focal`` and ``focal``. By the
             derivative, a class at d = 0.9 pulls 0.67 times as hard as one at 0.6 with γ = 0, 0.46 with 0.3 and 0.18
             with 1. ``focal`` alone is usually given 2.
-        overlap: Which t and n the losses with a Dice term have; see the module.
-        cross_entropy: Weight of the cross-entropy that is added to the loss.
+        overlap: Which t and n the losses with a Dice term have; see the module. Not given: ``USUAL_OVERLAP``.
+        cross_entropy: Weight of the cross-entropy that is added to the loss. Not given: ``USUAL_CROSS_ENTROPY``.
         class_weights: w, one number a class: background, liver, tumour.
         sums: Over the ``batch``, in which fewer classes are absent, or over each ``sample``, then averaged. Over
             ``devices`` is over the batches of all devices of a run, the same as ``batch`` where there is one:
@@ -82,8 +86,8 @@ class LossConfig:
     name: LossName = "dice_focal"
     alpha: float = 0.99
     gamma: float = 0.3
-    overlap: Overlap = "squared"
-    cross_entropy: float = 0.0
+    overlap: Overlap | None = None
+    cross_entropy: float | None = None
     class_weights: tuple[float, ...] = (0.2, 0.3, 0.5)
     sums: Sums = "batch"
     likelihood_samples: int = 20
@@ -93,20 +97,29 @@ class LossConfig:
         if faults:
             raise ConfigError("loss: " + "; ".join(faults))
 
+    @property
+    def used_overlap(self) -> Overlap:
+        """The overlap that is given, or that is usual for the loss."""
+        return self.overlap or USUAL_OVERLAP.get(self.name, "squared")
+
+    @property
+    def used_cross_entropy(self) -> float:
+        """The weight that is given, or that is usual for the loss."""
+        usual = USUAL_CROSS_ENTROPY.get(self.name, 0.0)
+        return usual if self.cross_entropy is None else self.cross_entropy
+
 
 def _faults(config: LossConfig) -> Iterator[str]:
-    for name, allowed in (
-        ("name", get_args(LossName)),
-        ("sums", get_args(Sums)),
-        ("overlap", get_args(Overlap)),
-    ):
-        if getattr(config, name) not in allowed:
-            yield f"{name} must be one of {', '.join(allowed)}, got {getattr(config, name)!r}"
+    for name, allowed in (("name", LossName), ("sums", Sums), ("overlap", Overlap)):
+        value = getattr(config, name)
+        if value not in get_args(allowed) and not (name == "overlap" and value is None):
+            yield f"{name} must be one of {', '.join(get_args(allowed))}, got {value!r}"
     if not 0 <= config.alpha <= 1:
         yield f"alpha must be in [0, 1], got {config.alpha}"
     for name in ("gamma", "cross_entropy"):
-        if not 0 <= getattr(config, name) < math.inf:
-            yield f"{name} must be finite and at least 0, got {getattr(config, name)}"
+        value = getattr(config, name)
+        if value is not None and not 0 <= value < math.inf:
+            yield f"{name} must be finite and at least 0, got {value}"
     weights = config.class_weights
     if len(weights) < 2 or not all(0 <= w < math.inf for w in weights) or not any(weights):
         yield f"class_weights must be two or more finite numbers of at least 0, not all 0, got {weights}"
@@ -134,15 +147,15 @@ def loss(logits_bczyx: Tensor, fractions_bczyx: Tensor, config: LossConfig) -> T
     log_p = torch.log_softmax(logits_bczyx.to(dtype), dim=1)
     # Background made as 1 - Σ of the rest comes out at -6e-8 here and there, whose logarithm is NaN.
     g = fractions_bczyx.to(dtype).clamp(0, 1)
-    value = _by_name(log_p, g, config)
-    return value + config.cross_entropy * cross_entropy(log_p, g) if config.cross_entropy else value
+    value, weight = _by_name(log_p, g, config), config.used_cross_entropy
+    return value + weight * cross_entropy(log_p, g) if weight else value
 
 
 def _by_name(log_p: Tensor, g: Tensor, config: LossConfig) -> Tensor:
     match config.name:
         case "dice_focal":
             return dice_focal(log_p, g, config)
-        case "dice":
+        case "dice" | "dice_cross_entropy":
             return dice(log_p, g, config)
         case "generalised_dice":
             return generalised_dice(log_p, g, config)
@@ -152,8 +165,6 @@ def _by_name(log_p: Tensor, g: Tensor, config: LossConfig) -> Tensor:
             return focal(log_p, g, config)
         case "thresholded_dice":
             return thresholded_dice(log_p, g, config)
-        case "dice_cross_entropy":
-            return dice(log_p, g, config) + cross_entropy(log_p, g)
 
 
 def dice_focal(log_p: Tensor, g: Tensor, config: LossConfig) -> Tensor:
@@ -187,7 +198,7 @@ def generalised_dice(log_p: Tensor, g: Tensor, config: LossConfig) -> Tensor:
 
     Sudre et al. 2017, arXiv:1707.03237, who have it linear. An absent class has the reference volume in v.
     """
-    volume, shared, both = _sums(g, *_above_and_below(log_p.exp(), g, config.overlap), sums=config.sums)
+    volume, shared, both = _sums(g, *_above_and_below(log_p.exp(), g, config.used_overlap), sums=config.sums)
     voxels = _voxels(g, sums=config.sums)
     v = _weights(g, config) / torch.where(_absent(volume, voxels), REFERENCE_SHARE * voxels, volume).square()
     # Volumes squared reach 1e12, their inverses 1e-12: scaled, the sums stay far from float32's ends.
@@ -223,7 +234,7 @@ def cross_entropy(log_p: Tensor, g: Tensor) -> Tensor:
 
 def _overlap(p: Tensor, g: Tensor, config: LossConfig) -> Tensor:
     """t of each class: (C,) with sums over the batch, (B, C) over each sample; see the module for absent ones."""
-    volume, shared, both = _sums(g, *_above_and_below(p, g, config.overlap), sums=config.sums)
+    volume, shared, both = _sums(g, *_above_and_below(p, g, config.used_overlap), sums=config.sums)
     voxels = _voxels(g, sums=config.sums)
     absent = _absent(volume, voxels)
     extra = absent * REFERENCE_SHARE * voxels
@@ -253,14 +264,14 @@ def _smaller(p: Tensor, g: Tensor) -> Tensor:
 def _log_overlap(log_p: Tensor, g: Tensor, config: LossConfig) -> Tensor:
     """log of ``_overlap``, with gradients that do not vanish where p underflows."""
     sums, dims, voxels = config.sums, _dims(config.sums), _voxels(g, sums=config.sums)
-    below = log_p.exp() + g if config.overlap != "squared" else (2 * log_p).exp() + g.square()
+    below = log_p.exp() + g if config.used_overlap != "squared" else (2 * log_p).exp() + g.square()
     volume, both = _sums(g, below, sums=sums)
     absent = _absent(volume, voxels)
     # The branch not taken must be finite as well, or its gradient is 0 · NaN: an absent class sums over everything,
     # and so does one that is there but has no voxel on this device.
     none_here = g.sum(dims, keepdim=True) == 0
     log_g = torch.where(none_here | absent.view_as(none_here), 0.0, g.log())
-    log_shared = torch.minimum(log_p, log_g) if config.overlap == "semimetric" else log_p + log_g
+    log_shared = torch.minimum(log_p, log_g) if config.used_overlap == "semimetric" else log_p + log_g
     log_here = torch.logsumexp(log_shared, dims)
     if sums == "devices":
         log_here = log_total_exp(torch.where(none_here.squeeze(dims) & ~absent, -math.inf, log_here))
