@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_cache.errors import CacheError
-from data_cache.files import sha256_of
 from data_cache.metadata_checksum import has_valid_checksum
 from data_cache.reader import (
     METADATA,
@@ -131,10 +130,5 @@ def _view_faults(store: CacheStore, meta: CaseMeta) -> list[str]:
 def _source_faults(source: SourceFile | None, raw: Path) -> list[str]:
     if source is None:
         return []
-    path = raw / source.path
-    try:
-        if path.stat().st_size == source.size_bytes and sha256_of(path) == source.sha256:
-            return []
-    except OSError as failure:
-        return [f"{source.path}: cannot be read: {failure.strerror}"]
-    return [f"{source.path}: is not the file that the case was built from (another sha256)"]
+    fault = source.fault(raw / source.path, by_content=True)
+    return [] if fault is None else [f"{source.path}: {fault}"]

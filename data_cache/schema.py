@@ -8,13 +8,15 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import ConfigDict
 
-from data_cache.errors import SchemaError
+from data_cache.errors import CacheError, SchemaError
+from data_cache.files import sha256_of
 from data_cache.geometry import Box, Grid, resampled_grid
 from data_cache.records import STRICT, parse, to_json
 
@@ -126,6 +128,9 @@ class CacheSchema:
         return schema
 
 
+_ANOTHER_FILE = "not the file that the case was built from"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourceFile:
     """A raw file as it was when its case was built; ``path`` is relative to the data set's folder."""
@@ -135,6 +140,40 @@ class SourceFile:
     size_bytes: int
     mtime_ns: int
     sha256: str
+
+    def fault(self, path: Path, *, by_content: bool) -> str | None:
+        """Why ``path`` is not the file that the case was built from; None where it is.
+
+        Args:
+            path: Where the file should be now.
+            by_content: Compare size and sha256, which reads the file; otherwise size and modification time.
+        """
+        try:
+            status = path.stat()
+            if status.st_size != self.size_bytes:
+                found = f"{status.st_size} bytes instead of {self.size_bytes}"
+            elif by_content:
+                return self.content_fault(sha256_of(path))
+            elif status.st_mtime_ns != self.mtime_ns:
+                found = "modified since"
+            else:
+                return None
+        except OSError as failure:
+            return f"cannot be read: {failure.strerror}"
+        return f"{_ANOTHER_FILE} ({found})"
+
+    def content_fault(self, sha256: str) -> str | None:
+        """The same for a file that has just been read, by the sha256 that reading it has computed."""
+        return None if sha256 == self.sha256 else f"{_ANOTHER_FILE} (another sha256)"
+
+    def require_content(self, path: Path, sha256: str) -> None:
+        """Raise CacheError unless ``path``, which has just been read with this sha256, is this file."""
+        fault = self.content_fault(sha256)
+        if fault is not None:
+            raise CacheError(
+                f"{path}: {fault}: name the data set that the cache was built from, or run liverseg preprocess "
+                "again"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

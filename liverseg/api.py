@@ -140,7 +140,8 @@ def evaluate(
     """
     from data_cache.errors import LiversegError
     from data_cache.reader import CacheStore
-    from liverseg.evaluation.evaluate import CaseEvaluation, choose_cases, summarise
+    from liverseg.evaluation.case import CaseEvaluation
+    from liverseg.evaluation.evaluate import choose_cases, summarise
     from liverseg.evaluation.evaluate import evaluate as run_evaluation
     from liverseg.inference.segment import load_predictor
     from liverseg.training.split import load_split

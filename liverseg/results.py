@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from data_cache.reader import CacheStore
-    from liverseg.evaluation.evaluate import CaseEvaluation
+    from liverseg.evaluation.case import CaseEvaluation
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

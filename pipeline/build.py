@@ -14,7 +14,6 @@ from typing import Literal
 import joblib
 
 from data_cache.errors import CacheError, LiversegError
-from data_cache.files import sha256_of
 from data_cache.reader import is_marked, read_meta
 from data_cache.schema import PreprocessSpec, SourceFile
 from data_cache.writer import open_or_create, remove_leftovers, write_case
@@ -119,8 +118,8 @@ def _bounded_jobs(
 def is_current(store: Path, files: CaseFiles, spec: PreprocessSpec, *, verify_sources: bool = False) -> bool:
     """Whether the store holds this case, built with ``spec`` from the files as they are now.
 
-    "As they are" goes by size and time, and by sha256 where ``verify_sources`` is set. A case that ``verify``
-    marked is not current.
+    Files are compared by size and modification time, and also by sha256 where ``verify_sources`` is set. A case
+    that ``verify`` has marked as damaged is not current.
     """
     try:
         meta = read_meta(store, files.case_id)
@@ -130,19 +129,15 @@ def is_current(store: Path, files: CaseFiles, spec: PreprocessSpec, *, verify_so
         meta.spec_fingerprint == spec.fingerprint()
         and not is_marked(store, files.case_id)
         and meta.label is not None
-        and _is_same(files.image, meta.image, by_content=verify_sources)
-        and _is_same(files.label, meta.label, by_content=verify_sources)
+        and _is_unchanged(files.image, meta.image, verify=verify_sources)
+        and _is_unchanged(files.label, meta.label, verify=verify_sources)
     )
 
 
-def _is_same(path: Path, source: SourceFile, *, by_content: bool) -> bool:
-    try:
-        status = path.stat()
-        return (status.st_size, status.st_mtime_ns) == (source.size_bytes, source.mtime_ns) and (
-            not by_content or sha256_of(path) == source.sha256
-        )
-    except OSError:
-        return False
+def _is_unchanged(path: Path, source: SourceFile, *, verify: bool) -> bool:
+    return source.fault(path, by_content=False) is None and (
+        not verify or source.fault(path, by_content=True) is None
+    )
 
 
 def build_case(

@@ -119,8 +119,6 @@ def _nearest_ids(
     """
     with VolumeStream.open(path, use_stdlib=use_stdlib) as stream:
         header = stream.header
-        if header.grid.shape_zyx != meta.grid.shape_zyx:
-            raise _not_the_source(path)
         at_k, at_j, at_i = sampled_voxels(header, box, shape_zyx)
         ids_kji = np.zeros((len(at_k), len(at_j), len(at_i)), dtype=np.uint8)
         for first, block in _label_blocks(stream):
@@ -128,16 +126,8 @@ def _nearest_ids(
             if inside.size and block.any():
                 ids_kji[inside] = block[np.ix_(at_k[inside] - first, at_j, at_i)]
         assert meta.label is not None
-        if stream.sha256 != meta.label.sha256:
-            raise _not_the_source(path)
+        meta.label.require_content(path, stream.sha256)
         return ids_kji
-
-
-def _not_the_source(path: Path) -> CacheError:
-    return CacheError(
-        f"{path}: is not the file that the cache was built from (another sha256): run liverseg preprocess "
-        "again, or name the data set it was built from"
-    )
 
 
 def sampled_voxels(header: VolumeHeader, box: Box, shape_zyx: tuple[int, int, int]) -> list[NDArray[np.intp]]:

@@ -26,7 +26,8 @@ from data_cache.schema import (
 )
 from pipeline.average import BoxAverage, Slices, canonical_box
 from pipeline.held import HeldBlock
-from pipeline.nifti import CorruptStreamError, VolumeHeader, VolumeStream
+from pipeline.nifti import CorruptStreamError, VolumeHeader, VolumeStream, to_canonical
+from pipeline.nifti.stream import as_int16
 
 T = TypeVar("T")
 OpenStream = Callable[[Path], VolumeStream]
@@ -41,6 +42,7 @@ class HeldScan:
 
     Attributes:
         header: Of the file, for writing a segmentation on the same grid.
+        sha256: Of the file's bytes.
         blocks: All voxels as stored if those are small integers, else in HU.
         scan_view: The view of all voxels.
         tally: Range of the native voxels.
@@ -48,6 +50,7 @@ class HeldScan:
     """
 
     header: VolumeHeader
+    sha256: str
     blocks: tuple[HeldBlock, ...]
     scan_view: View
     tally: ImageTally
@@ -68,6 +71,15 @@ class HeldScan:
             if average.reaches(block.start_kji, block.shape_kji):
                 average.add(block.start_kji, block.values_kji(), largest=self.tally.largest)
         return _view(self.tally.to_hu(average), None, resampled_grid(self.header.grid, box, shape_zyx))
+
+    def volume_zyx(self) -> NDArray[np.int16]:
+        """All voxels in HU, canonical: what ``read_canonical`` reads, without reading the file again."""
+        volume_kji = np.empty(self.header.shape_kji, dtype=np.int16)
+        for block in self.blocks:
+            values = block.values_kji()
+            part = tuple(slice(s, s + n) for s, n in zip(block.start_kji, block.shape_kji, strict=True))
+            volume_kji[part] = as_int16(values, self.header) if self.tally.as_stored else values
+        return to_canonical(volume_kji, self.header.axes_kji)
 
 
 def read_scan(image: Path, spec: PreprocessSpec) -> HeldScan:
@@ -130,6 +142,7 @@ def _read_scan(image: Path, spec: PreprocessSpec, *, use_stdlib: bool) -> HeldSc
         (view,), tally = _image_views(stream, [box], spec, hold=held.append)
         return HeldScan(
             header=stream.header,
+            sha256=stream.sha256,
             blocks=tuple(held),
             scan_view=view,
             tally=tally,

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from data_cache.geometry import Box
+from pipeline.labels import is_foreground, is_tumour
 from pipeline.nifti import FileAxis, VolumeHeader
 from pipeline.resample import linear_weights
 
@@ -29,9 +30,8 @@ def native_labels(
     """Labels (n, j, i) of consecutive slices of the file that ``header`` is of, all of them in order.
 
     Probabilities are interpolated linearly and decided at native resolution: a 20 mm sphere comes back
-    with a Dice of 0.96 where upsampled ids give 0.89. A voxel is foreground where liver and tumour together
-    reach one half, and tumour where that is then the likelier of the two; outside of ``box`` it is
-    background.
+    with a Dice of 0.96 where upsampled ids give 0.89. ``pipeline.labels`` has the rule; outside of ``box`` all
+    is background.
 
     Args:
         foreground_czyx: Probabilities (or fractions) of liver and tumour on the view's grid, in [0, 1].
@@ -118,7 +118,7 @@ def _decide(label_kji: NDArray[np.uint8], first: int, whole: _Part, tumour: _Par
     if not len(foreground_kji):
         return
     _, whole_j, whole_i = whole.box_kji
-    label_kji[whole_k.start - first : whole_k.stop - first, whole_j, whole_i] = foreground_kji >= 0.5
+    label_kji[whole_k.start - first : whole_k.stop - first, whole_j, whole_i] = is_foreground(foreground_kji)
     tumour_k, share_kji = tumour.slices(first, stop)
     if not len(share_kji):
         return
@@ -127,8 +127,9 @@ def _decide(label_kji: NDArray[np.uint8], first: int, whole: _Part, tumour: _Par
     both_kji = foreground_kji[
         _within(tumour_k, whole_k), _within(tumour_j, whole_j), _within(tumour_i, whole_i)
     ]
-    is_tumour_kji = (2 * share_kji > both_kji) & (both_kji >= 0.5)
-    label_kji[tumour_k.start - first : tumour_k.stop - first, tumour_j, tumour_i] += is_tumour_kji
+    label_kji[tumour_k.start - first : tumour_k.stop - first, tumour_j, tumour_i] += is_tumour(
+        both_kji, share_kji
+    )
 
 
 def _within(inner: slice, outer: slice) -> slice:

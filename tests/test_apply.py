@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -16,8 +18,8 @@ from tiny import SPEC, TinyWorld
 
 from data_cache.errors import CacheError, ConfigError, LiversegError, RunError, VolumeError
 from data_cache.geometry import Box
+from liverseg.evaluation.case import CaseEvaluation, evaluate_case
 from liverseg.evaluation.evaluate import (
-    CaseEvaluation,
     choose_cases,
     evaluate,
     summarise,
@@ -33,7 +35,8 @@ from liverseg.inference.segment import (
     segment,
 )
 from liverseg.training.split import Split, load_split
-from pipeline.nifti import read_canonical
+from liverseg.training.validate import native_dice
+from pipeline.nifti import VolumeHeader, VolumeStream, read_canonical
 from pipeline.prepare import read_scan
 
 
@@ -236,6 +239,54 @@ def test_evaluation_writes_scores_summary_and_overlays(
         assert e.ceiling is not None
         assert float(row["liver_dice_grid_ceiling"]) == e.ceiling.liver.dice > 0.97
         assert (tmp_path / "overlays" / f"{e.case_id}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def opened(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """The raw files that are opened from now on, in order."""
+    paths: list[Path] = []
+    original = VolumeStream.__init__
+
+    def remember(self: VolumeStream, header: VolumeHeader, *rest: Any, **options: Any) -> None:
+        paths.append(header.path)
+        original(self, header, *rest, **options)
+
+    monkeypatch.setattr(VolumeStream, "__init__", remember)
+    return paths
+
+
+def test_each_raw_file_is_opened_once(
+    tiny_world: TinyWorld, tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = opened(monkeypatch)
+    case_id, predictor = "liver_0", load_predictor(tiny_run, device="cpu")
+    found = evaluate_case(case_id, predictor, tiny_world.store, raw=tiny_world.raw, trained_on=False)
+    assert sorted(paths) == [
+        tiny_world.raw / folder / f"{case_id}.nii.gz" for folder in ("imagesTr", "labelsTr")
+    ]
+    assert not list(tmp_path.iterdir())
+    expected, _ = read_canonical(tiny_world.raw / "imagesTr" / f"{case_id}.nii.gz")
+    np.testing.assert_array_equal(found.image_zyx, expected)
+
+
+@pytest.mark.parametrize("folder", ["imagesTr", "labelsTr"])
+def test_another_scan_of_equal_shape_is_refused(
+    tiny_world: TinyWorld, tiny_run: Path, tmp_path: Path, folder: str
+) -> None:
+    raw = Path(shutil.copytree(tiny_world.raw, tmp_path / "raw"))
+    shutil.copy(raw / folder / "liver_1.nii.gz", raw / folder / "liver_0.nii.gz")
+    predictor = load_predictor(tiny_run, device="cpu")
+    with pytest.raises(
+        CacheError, match=rf"{folder}/liver_0\.nii\.gz: not the file that the case was built from"
+    ):
+        evaluate_case("liver_0", predictor, tiny_world.store, raw=raw, trained_on=False)
+
+
+def test_validation_refuses_another_label_of_equal_shape(tiny_world: TinyWorld, tmp_path: Path) -> None:
+    raw = Path(shutil.copytree(tiny_world.raw, tmp_path / "raw"))
+    shutil.copy(raw / "labelsTr" / "liver_1.nii.gz", raw / "labelsTr" / "liver_0.nii.gz")
+    meta = tiny_world.store.meta("liver_0")
+    with pytest.raises(CacheError, match="not the file that the case was built from"):
+        native_dice(np.zeros((2, *SPEC.shape_zyx), np.float32), meta, view="liver", raw=raw)
 
 
 def test_the_ceiling_is_what_a_perfect_network_scores(

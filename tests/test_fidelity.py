@@ -142,8 +142,8 @@ def test_another_label_than_the_cached_one_is_named_and_stops_no_other(
     assert [result.case for result in results] == ["liver_0", "liver_3", "liver_5"]
     assert [failure.case for failure in failed] == ["liver_1", "liver_2", "liver_4"]
     assert str(label) in failed[0].message
-    assert "is not the file that the cache was built from" in failed[0].message
-    assert "is not the file that the cache was built from" in failed[2].message
+    assert "not the file that the case was built from" in failed[0].message
+    assert "not the file that the case was built from" in failed[2].message
     assert measured(tmp_path, store, jobs=2)[0] == results
 
 

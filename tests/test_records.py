@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import math
+import os
 from collections.abc import Callable
 from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +18,7 @@ from conftest import oriented_affine, random_case
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_cache.errors import ConfigError, SchemaError
+from data_cache.errors import CacheError, ConfigError, SchemaError
 from data_cache.geometry import Box, Grid
 from data_cache.records import parse, to_json
 from data_cache.schema import CacheSchema, CaseMeta, HuStatistics, PreprocessSpec, SourceFile, multiscales
@@ -240,3 +243,40 @@ def test_volumes_by_hand() -> None:
     meta = random_case().meta
     assert meta.volume_ml(2) == pytest.approx(0.252)
     assert random_case(labelled=False).meta.volume_ml(2) is None
+
+
+# ---- source files
+
+
+def test_a_source_file_knows_what_is_not_it(tmp_path: Path) -> None:
+    path = tmp_path / "a.nii"
+    path.write_bytes(b"voxels")
+    status = path.stat()
+    source = SourceFile(
+        path="a.nii", size_bytes=6, mtime_ns=status.st_mtime_ns, sha256=hashlib.sha256(b"voxels").hexdigest()
+    )
+    assert source.fault(path, by_content=False) is None
+    assert source.fault(path, by_content=True) is None
+    path.write_bytes(b"VOXELS")
+    os.utime(path, ns=(source.mtime_ns, source.mtime_ns))
+    assert source.fault(path, by_content=False) is None
+    assert source.fault(path, by_content=True) == "not the file that the case was built from (another sha256)"
+    os.utime(path, ns=(1, 1))
+    assert (
+        source.fault(path, by_content=False) == "not the file that the case was built from (modified since)"
+    )
+    path.write_bytes(b"more voxels")
+    for by_content in (False, True):
+        assert "(11 bytes instead of 6)" in str(source.fault(path, by_content=by_content))
+    path.unlink()
+    assert source.fault(path, by_content=True) == "cannot be read: No such file or directory"
+
+
+def test_a_copied_file_is_the_same_by_content(tmp_path: Path) -> None:
+    path = tmp_path / "a.nii"
+    path.write_bytes(b"voxels")
+    source = SourceFile(path="a.nii", size_bytes=6, mtime_ns=1, sha256=hashlib.sha256(b"voxels").hexdigest())
+    assert source.fault(path, by_content=True) is None
+    source.require_content(path, source.sha256)
+    with pytest.raises(CacheError, match="a.nii: not the file .* or run liverseg preprocess again"):
+        source.require_content(path, "0" * 64)

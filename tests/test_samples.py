@@ -32,10 +32,11 @@ from liverseg.measure.calibration import ErrorDetection, ReliabilityCounts
 from liverseg.measure.diversity import PairCounts
 from liverseg.measure.near_liver import NEAR_MM, near_liver
 from liverseg.measure.summary import score_labels
-from liverseg.measure.uncertainty import MAX_ENTROPY, VolumeInterval, decided, entropy, mutual_information
+from liverseg.measure.uncertainty import MAX_ENTROPY, VolumeInterval, entropy, mutual_information
 from liverseg.model.losses import LossConfig
 from liverseg.training.split import Split, load_split, together
 from liverseg.training.train import train
+from pipeline.labels import decide
 from pipeline.nifti import read_canonical, to_canonical
 from pipeline.prepare import read_scan
 from pipeline.restore import native_labels, native_values
@@ -480,7 +481,7 @@ def test_a_calibration_case_has_liver_and_tumour_of_its_label(ssn_run: Path, tin
     assert case.truth_ml == {"liver": liver_ml + tumour_ml, "tumour": tumour_ml}
     view = store.read(case_id, "liver")
     assert view.fractions_czyx is not None
-    truth_zyx = decided(view.fractions_czyx.astype(np.float32) / np.float32(255))
+    truth_zyx = decide(view.fractions_czyx.astype(np.float32) / np.float32(255))
     # All of the true liver counts, also what was not found.
     assert np.count_nonzero(case.truth_v) == np.count_nonzero(truth_zyx)
     assert case.foreground_cv.shape == (2, case.truth_v.size)

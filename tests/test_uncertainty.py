@@ -21,14 +21,14 @@ from liverseg.measure.uncertainty import (
     LesionCandidate,
     Samples,
     case_uncertainty,
-    decided,
     entropy,
     lesion_candidates,
     mean_foreground,
     mutual_information,
     volume_interval,
 )
-from liverseg.model.inputs import decide
+from liverseg.model.inputs import decide as decide_tensors
+from pipeline.labels import decide
 
 SHAPE = (3, 4, 5)
 LIVER, TUMOUR = (1.0, 0.0), (0.0, 1.0)
@@ -103,7 +103,7 @@ def test_the_order_of_the_samples_changes_nothing(foreground: Samples, data: st.
     np.testing.assert_allclose(
         rows(lesion_candidates(other, GRID)), rows(lesion_candidates(foreground, GRID)), rtol=1e-6
     )
-    label = decided(foreground[0])
+    label = decide(foreground[0])
     assert case_uncertainty(other, label) == pytest.approx(case_uncertainty(foreground, label), abs=1e-6)
 
 
@@ -118,12 +118,14 @@ def test_equal_samples_tell_nothing_about_each_other(seed: int, n: int) -> None:
 
 @settings(deadline=None, max_examples=30)
 @given(foreground=samples)
-def test_a_label_is_decided_as_everywhere_else(foreground: Samples) -> None:
-    expected = decide(torch.from_numpy(foreground)).numpy()
-    np.testing.assert_array_equal(np.stack([decided(one) for one in foreground]), expected)
+def test_tensors_are_labelled_by_the_rule_of_arrays(foreground: Samples) -> None:
+    expected = decide_tensors(torch.from_numpy(foreground)).numpy()
+    np.testing.assert_array_equal(np.stack([decide(one) for one in foreground]), expected)
     quarters = np.round(foreground[0] * 4) / 4  # one half, and as much liver as tumour
-    np.testing.assert_array_equal(decided(quarters), decide(torch.from_numpy(quarters)[None])[0].numpy())
-    assert decided(foreground[0]).dtype == np.uint8
+    np.testing.assert_array_equal(
+        decide(quarters), decide_tensors(torch.from_numpy(quarters)[None])[0].numpy()
+    )
+    assert decide(foreground[0]).dtype == np.uint8
 
 
 def test_rounding_makes_no_negative_information() -> None:
@@ -139,7 +141,7 @@ def test_arguments_are_left_as_they_were() -> None:
     before = foreground.copy()
     mutual_information(foreground)
     lesion_candidates(foreground, GRID)
-    case_uncertainty(foreground, decided(foreground[0]))
+    case_uncertainty(foreground, decide(foreground[0]))
     np.testing.assert_array_equal(foreground, before)
 
 
@@ -308,7 +310,7 @@ def test_a_lesion_goes_to_json_as_it_is() -> None:
 @settings(deadline=None, max_examples=30)
 @given(foreground=samples)
 def test_the_case_uncertainty_has_its_range(foreground: Samples) -> None:
-    assert 0 <= case_uncertainty(foreground, decided(foreground[0])) <= MAX_ENTROPY + 1e-6
+    assert 0 <= case_uncertainty(foreground, decide(foreground[0])) <= MAX_ENTROPY + 1e-6
 
 
 def test_a_case_without_a_liver_comes_first_and_a_sure_one_last() -> None:

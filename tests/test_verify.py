@@ -266,7 +266,7 @@ def test_sources_are_verified_where_asked_for(raw: Path, store: Path, folder: st
     assert tree_bytes(store / "liver_1") == whole
     result = verify(store, "--raw", raw)
     assert result.exit_code == 1
-    assert f"{folder}/liver_1.nii.gz: is not the file that the case was built from" in result.output
+    assert f"{folder}/liver_1.nii.gz: not the file that the case was built from" in result.output
     assert preprocess(raw, store) == expected
 
 

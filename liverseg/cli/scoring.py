@@ -15,7 +15,7 @@ from data_cache.text import pluralise
 from liverseg.cli.common import DRAWN, FILE, FOLDER
 
 if TYPE_CHECKING:
-    from liverseg.evaluation.evaluate import CaseEvaluation
+    from liverseg.evaluation.case import CaseEvaluation
     from liverseg.measure.summary import LabelScores
 
 SIZES = {"below_10_mm": "< 10 mm", "from_10_to_20_mm": "10–20 mm", "above_20_mm": "> 20 mm", "overall": "all"}

@@ -23,11 +23,11 @@ from liverseg.measure.selective import (
 from liverseg.measure.summary import CLASSES
 from liverseg.measure.uncertainty import (
     VolumeInterval,
-    decided,
     mean_foreground,
     volume_interval,
 )
 from liverseg.training.split import Split
+from pipeline.labels import decide
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,10 +105,10 @@ def _calibration_case(predictor: Predictor, store: CacheStore, case_id: str) -> 
     samples_nczyx = predictor.draw(view.image_zyx)
     mean_czyx = mean_foreground(samples_nczyx)
     truth_czyx = view.fractions_czyx.astype(np.float32) / np.float32(FRACTION_ONE)
-    truth_zyx, voxel_ml = decided(truth_czyx), view.grid.voxel_volume_ml
-    predicted_zyx = decided(keep_largest_component(mean_czyx, voxel_volume_ml=voxel_ml))
+    truth_zyx, voxel_ml = decide(truth_czyx), view.grid.voxel_volume_ml
+    predicted_zyx = decide(keep_largest_component(mean_czyx, voxel_volume_ml=voxel_ml))
     near_zyx = near_liver((truth_zyx > 0) | (predicted_zyx > 0), view.grid.spacing_zyx_mm)
-    labels = [decided(keep_largest_component(sample, voxel_volume_ml=voxel_ml)) for sample in samples_nczyx]
+    labels = [decide(keep_largest_component(sample, voxel_volume_ml=voxel_ml)) for sample in samples_nczyx]
     volumes = {"liver": [int((x > 0).sum()) for x in labels], "tumour": [int((x == 2).sum()) for x in labels]}
     _, liver_ml, tumour_ml = (store.meta(case_id).volume_ml(label) or 0.0 for label in range(3))
     return _CalibrationCase(

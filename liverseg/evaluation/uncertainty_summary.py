@@ -36,12 +36,12 @@ from liverseg.measure.selective import (
 from liverseg.measure.summary import CLASSES, interval
 from liverseg.measure.uncertainty import (
     VolumeInterval,
-    decided,
     mean_foreground,
 )
 from liverseg.pictures.reliability_figures import reliability_figure, risk_coverage_figure
 from liverseg.pictures.sheet import save
 from liverseg.pictures.uncertainty_figures import UncertaintyMaps, uncertainty_figure
+from pipeline.labels import decide
 
 UNCERTAINTY = "uncertainty"  # in the folder of an evaluation: a .json, a .csv, and a folder of pictures
 RELIABILITY, RISK_COVERAGE = "reliability.png", "risk_coverage.png"
@@ -87,7 +87,7 @@ def uncertainty_picture(uncertainty: CaseUncertainty, case: NativeCase, view: Vi
     title = f"{uncertainty.case_id}\nuncertainty {uncertainty.uncertainty.case_uncertainty:.3f}, 1 - Dice {uncertainty.risk:.3f}"
     return uncertainty_figure(
         view.image_zyx,
-        UncertaintyMaps(label_zyx=decided(mean_czyx), **values),
+        UncertaintyMaps(label_zyx=decide(mean_czyx), **values),
         view.grid.spacing_zyx_mm,
         title=title,
         truth_zyx=_nearest(case.truth_zyx, case.box, view.image_zyx.shape),

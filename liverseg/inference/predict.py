@@ -17,7 +17,7 @@ from liverseg.inference.dicom_seg import SUFFIX, write_dicom_seg
 from liverseg.inference.inputs import ScanInput, scan_notes
 from liverseg.inference.segment import Predictor, ScanSegmentation, segment
 from liverseg.inference.uncertainty_files import UncertaintySummary, map_values, write_uncertainty
-from liverseg.measure.uncertainty import decided
+from pipeline.labels import decide
 from pipeline.nifti import to_canonical, write_labels
 from pipeline.prepare import HeldScan, read_scan
 from pipeline.restore import native_labels, one_thread
@@ -160,7 +160,7 @@ def _draw_preview(
     if found.samples_nczyx is not None:
         view = thin.view(box)
         values = {f"{name}_zyx": value for name, value in map_values(found.samples_nczyx).items()}
-        maps = UncertaintyMaps(label_zyx=decided(found.foreground_czyx), **values)
+        maps = UncertaintyMaps(label_zyx=decide(found.foreground_czyx), **values)
         figure = uncertainty_figure(view.image_zyx, maps, view.grid.spacing_zyx_mm, title=title)
         save(figure, _doubts_folder(path.parent, path.name.removesuffix(".png")) / "doubts.png")
 

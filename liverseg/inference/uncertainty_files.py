@@ -17,13 +17,13 @@ from liverseg.measure.uncertainty import (
     LesionCandidate,
     VolumeInterval,
     case_uncertainty,
-    decided,
     entropy,
     lesion_candidates,
     mean_foreground,
     mutual_information,
     volume_interval,
 )
+from pipeline.labels import decide
 from pipeline.nifti import VolumeHeader, write_map
 from pipeline.nifti.write import LARGEST_BYTE
 from pipeline.prepare import HeldScan
@@ -85,7 +85,7 @@ def summarise_uncertainty(
     liver_ml, tumour_ml = native_volumes_ml(kept, box, header)
     return UncertaintySummary(
         samples=len(samples_nczyx),
-        case_uncertainty=case_uncertainty(samples_nczyx, decided(mean_czyx)),
+        case_uncertainty=case_uncertainty(samples_nczyx, decide(mean_czyx)),
         liver_ml=volume_interval(liver_ml),
         tumour_ml=volume_interval(tumour_ml),
         lesions=tuple(lesion_candidates(kept, grid)),

@@ -16,6 +16,7 @@ from scipy import ndimage, special
 
 from data_cache.geometry import Grid
 from liverseg.measure.lesions import equivalent_diameters_mm
+from pipeline.labels import decide
 
 Samples = NDArray[np.float32]  # foreground_nczyx
 
@@ -64,14 +65,6 @@ def mean_foreground(foreground_nczyx: Samples) -> NDArray[np.float32]:
     for foreground_czyx in foreground_nczyx:
         total_czyx += foreground_czyx
     return (total_czyx / len(foreground_nczyx)).astype(np.float32)
-
-
-def decided(foreground_czyx: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """Labels 0, 1, 2 by the rule of ``pipeline.restore.native_labels`` and ``liverseg.model.inputs.decide``."""
-    liver_zyx, tumour_zyx = foreground_czyx
-    label_zyx: NDArray[np.uint8] = (liver_zyx + tumour_zyx >= 0.5).astype(np.uint8)
-    label_zyx += (label_zyx == 1) & (tumour_zyx > liver_zyx)
-    return label_zyx
 
 
 # ---- maps
@@ -142,7 +135,7 @@ def lesion_candidates(
         grid: Of the view.
         smallest_mm: What is smaller than a sphere of this diameter in every sample is left out as noise.
     """
-    tumour_nzyx = np.stack([decided(foreground_czyx) == 2 for foreground_czyx in foreground_nczyx])
+    tumour_nzyx = np.stack([decide(foreground_czyx) == 2 for foreground_czyx in foreground_nczyx])
     lesion_zyx, n_lesions = ndimage.label(tumour_nzyx.any(axis=0), structure=np.ones((3, 3, 3)))
     if not n_lesions:
         return []

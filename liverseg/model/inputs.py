@@ -48,7 +48,7 @@ def class_fractions(fractions_bczyx: Tensor) -> Tensor:
 
 
 def decide(foreground_bczyx: Tensor) -> Tensor:
-    """Label ids from probabilities or fractions of liver and tumour (B, 2, …), by the rule of
-    ``pipeline.restore.native_labels``: foreground where both together reach one half, then the likelier."""
+    """Label ids from probabilities or fractions of liver and tumour (B, 2, …): ``pipeline.labels.decide`` on tensors."""
     liver, tumour = foreground_bczyx.unbind(dim=1)
-    return (liver + tumour >= 0.5).to(torch.uint8) * (1 + (tumour > liver).to(torch.uint8))
+    both = liver + tumour
+    return (both >= 0.5).to(torch.uint8) * (1 + (2 * tumour > both).to(torch.uint8))

@@ -211,13 +211,16 @@ def as_int16(block_kji: NDArray[Any], header: VolumeHeader) -> NDArray[Any]:
 
 
 def read_canonical(path: Path) -> tuple[NDArray[np.int16], VolumeHeader]:
-    """A whole volume (z, y, x), scaled and rounded to int16, for scoring and for pictures.
+    """A whole volume (z, y, x), scaled and rounded to int16, for scoring; raises what ``VolumeStream`` does."""
+    volume_zyx, header, _ = read_with_sha256(path)
+    return volume_zyx, header
 
-    Everything else streams. Raises what ``VolumeStream`` does.
-    """
+
+def read_with_sha256(path: Path) -> tuple[NDArray[np.int16], VolumeHeader, str]:
+    """``read_canonical``, and the sha256 of the file."""
     with VolumeStream.open(path) as stream:
         header = stream.header
         volume_kji = np.empty(header.shape_kji, dtype=np.int16)
         for first, block in stream.blocks():
             volume_kji[first : first + len(block)] = as_int16(block, header)
-        return to_canonical(volume_kji, header.axes_kji), header
+        return to_canonical(volume_kji, header.axes_kji), header, stream.sha256

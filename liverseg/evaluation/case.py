@@ -1,0 +1,189 @@
+"""One case of a store, segmented and scored in native space; nothing is written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_cache.errors import CacheError
+from data_cache.geometry import Box, Grid
+from data_cache.reader import CacheStore
+from data_cache.schema import FRACTION_ONE, View
+from liverseg.evaluation.calibrate import Calibration
+from liverseg.evaluation.uncertainty import CaseUncertainty, NativeCase, evaluate_uncertainty
+from liverseg.inference.segment import Predictor, keep_largest_component, segment
+from liverseg.measure.overlap import DiceCounts, dice_counts
+from liverseg.measure.summary import LabelScores, score_labels
+from pipeline.nifti import VolumeHeader, read_with_sha256, to_canonical
+from pipeline.prepare import HeldScan, read_scan
+from pipeline.restore import native_labels, one_thread
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CropDice:
+    """Dice counts of both classes for one way of cropping."""
+
+    liver: DiceCounts
+    tumour: DiceCounts
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CaseEvaluation:
+    """One case's scores in native space.
+
+    Attributes:
+        found: Whether a liver was found in the scan.
+        predicted: Scores with the predicted crop: what a user gets.
+        label_crop: Dice with the crop that the label gives, as the original project reported it; None without a liver.
+        ceiling: Dice of the cached fractions themselves: the most that the grid allows; None without a liver.
+        uncertainty: What the samples are worth; None where none were drawn.
+    """
+
+    case_id: str
+    trained_on: bool
+    found: bool
+    predicted: LabelScores
+    label_crop: CropDice | None
+    ceiling: CropDice | None
+    uncertainty: CaseUncertainty | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class EvaluatedCase:
+    """The scores of a case, and the arrays that they were computed from, for pictures.
+
+    Attributes:
+        image_zyx: Native HU, canonical.
+        truth_zyx, predicted_zyx: Native labels, canonical.
+        grid: Of these three.
+        foreground_czyx: Predicted probabilities on the view of ``box``.
+        view: The scan as the network saw it, on the view of ``box``.
+        native: What the uncertainty was computed from; None where no samples were drawn.
+    """
+
+    scores: CaseEvaluation
+    image_zyx: NDArray[np.int16]
+    truth_zyx: NDArray[np.uint8]
+    predicted_zyx: NDArray[np.uint8]
+    grid: Grid
+    foreground_czyx: NDArray[np.float32]
+    box: Box
+    view: View
+    native: NativeCase | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _RawCase:
+    """The two raw files of a case, each read once and checked to be what the cache was built from."""
+
+    scan: HeldScan
+    truth_zyx: NDArray[np.uint8]
+    label_header: VolumeHeader
+
+
+def evaluate_case(
+    case_id: str,
+    predictor: Predictor,
+    store: CacheStore,
+    *,
+    raw: Path,
+    trained_on: bool,
+    calibration: Calibration | None = None,
+) -> EvaluatedCase:
+    """Segment a case as a user would, and score it.
+
+    Args:
+        case_id: A labelled case of ``store``.
+        predictor: The network.
+        store: The cache, built with the spec that the network was trained with.
+        raw: Folder of the data set that the cache was built from.
+        trained_on: Whether the network has seen the case; noted in the scores.
+        calibration: Fitted on other cases, for the samples.
+
+    Raises:
+        CacheError: The case has no label, or a raw file is not the one that the cache was built from.
+        VolumeError: A raw file cannot be read.
+    """
+    case = _read(case_id, predictor, store, raw)
+    header, truth_zyx = case.label_header, case.truth_zyx
+    found = segment(case.scan, predictor)
+    box = found.box or case.scan.scan_box
+    predicted_zyx = _native(found.foreground_czyx, box, header)
+    scores = score_labels(predicted_zyx, truth_zyx, header.grid.spacing_zyx_mm)
+    native = uncertainty = None
+    if found.samples_nczyx is not None:
+        native = NativeCase(
+            samples_nczyx=found.samples_nczyx,
+            box=box,
+            header=header,
+            predicted_zyx=predicted_zyx,
+            truth_zyx=truth_zyx,
+        )
+        uncertainty = evaluate_uncertainty(case_id, native, scores, calibration=calibration)
+    evaluation = CaseEvaluation(
+        case_id=case_id,
+        trained_on=trained_on,
+        found=found.box is not None,
+        predicted=scores,
+        label_crop=_label_crop(case_id, predictor, store, case),
+        ceiling=_ceiling(case_id, store, case),
+        uncertainty=uncertainty,
+    )
+    return EvaluatedCase(
+        scores=evaluation,
+        image_zyx=case.scan.volume_zyx(),
+        truth_zyx=truth_zyx,
+        predicted_zyx=predicted_zyx,
+        grid=header.grid,
+        foreground_czyx=found.foreground_czyx,
+        box=box,
+        view=case.scan.view(box),
+        native=native,
+    )
+
+
+def _read(case_id: str, predictor: Predictor, store: CacheStore, raw: Path) -> _RawCase:
+    meta = store.meta(case_id)
+    if meta.label is None:
+        raise CacheError(f"{store.path}: case {case_id} has no label")
+    truth_zyx, header, sha256 = read_with_sha256(raw / meta.label.path)
+    meta.label.require_content(raw / meta.label.path, sha256)
+    scan = read_scan(raw / meta.image.path, predictor.spec)
+    meta.image.require_content(raw / meta.image.path, scan.sha256)
+    return _RawCase(scan=scan, truth_zyx=truth_zyx.astype(np.uint8), label_header=header)
+
+
+def _native(foreground_czyx: NDArray[np.float32], box: Box, header: VolumeHeader) -> NDArray[np.uint8]:
+    with one_thread():
+        labels_kji = np.concatenate(list(native_labels(foreground_czyx, box, header)))
+    return to_canonical(labels_kji, header.axes_kji)
+
+
+def _label_crop(case_id: str, predictor: Predictor, store: CacheStore, case: _RawCase) -> CropDice | None:
+    meta = store.meta(case_id)
+    if "liver" not in meta.boxes:
+        return None
+    view = store.read(case_id, "liver")
+    foreground_czyx = keep_largest_component(
+        predictor.foreground(view.image_zyx), voxel_volume_ml=view.grid.voxel_volume_ml
+    )
+    return _crop_dice(_native(foreground_czyx, meta.boxes["liver"], case.label_header), case.truth_zyx)
+
+
+def _ceiling(case_id: str, store: CacheStore, case: _RawCase) -> CropDice | None:
+    meta = store.meta(case_id)
+    fractions = store.read(case_id, "liver").fractions_czyx if "liver" in meta.boxes else None
+    if fractions is None:
+        return None
+    foreground_czyx = fractions.astype(np.float32) / np.float32(FRACTION_ONE)
+    return _crop_dice(_native(foreground_czyx, meta.boxes["liver"], case.label_header), case.truth_zyx)
+
+
+def _crop_dice(predicted_zyx: NDArray[np.uint8], truth_zyx: NDArray[np.uint8]) -> CropDice:
+    return CropDice(
+        liver=dice_counts(predicted_zyx >= 1, truth_zyx >= 1),
+        tumour=dice_counts(predicted_zyx == 2, truth_zyx == 2),
+    )
