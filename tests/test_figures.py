@@ -175,6 +175,20 @@ def test_the_montage_outlines_lie_around_what_they_outline(panel: int) -> None:
     np.testing.assert_allclose(extent_px(outlined), extent_px(marked), atol=3)
 
 
+def test_the_montage_frames_the_close_view() -> None:
+    image, block = body(), off_centre_block()
+    z, y, x = (slice(int(at.min()), int(at.max()) + 1) for at in np.nonzero(block))
+    image[block] = 500
+    figure = case_montage(image, None, SPACING, title="scan", box_zyx=(z, y, x))
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["close view"]
+    panels = [axis for axis in figure.axes if axis.collections]
+    assert 2 <= len(panels) < len(figure.axes)  # those whose slice the box cuts
+    pixels = panel_pixels(figure, without_notes(figure.axes[18]))
+    framed, marked = near(pixels, palette.TEXT), white(pixels)
+    np.testing.assert_allclose(extent_px(framed | marked), extent_px(marked), atol=3)
+
+
 def test_a_cut_is_the_slice_turned_round() -> None:
     volume = np.arange(2 * 3 * 4, dtype=np.int16).reshape(2, 3, 4)
     whole = (slice(0, 2), slice(0, 3), slice(0, 4))

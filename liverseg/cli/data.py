@@ -134,10 +134,24 @@ def _draw_case(store: CacheStore, case: str, view: str | None, png: Path, *, aug
     else:
         title = f"{case}, {view} view\nnative voxels {meta.boxes[view]} (z, y, x)"
         figure = case_montage(
-            voxels.image_zyx, voxels.fractions_czyx, voxels.grid.spacing_zyx_mm, title=title
+            voxels.image_zyx,
+            voxels.fractions_czyx,
+            voxels.grid.spacing_zyx_mm,
+            title=title,
+            box_zyx=_liver_box_in(meta, voxels.image_zyx.shape) if view == "scan" else None,
         )
     png.parent.mkdir(parents=True, exist_ok=True)
     return save(figure, png)
+
+
+def _liver_box_in(meta: CaseMeta, shape_zyx: tuple[int, ...]) -> tuple[slice, slice, slice] | None:
+    """The box of the close view in voxels of the scan's view; None for a case without a liver."""
+    box = meta.boxes.get("liver")
+    if box is None:
+        return None
+    ends = zip(box.start_zyx, box.stop_zyx, meta.grid.shape_zyx, shape_zyx, strict=True)
+    z, y, x = (slice(round(a * m / n), max(round(b * m / n), round(a * m / n) + 1)) for a, b, n, m in ends)
+    return z, y, x
 
 
 def _print_histogram(store: CacheStore, case: str, view: str | None) -> None:

@@ -130,9 +130,9 @@ class ScanSegmentation:
     """What was found in a scan, on a view of it.
 
     Attributes:
-        foreground_czyx: Probabilities of liver and tumour on the view of ``box``; zero outside of the
-            liver's component.
-        box: Native slices that were looked at closely; None where no liver was found.
+        foreground_czyx: Probabilities of liver and tumour on the view of ``box``; zero outside of the liver's
+            components.
+        box: Native voxels that were looked at closely; None where no liver was found.
         samples_nczyx: Of each sample, all of what the network said, on the view of ``box`` or else of the whole
             scan; None where none were drawn.
     """

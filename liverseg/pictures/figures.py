@@ -10,12 +10,13 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from liverseg.pictures.palette import LIVER_TRUTH, PRED_PENS, TRUTH_PENS, TUMOUR_PRED
-from liverseg.pictures.panel import area_key, draw_outlines, draw_shares, line_key, show_plane
+from liverseg.pictures.palette import BOX_PEN, LIVER_TRUTH, PRED_PENS, TRUTH_PENS, TUMOUR_PRED
+from liverseg.pictures.panel import area_key, draw_edge, draw_outlines, draw_shares, line_key, show_plane
 from liverseg.pictures.planes import (
     Outline,
     Plane,
@@ -141,6 +142,7 @@ def case_montage(
     spacing_zyx_mm: Spacing,
     *,
     title: str,
+    box_zyx: tuple[slice, slice, slice] | None = None,
     window_hu: tuple[float, float] = SOFT_TISSUE_HU,
 ) -> Figure:
     """A cached case at a glance: 18 axial slices over its depth, one coronal and one sagittal.
@@ -151,6 +153,7 @@ def case_montage(
             None shows the image alone.
         spacing_zyx_mm: Distance between the cached voxels' centres.
         title: First line bold, the others smaller below it.
+        box_zyx: Drawn as an outline: on the view of the whole scan, what the close view shows.
         window_hu: Shown as black and as white.
     """
     view = body_view(image_zyx, slice(0, image_zyx.shape[0]))
@@ -162,6 +165,14 @@ def case_montage(
         if fractions_czyx is not None:
             liver, tumour = (plane.cut(share_zyx, view) * np.float32(1 / 255) for share_zyx in fractions_czyx)
             draw_shares(axis, liver, tumour, plane.pixel_mm(spacing_zyx_mm))
+        if box_zyx is not None:
+            inside_zyx = np.zeros(image_zyx.shape, dtype=np.float32)
+            inside_zyx[box_zyx] = 1
+            draw_edge(axis, plane.cut(inside_zyx, view), plane.pixel_mm(spacing_zyx_mm), BOX_PEN)
+    keys: list[Artist] = []
     if fractions_czyx is not None:
-        draw_legend(figure, [area_key("liver", LIVER_TRUTH), area_key("tumour", TUMOUR_PRED)])
+        keys += [area_key("liver", LIVER_TRUTH), area_key("tumour", TUMOUR_PRED)]
+    if box_zyx is not None:
+        keys.append(line_key(BOX_PEN))
+    draw_legend(figure, keys)
     return figure

@@ -30,6 +30,7 @@ class Pen:
     style: str
 
 
+BOX_PEN = Pen(name="close view", from_label=1, colour=TEXT, width=0.9, style="dotted")
 # The truth solid and wide, the prediction thin on top of it: where both agree, both are seen.
 TRUTH_PENS = (
     Pen(name="liver, truth", from_label=1, colour=LIVER_TRUTH, width=1.9, style="solid"),
