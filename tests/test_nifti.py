@@ -36,6 +36,7 @@ from pipeline.nifti import (
     read_canonical,
     to_canonical,
     write_labels,
+    write_slices,
     write_volume,
 )
 
@@ -637,9 +638,19 @@ def test_labels_that_do_not_add_up_are_refused_and_leave_nothing(
     path = tmp_path / f"label{suffix}"
     path.write_bytes(b"an older file")
     before = tree_bytes(tmp_path)
-    with pytest.raises(ValueError, match=rf"{n_slices * 20} voxels for a volume of \(5, 4, 6\)"):
+    with pytest.raises(ValueError, match=rf"expected the voxels .* \(5, 4, 6\), got {n_slices * 20}"):
         write_labels(path, header, [random_label((1, 4, 5))] * n_slices)
     assert tree_bytes(tmp_path) == before
+
+
+@pytest.mark.parametrize("n_slices", [0, 5, 7])
+def test_slices_that_do_not_add_up_leave_the_file_as_it_was(tmp_path: Path, n_slices: int) -> None:
+    path = tmp_path / "scan.nii"
+    path.write_bytes(b"an older file")
+    slices = [np.zeros((1, 4, 5), dtype=np.int16)] * n_slices
+    with pytest.raises(ValueError, match=rf"expected the voxels .* \(5, 4, 6\), got {n_slices * 20}"):
+        write_slices(path, slices, (6, 4, 5), np.eye(4))
+    assert tree_bytes(tmp_path) == {"scan.nii": b"an older file"}
 
 
 def test_blocks_that_fail_midway_leave_nothing(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Write NIfTI files: predicted labels on their image's grid, and new volumes."""
+"""Writes NIfTI files: predicted labels on their image's grid, and new volumes."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ def write_labels(path: Path, header: VolumeHeader, blocks: Iterable[NDArray[np.u
     """Write a label file on the grid of ``header``: same shape, same affines and codes, uint8, NIfTI-1 or -2.
 
     Args:
-        path: ``.nii`` or ``.nii.gz``; appears when it is whole.
-        header: Of the image that was segmented.
+        path: ``.nii`` or ``.nii.gz``; appears once it is complete.
+        header: Header of the image that was segmented.
         blocks: Consecutive slices (n, j, i) along the file's slowest axis, all of them.
 
     Raises:
-        ValueError: The blocks do not add up to the volume.
+        ValueError: The blocks do not add up to the volume; ``path`` is left as it was.
     """
     _write_bytes(path, header, blocks, label_header(header))
 
@@ -55,14 +55,14 @@ def write_map(
     """Write values from 0 to ``maximum`` on the grid of ``header``, as bytes with a slope: 255 steps, 0 exactly.
 
     Args:
-        path: ``.nii`` or ``.nii.gz``; appears when it is whole.
-        header: Of the image that the values are of.
-        blocks: Consecutive slices (n, j, i) along the file's slowest axis, all of them; what is out of range is cut.
-        maximum: Shown as white.
+        path: ``.nii`` or ``.nii.gz``; appears once it is complete.
+        header: Header of the image that the values belong to.
+        blocks: Consecutive slices (n, j, i) along the file's slowest axis, all of them; values out of range are clipped.
+        maximum: The value that viewers show as white.
         description: Up to 79 ASCII characters, such as the unit.
 
     Raises:
-        ValueError: The blocks do not add up to the volume.
+        ValueError: The blocks do not add up to the volume; ``path`` is left as it was.
     """
     scale = np.float32(LARGEST_BYTE / maximum)
     steps = (np.rint((block * scale).clip(0, LARGEST_BYTE)).astype(np.uint8) for block in blocks)
@@ -74,14 +74,13 @@ def _write_bytes(path: Path, header: VolumeHeader, blocks: Iterable[NDArray[np.u
     with replacing(path) as file, _deflating(file, compress=path.name.endswith(".gz")) as stream:
         stream.write(nifti)
         written = sum(stream.write(np.ascontiguousarray(block).data.cast("B")) for block in blocks)
-        if written != math.prod(header.shape_kji):
-            raise ValueError(f"{path}: {written} voxels for a volume of {header.shape_kji[::-1]}")
+        _check_voxels(path, written, header.shape_kji)
 
 
 def _byte_header(
     header: VolumeHeader, description: bytes, *, slope: float = 1.0, shown_to: float = 0.0
 ) -> bytes:
-    """Of uint8 voxels on the grid of ``header``; ``shown_to`` 0 leaves the display range to the viewer."""
+    """Header of uint8 voxels on the grid of ``header``; ``shown_to`` 0 leaves the display range to the viewer."""
     nifti = header.nifti.copy()
     nifti.set_data_dtype(np.uint8)
     nifti.set_slope_inter(slope, 0.0)
@@ -89,7 +88,7 @@ def _byte_header(
     nifti["cal_min"], nifti["cal_max"] = 0, shown_to
     nifti["descrip"] = description
     block: bytes = nifti.binaryblock
-    # The four bytes between say that there are no extensions.
+    # The four bytes in between mean that there are no extensions.
     return block.ljust(nifti.single_vox_offset, b"\0")
 
 
@@ -109,16 +108,16 @@ def write_slices(
     shape_kji: tuple[int, int, int],
     affine: NDArray[np.float64],
 ) -> None:
-    """Write a new, uncompressed int16 ``.nii`` from slices as they come, so that no volume is in memory.
+    """Write a new, uncompressed int16 ``.nii`` slice by slice, so that the whole volume is never in memory.
 
     Args:
-        path: Appears when it is whole.
+        path: Appears once it is complete.
         blocks: Consecutive slices (n, j, i), all of them.
-        shape_kji: Of the volume.
-        affine: Takes voxel centres (i, j, k) to RAS+ mm; need not be axis-aligned.
+        shape_kji: Shape of the volume.
+        affine: Maps voxel centres (i, j, k) to RAS+ mm; need not be axis-aligned.
 
     Raises:
-        ValueError: The blocks do not add up to the volume.
+        ValueError: The blocks do not add up to the volume; ``path`` is left as it was.
     """
     nifti = nib.Nifti1Header()
     nifti.set_data_dtype(np.int16)
@@ -130,17 +129,22 @@ def write_slices(
     with replacing(path) as file:
         file.write(nifti.binaryblock.ljust(nifti.single_vox_offset, b"\0"))
         written = sum(file.write(np.ascontiguousarray(b, dtype="<i2").data.cast("B")) for b in blocks)
-    if written != 2 * math.prod(shape_kji):
-        raise ValueError(f"{path}: {written} bytes for a volume of {shape_kji[::-1]}")
+        _check_voxels(path, written // 2, shape_kji)
+
+
+def _check_voxels(path: Path, written: int, shape_kji: tuple[int, ...]) -> None:
+    # Inside of ``replacing``, so that a wrong file never takes the place of an earlier one.
+    if written != math.prod(shape_kji):
+        raise ValueError(f"{path}: expected the voxels of a volume of {shape_kji[::-1]}, got {written}")
 
 
 def write_volume(path: Path, volume_zyx: NDArray[Any], grid: Grid, *, file_axes: str = "RAS") -> None:
     """Write a new ``.nii.gz`` with sform and qform.
 
     Args:
-        path: Appears when it is whole; equal volumes give equal bytes.
-        volume_zyx: In the orientation of ``grid``.
-        grid: Canonical (RAS+).
+        path: Appears once it is complete; equal volumes give equal bytes.
+        volume_zyx: The voxels, in the orientation of ``grid``.
+        grid: The canonical (RAS+) grid.
         file_axes: Orientation in which the file stores its axes, such as "LPS".
     """
     image = nib.Nifti1Image(volume_zyx.transpose(2, 1, 0), grid.affine)
