@@ -1,39 +1,36 @@
-"""Build a store from a data set: a case a task, done ones skipped, failing ones reported."""
+"""Builds a store from a data set: one task per case; finished cases are skipped, failures are reported."""
 
 from __future__ import annotations
 
 import contextlib
-import time
-import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Literal
 
-import joblib
+import loky
 
-from data_cache.errors import CacheError, LiversegError
+from data_cache.errors import CacheError
 from data_cache.reader import is_marked, read_meta
 from data_cache.schema import PreprocessSpec, SourceFile
 from data_cache.writer import open_or_create, remove_leftovers, write_case
 from pipeline.decathlon import CaseFiles, RawDataSet
 from pipeline.memory import affordable_jobs, free_bytes, worker_bytes
 from pipeline.prepare import prepare_case
-from pipeline.workers import DEFAULT_OPTIONS, WorkerOptions, run_parallel
+from pipeline.workers import DEFAULT_OPTIONS, Failure, WorkerOptions, run_parallel
 
 Outcome = Literal["done", "skipped", "failed"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CaseResult:
-    """What became of one case.
+    """The outcome of one case.
 
     Attributes:
         message: Why it failed, in one line; empty otherwise.
-        details: The traceback of a failure that is no fault of the input.
+        details: The traceback of a failure that is not the input's fault.
         notes: What was assumed or replaced while reading.
-        seconds: Wall-clock time of its task.
     """
 
     case_id: str
@@ -41,12 +38,11 @@ class CaseResult:
     message: str = ""
     details: str = ""
     notes: tuple[str, ...] = ()
-    seconds: float = 0.0
 
 
 def physical_cores() -> int:
-    """Cores that this process may use, hyper-threads not counted."""
-    return max(1, int(joblib.cpu_count(only_physical_cores=True)))
+    """Number of cores that this process may use, without hyper-threads."""
+    return max(1, int(loky.cpu_count(only_physical_cores=True)))
 
 
 def build(
@@ -62,17 +58,17 @@ def build(
     """Bring ``store`` up to date with ``data_set``.
 
     Args:
-        data_set: Its cases are built one by one; those that are in the store already, from the same files
-            and the same spec, are skipped.
-        store: Created where there is none.
-        spec: What decides the voxels.
-        jobs: Worker processes; fewer where memory would not suffice for as many.
-        report: Called with each result as it comes.
-        supervision: How workers are looked after.
-        verify_sources: A case is up to date only if the sha256 of its files matches too.
+        data_set: Its cases are built one by one; a case that the store already holds, built from the same files
+            with the same spec, is skipped.
+        store: Created if it does not exist.
+        spec: The preprocessing settings.
+        jobs: Number of worker processes; reduced if the memory is too small for that many.
+        report: Called with each result as it arrives.
+        options: Limits on the workers, and who is told about them.
+        verify_sources: A case is up to date only if the sha256 of its files matches, too.
 
     Raises:
-        CacheError: ``store`` is no cache, or one of another spec. A case that fails raises nothing.
+        CacheError: ``store`` is not a cache, or was built with another spec. A case that fails does not raise.
     """
     open_or_create(store, spec, data_set.info)
     remove_leftovers(store)
@@ -85,15 +81,15 @@ def build(
             pending.append(files)
     if options.scheduler is None:
         jobs = _bounded_jobs(pending, spec, jobs=min(jobs, len(pending)), warn=options.warn)
-    # Workers that fill the cores have none to spare for a second thread each.
+    # Where workers fill all cores, there is none to spare for a second thread in each.
     prefetch = options.scheduler is None and jobs < physical_cores()
     task = partial(build_case, store=store, spec=spec, root=data_set.root, prefetch=prefetch)
-    fresh = run_parallel(task, pending, jobs=jobs, killed=_killed, options=options)
+    fresh = run_parallel(task, pending, jobs=jobs, options=options)
     try:
-        with contextlib.closing(fresh):  # stops the workers first, so that what they leave is seen as left
-            for result in fresh:
-                results.append(result)
-                report(result)
+        with contextlib.closing(fresh):  # stops the workers first, so that their leftovers count as such
+            for outcome in fresh:
+                results.append(_failed(outcome) if isinstance(outcome, Failure) else outcome)
+                report(results[-1])
     finally:
         remove_leftovers(store)
     return results
@@ -109,7 +105,7 @@ def _bounded_jobs(
     bounded = affordable_jobs(jobs, needed_bytes=needed, free_bytes=free)
     if bounded < jobs and free is not None:
         warn(
-            f"{bounded} of {jobs} workers: the largest case needs {needed >> 20} MiB, "
+            f"using {bounded} of {jobs} workers: the largest case needs {needed >> 20} MiB, and "
             f"{free >> 20} MiB of memory are free"
         )
     return bounded
@@ -143,26 +139,24 @@ def _is_unchanged(path: Path, source: SourceFile, *, verify: bool) -> bool:
 def build_case(
     files: CaseFiles, *, store: Path, spec: PreprocessSpec, root: Path, prefetch: bool = False
 ) -> CaseResult:
-    """Build one case; a failure comes back as a result, so that the others go on.
+    """Build one case.
 
-    Where ``prefetch`` is set, a second thread inflates: for where a core would be idle.
+    Args:
+        files: The case's image and label.
+        store: An existing store.
+        spec: The preprocessing settings.
+        root: Folder of the data set; the store records the files' paths relative to it.
+        prefetch: Inflate in a second thread, for when a core would otherwise be idle.
+
+    Raises:
+        LiversegError: The files cannot be read or do not fit together, or the store cannot be written.
     """
-    start = time.perf_counter()
-    result = partial(CaseResult, case_id=files.case_id)
-    try:
-        case = prepare_case(files.case_id, files.image, files.label, spec, root=root, prefetch=prefetch)
-        write_case(store, case, spec)
-    except LiversegError as failure:
-        return result(outcome="failed", message=str(failure), seconds=time.perf_counter() - start)
-    except Exception as failure:
-        return result(
-            outcome="failed",
-            message=f"{files.image}: {type(failure).__name__}: {failure}",
-            details=traceback.format_exc(),
-            seconds=time.perf_counter() - start,
-        )
-    return result(outcome="done", notes=case.meta.notes, seconds=time.perf_counter() - start)
+    case = prepare_case(files.case_id, files.image, files.label, spec, root=root, prefetch=prefetch)
+    write_case(store, case, spec)
+    return CaseResult(case_id=files.case_id, outcome="done", notes=case.meta.notes)
 
 
-def _killed(files: CaseFiles, reason: str) -> CaseResult:
-    return CaseResult(case_id=files.case_id, outcome="failed", message=f"{files.image}: {reason}")
+def _failed(failure: Failure[CaseFiles]) -> CaseResult:
+    return CaseResult(
+        case_id=failure.item.case_id, outcome="failed", message=failure.reason, details=failure.traceback
+    )

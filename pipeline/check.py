@@ -21,7 +21,7 @@ from data_cache.reader import natural_order
 from pipeline.listing import FILE, Finding, Scan, check_listing
 from pipeline.nifti import CorruptStreamError, VolumeHeader, VolumeStream
 from pipeline.prepare import HU_RANGE, check_same_grid, foreground_and_tumour, retry_with_stdlib_gzip
-from pipeline.workers import run_parallel
+from pipeline.workers import Failure, run_parallel
 
 SAMPLED_VOXELS = 200_000  # of an image, evenly spread: enough for percentiles, and bounded
 NARROW_HU = 300.0  # fat to enhanced liver alone is wider
@@ -79,24 +79,16 @@ def check_data_set(root: Path, *, jobs: int, report: Callable[[ScanCheck, int], 
     """
     scans, findings = check_listing(root)
     checks = []
-    for check in run_parallel(partial(check_scan, root=root), scans, jobs=jobs, killed=_killed):
-        checks.append(check)
-        report(check, len(scans))
+    for outcome in run_parallel(partial(check_scan, root=root), scans, jobs=jobs):
+        checks.append(_failed(outcome) if isinstance(outcome, Failure) else outcome)
+        report(checks[-1], len(scans))
     findings += [finding for check in checks for finding in check.findings]
     findings += find_duplicates(sorted(checks, key=_labelled_first))
     return sorted(findings, key=lambda f: (f.case != FILE, natural_order(f.case), f.severity))
 
 
 def check_scan(scan: Scan, *, root: Path) -> ScanCheck:
-    """Everything about one scan and its label; nothing that is wrong with them raises."""
-    try:
-        return _check_scan(scan, root)
-    except Exception as failure:
-        what = f"{type(failure).__name__}: {failure}"
-        return ScanCheck(scan=scan, findings=(_fault(scan, what, "report this: the check itself failed"),))
-
-
-def _check_scan(scan: Scan, root: Path) -> ScanCheck:
+    """Check one scan and its label; whatever is wrong with them is a finding."""
     faults: list[Finding] = []
     image = _attempt(scan, root, scan.image, read_image, faults)
     findings = [] if image is None else [*intensity_findings(scan.name, image), *_notes(scan, image.header)]
@@ -310,8 +302,10 @@ def _labelled_first(check: ScanCheck) -> tuple[bool, list[tuple[int, str]]]:
     return check.scan.label is None, natural_order(check.scan.name)
 
 
-def _killed(scan: Scan, reason: str) -> ScanCheck:
-    return ScanCheck(scan=scan, findings=(_fault(scan, reason, "look at the file's header, or free memory"),))
+def _failed(failure: Failure[Scan]) -> ScanCheck:
+    unforeseen = "report this: the check itself failed"
+    remedy = unforeseen if failure.traceback else "look at the file's header, or free some memory"
+    return ScanCheck(scan=failure.item, findings=(_fault(failure.item, failure.reason, remedy),))
 
 
 def has_faults(findings: Iterable[Finding]) -> bool:

@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data_cache.errors import CacheError, LiversegError
+from data_cache.errors import CacheError
 from data_cache.geometry import Box
 from data_cache.reader import CacheStore
 from data_cache.schema import FRACTION_ONE, CacheSchema, CaseMeta
 from pipeline.nifti import VolumeHeader, VolumeStream
 from pipeline.prepare import foreground_and_tumour, retry_with_stdlib_gzip
 from pipeline.restore import native_labels
-from pipeline.workers import run_parallel
+from pipeline.workers import Failure, run_parallel
 
 Block = NDArray[np.uint8]
 
@@ -39,16 +39,8 @@ class CaseFidelity:
     nearest_tumour: float | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FailedCase:
-    """A case that could not be compared, and why."""
-
-    case: str
-    message: str
-
-
 def measure(
-    raw: Path, store: CacheStore, *, jobs: int, report: Callable[[CaseFidelity | FailedCase], None]
+    raw: Path, store: CacheStore, *, jobs: int, report: Callable[[CaseFidelity | Failure[CaseMeta]], None]
 ) -> list[CaseFidelity]:
     """The fidelity of each labelled case of a store, in the store's order; one that fails is only reported.
 
@@ -66,31 +58,18 @@ def measure(
         raise CacheError(f"{store.path}: has no labelled case: there is nothing to compare")
     task = partial(measure_case, raw=raw, store=store.path, schema=store.schema)
     found = {}
-    for result in run_parallel(task, metas, jobs=jobs, killed=_killed):
+    for result in run_parallel(task, metas, jobs=jobs):
         report(result)
         if isinstance(result, CaseFidelity):
             found[result.case] = result
     return [found[case_id] for case_id in store.case_ids if case_id in found]
 
 
-def _killed(meta: CaseMeta, reason: str) -> FailedCase:
-    return FailedCase(case=meta.case_id, message=reason)
-
-
-def measure_case(meta: CaseMeta, *, raw: Path, store: Path, schema: CacheSchema) -> CaseFidelity | FailedCase:
-    """One case; a failure comes back as a result, so that the others go on."""
-    try:
-        return _measure_case(meta, raw, CacheStore(store, schema, {meta.case_id: meta}))
-    except LiversegError as failure:
-        return FailedCase(case=meta.case_id, message=str(failure))
-    except Exception as failure:
-        return FailedCase(case=meta.case_id, message=f"{type(failure).__name__}: {failure}")
-
-
-def _measure_case(meta: CaseMeta, raw: Path, store: CacheStore) -> CaseFidelity:
+def measure_case(meta: CaseMeta, *, raw: Path, store: Path, schema: CacheSchema) -> CaseFidelity:
+    """The fidelity of one case; raises LiversegError if its label or its cached views cannot be read."""
     assert meta.label is not None
     path, box = raw / meta.label.path, meta.boxes.get("liver", meta.boxes["scan"])
-    shape_zyx = store.schema.spec.shape_zyx
+    shape_zyx = schema.spec.shape_zyx
     nearest = retry_with_stdlib_gzip(
         lambda use_stdlib: _nearest_ids(path, meta, box, shape_zyx, use_stdlib=use_stdlib)
     )
@@ -98,7 +77,7 @@ def _measure_case(meta: CaseMeta, raw: Path, store: CacheStore) -> CaseFidelity:
         return CaseFidelity(
             case=meta.case_id, liver=None, tumour=None, nearest_liver=None, nearest_tumour=None
         )
-    fractions = store.read(meta.case_id, "liver").fractions_czyx
+    fractions = CacheStore(store, schema, {meta.case_id: meta}).read(meta.case_id, "liver").fractions_czyx
     assert fractions is not None
     foreground = fractions.astype(np.float32) / np.float32(FRACTION_ONE)
     return retry_with_stdlib_gzip(

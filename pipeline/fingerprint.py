@@ -1,14 +1,14 @@
-"""What a data set is like: its grids, classes, intensities and tumours, and the augmentation levels that follow.
+"""The fingerprint of a data set: grids, classes, intensities and tumours, and the augmentation levels that follow.
 
 Everything is measured on prepared cases, so that a cache and a raw data set go through the same code:
 
-- *Native* are spacings, slices, voxel counts and volumes: they come from the case's metadata.
-- *Intensities* are of the cached voxels of the ``liver`` view (of ``scan`` where there is no labelled liver),
-  in HU. A voxel counts for a class with the fraction of its footprint that is of it, and for the background
-  with what is left. Cached voxels are box averages: their noise is lower than the native scan's, and they are
-  what a network sees.
-- *Tumours* are 26-connected groups of cached voxels with any tumour in them; the volume is the sum of the
-  fractions, so that none is lost for being small. Two that are closer than a cached voxel count as one.
+- Spacings, slices, voxel counts and volumes are *native*: they come from the case's metadata.
+- *Intensities*, in HU, are those of the cached voxels of the ``liver`` view (of ``scan`` without a labelled liver).
+  A voxel counts toward each class by the fraction of its footprint that belongs to that class, and toward the
+  background by the remainder. Cached voxels are box averages: less noisy than the native scan, and what a network
+  sees.
+- *Tumours* are 26-connected groups of cached voxels that contain any tumour; the volume is the sum of the
+  fractions, so that small tumours are not lost. Two tumours closer than a cached voxel count as one.
 """
 
 from __future__ import annotations
@@ -24,19 +24,18 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from data_cache.errors import LiversegError
 from data_cache.geometry import Grid
 from data_cache.reader import CacheStore, natural_order
 from data_cache.schema import FRACTION_ONE, LABEL_NAMES, CaseMeta, PreprocessSpec, View
 from pipeline.decathlon import CaseFiles, RawDataSet
 from pipeline.prepare import prepare_case
-from pipeline.workers import run_parallel
+from pipeline.workers import Failure, run_parallel
 
-HU_FIRST, N_HU = -32768, 65536  # one bin a value of int16
+HU_FIRST, N_HU = -32768, 65536  # one bin per int16 value
 PERCENTILES = (0.5, 5.0, 25.0, 50.0, 75.0, 95.0, 99.5)
-LEVEL_IMAGES = 20  # how many random images the original took for its augmentation levels
+LEVEL_IMAGES = 20  # number of random images from which the original estimated its augmentation levels
 INPUT_CENTRE_HU, INPUT_SCALE_HU = 50.0, 200.0  # the network's input is (HU - 50) / 200
-AIR_HU = -1024  # nothing is thinner: what is below is padding outside of the field of view
+AIR_HU = -1024  # nothing is thinner than air: lower values are padding outside the field of view
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,16 +54,16 @@ class Moments:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class CaseFingerprint:
-    """What one case adds.
+    """The contribution of one case.
 
     Attributes:
-        grid: Native.
-        voxel_counts: Native background, liver and tumour; None without a label.
-        histogram_ch: (3, 65536) int64: weights of background, liver and tumour by HU from -32768 up, 255 a
-            cached voxel.
-        image: Over all voxels of the view, unweighted.
-        image_no_padding: The same with -1024 HU for what is below.
-        tumour_volumes_ml: One a tumour.
+        grid: The native grid.
+        voxel_counts: Native voxels of background, liver and tumour; None without a label.
+        histogram_ch: (3, 65536) int64: weights of background, liver and tumour by HU from -32768 up; each cached
+            voxel has a total weight of 255.
+        image: Moments over all voxels of the view, unweighted.
+        image_no_padding: The same after values below -1024 HU were raised to -1024 HU.
+        tumour_volumes_ml: Volume of each tumour, largest first.
     """
 
     case_id: str
@@ -76,26 +75,18 @@ class CaseFingerprint:
     tumour_volumes_ml: tuple[float, ...]
 
     def volume_ml(self, first_label: int) -> float | None:
-        """Native volume of the labels from ``first_label`` up; None without a label."""
+        """Native volume of the labels ``first_label`` and higher; None without a label."""
         if self.voxel_counts is None:
             return None
         return sum(self.voxel_counts[first_label:]) * self.grid.voxel_volume_ml
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FailedFingerprint:
-    """A case that could not be measured, and why."""
-
-    case_id: str
-    message: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class AugmentationLevels:
-    """How much images differ in brightness and contrast (DESIGN section 4; the original found 0.200 and 0.755).
+    """How much images differ in brightness and contrast (the original project found 0.200 and 0.755).
 
-    Of each image all voxels of the cached view (``liver``, or ``scan`` where there is no labelled liver), air
-    included, in the network's units v = (HU - 50) / 200, give a mean m and a standard deviation s. Then
+    All voxels of an image's cached view (``liver``, or ``scan`` without a labelled liver), air included, in the
+    network's units v = (HU - 50) / 200, have a mean m and a standard deviation s. Over the images,
 
         brightness = SD(m)    in units of 200 HU        contrast = SD(s) / mean(s)    a ratio
 
@@ -107,70 +98,53 @@ class AugmentationLevels:
 
 
 def fingerprint_cache(
-    store: CacheStore, *, report: Callable[[CaseFingerprint | FailedFingerprint], None]
+    store: CacheStore, *, report: Callable[[CaseFingerprint | Failure[CaseMeta]], None]
 ) -> list[CaseFingerprint]:
-    """Measure the cached cases; one thread reads 380 views a second."""
+    """Measure the cached cases; one thread reads 380 views per second."""
     found = []
-    for case_id in store.case_ids:
-        result = _attempt(case_id, partial(_cached_print, store, case_id))
+    metas = [store.meta(case_id) for case_id in store.case_ids]
+    for result in run_parallel(partial(_measure_cached, store=store), metas, jobs=1):
         report(result)
-        if isinstance(result, CaseFingerprint):
+        if not isinstance(result, Failure):
             found.append(result)
     return found
 
 
-def print_raw(
+def fingerprint_raw(
     data_set: RawDataSet,
     spec: PreprocessSpec,
     *,
     jobs: int,
-    report: Callable[[CaseFingerprint | FailedFingerprint], None],
+    report: Callable[[CaseFingerprint | Failure[CaseFiles]], None],
 ) -> list[CaseFingerprint]:
     """Prepare the cases of a raw data set in memory, write nothing, and measure them; natural order."""
     found = []
-    task = partial(_raw_print, spec=spec, root=data_set.root)
-    for result in run_parallel(task, data_set.cases, jobs=jobs, killed=_killed):
+    task = partial(_measure_raw, spec=spec, root=data_set.root)
+    for result in run_parallel(task, data_set.cases, jobs=jobs):
         report(result)
-        if isinstance(result, CaseFingerprint):
+        if not isinstance(result, Failure):
             found.append(result)
     return sorted(found, key=lambda case: natural_order(case.case_id))
 
 
-def _cached_print(store: CacheStore, case_id: str) -> CaseFingerprint:
-    meta = store.meta(case_id)
-    return case_print(meta, store.read(case_id, _view_name(meta)))
+def _measure_cached(meta: CaseMeta, *, store: CacheStore) -> CaseFingerprint:
+    return fingerprint_case(meta, store.read(meta.case_id, _view_name(meta)))
 
 
-def _raw_print(files: CaseFiles, *, spec: PreprocessSpec, root: Path) -> CaseFingerprint | FailedFingerprint:
-    def measured() -> CaseFingerprint:
-        case = prepare_case(files.case_id, files.image, files.label, spec, root=root)
-        return case_print(case.meta, case.views[_view_name(case.meta)])
-
-    return _attempt(files.case_id, measured)
+def _measure_raw(files: CaseFiles, *, spec: PreprocessSpec, root: Path) -> CaseFingerprint:
+    case = prepare_case(files.case_id, files.image, files.label, spec, root=root)
+    return fingerprint_case(case.meta, case.views[_view_name(case.meta)])
 
 
 def _view_name(meta: CaseMeta) -> str:
     return "liver" if "liver" in meta.boxes else "scan"
 
 
-def _attempt(case_id: str, measured: Callable[[], CaseFingerprint]) -> CaseFingerprint | FailedFingerprint:
-    try:
-        return measured()
-    except LiversegError as failure:
-        return FailedFingerprint(case_id=case_id, message=str(failure))
-    except Exception as failure:
-        return FailedFingerprint(case_id=case_id, message=f"{type(failure).__name__}: {failure}")
-
-
-def _killed(files: CaseFiles, reason: str) -> FailedFingerprint:
-    return FailedFingerprint(case_id=files.case_id, message=reason)
-
-
 # ---- one case
 
 
-def case_print(meta: CaseMeta, view: View) -> CaseFingerprint:
-    """Measure one view of a case; without a label the histogram has no weight."""
+def fingerprint_case(meta: CaseMeta, view: View) -> CaseFingerprint:
+    """Measure one view of a case; without a label the histogram is all zero."""
     return CaseFingerprint(
         case_id=meta.case_id,
         grid=meta.grid,
@@ -183,13 +157,13 @@ def case_print(meta: CaseMeta, view: View) -> CaseFingerprint:
 
 
 def class_histograms(view: View) -> NDArray[np.int64]:
-    """(3, 65536) weights of background, liver and tumour at each HU; a cached voxel has 255 to share out."""
+    """(3, 65536) weights of background, liver and tumour at each HU; each cached voxel has a total weight of 255."""
     if view.fractions_czyx is None:
         return np.zeros((len(LABEL_NAMES), N_HU), dtype=np.int64)
     bins = view.image_zyx.ravel().astype(np.intp) - HU_FIRST
     liver, tumour = view.fractions_czyx.reshape(2, -1).astype(np.int64)
     weights = (FRACTION_ONE - liver - tumour, liver, tumour)
-    # float64 adds whole numbers exactly up to 2**53: a store of 131 cases has 2**36.
+    # float64 adds whole numbers exactly up to 2**53; the weights of 131 cases add up to 2**36.
     return np.stack([np.bincount(bins, w, minlength=N_HU) for w in weights]).astype(np.int64)
 
 
@@ -205,7 +179,7 @@ def tumour_volumes_ml(view: View) -> tuple[float, ...]:
 
 
 def diameter_mm(volume_ml: float) -> float:
-    """Of the sphere with this volume, (6·V / π)^(1/3)."""
+    """Diameter of the sphere with this volume, (6·V / π)^(1/3)."""
     return math.cbrt(6000.0 * volume_ml / math.pi)
 
 
@@ -219,7 +193,7 @@ def draw_images(cases: Sequence[CaseFingerprint], *, rng: np.random.Generator) -
 
 
 def augmentation_levels(images: Sequence[Moments]) -> AugmentationLevels:
-    """The levels that follow from the moments of some images; see ``AugmentationLevels``."""
+    """The augmentation levels that follow from the images' moments; see ``AugmentationLevels``."""
     if len(images) < 2:
         return AugmentationLevels(brightness=None, contrast=None)
     means, deviations = np.array([image.mean for image in images]), np.array([image.sd for image in images])
@@ -234,7 +208,7 @@ def fingerprint(cases: Sequence[CaseFingerprint], *, seed: int) -> dict[str, Any
 
     Args:
         cases: At least one.
-        seed: Draws the images of the augmentation levels.
+        seed: Seed for drawing the images of the augmentation levels.
     """
     drawn = draw_images(cases, rng=np.random.default_rng(seed))
     spacings_zyx_mm = np.array([case.grid.spacing_zyx_mm for case in cases])
@@ -262,15 +236,15 @@ def fingerprint(cases: Sequence[CaseFingerprint], *, seed: int) -> dict[str, Any
 
 
 def total_histogram(cases: Sequence[CaseFingerprint]) -> NDArray[np.int64]:
-    """The cases' histograms added up."""
+    """The sum of the cases' histograms."""
     total: NDArray[np.int64] = np.sum([case.histogram_ch for case in cases], axis=0)
     return total
 
 
 def voxel_ratios(cases: Sequence[CaseFingerprint]) -> dict[str, list[float] | None]:
-    """Background : liver : tumour in voxels of all cases, the rarest that occurs scaled to 1; None without a label.
+    """Background : liver : tumour in voxels of all cases, scaled so that the rarest class is 1; None without a label.
 
-    "native" counts the labels' own voxels in whole scans, "view" the cached ones of the liver's slices, which is
+    "native" counts the labels' voxels in whole scans; "view" counts the cached voxels of the liver view, which is
     what a network trains on. (The original project found 14000 : 1100 : 1.)
     """
     counted = [case.voxel_counts for case in cases if case.voxel_counts is not None]
@@ -283,9 +257,9 @@ def _ratio(counts: NDArray[Any]) -> list[float] | None:
 
 
 def hu_statistics(weights_h: NDArray[np.int64]) -> dict[str, Any]:
-    """Mean, standard deviation and percentiles of HU under these weights; None of a class that is nowhere.
+    """Mean, standard deviation and percentiles of HU under these weights; None for a class that does not occur.
 
-    The p-th percentile is the smallest HU with at least p per cent of the weight at or below it.
+    The p-th percentile is the smallest HU with at least p percent of the weight at or below it.
     """
     total = int(weights_h.sum())
     if not total:
@@ -316,7 +290,7 @@ def _tumours(cases: Sequence[CaseFingerprint]) -> dict[str, Any]:
 
 
 def _spread(values: Any) -> dict[str, float] | None:
-    """Smallest, quartiles, largest and mean; None of nothing."""
+    """Minimum, quartiles, maximum and mean; None without values."""
     array = np.asarray(values, dtype=np.float64)
     if not array.size:
         return None

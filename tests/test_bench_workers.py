@@ -79,7 +79,7 @@ def test_workers_are_compared_with_their_like(phantoms: Path, monkeypatch: pytes
     threads = set()
 
     def noted(files: CaseFiles, **options: Any) -> CaseResult:
-        threads.add(options.get("ahead", False))
+        threads.add(options.get("prefetch", False))
         return build_case(files, **options)
 
     def here(
@@ -88,7 +88,7 @@ def test_workers_are_compared_with_their_like(phantoms: Path, monkeypatch: pytes
         return map(task, cases)
 
     monkeypatch.setattr("liverseg.bench.workers.build_case", noted)
-    monkeypatch.setattr("liverseg.bench.workers.fan_out", here)
+    monkeypatch.setattr("liverseg.bench.workers.run_parallel", here)
     found = try_workers(read_data_set(phantoms), [1, 2], n_cases=2, report=lambda _: None)
     assert [(t.jobs, len(t.cases)) for t in found] == [(1, 2), (2, 2)]
     assert threads == {False}

@@ -172,7 +172,7 @@ def test_a_fault_of_ours_comes_with_its_traceback(
     monkeypatch.setattr(pipeline.build, "prepare_case", broken)
     result = run(raw, store)["liver_0"]
     assert result.outcome == "failed"
-    assert result.message == f"{raw / 'imagesTr/liver_0.nii.gz'}: ZeroDivisionError: a bug"
+    assert result.message == "ZeroDivisionError: a bug"
     assert "in broken" in result.details
 
 
@@ -204,7 +204,7 @@ def test_a_killed_worker_is_named_and_the_others_survive(
     image.write_bytes(b"KILL")
     results = run(raw, store, jobs=2)
     assert outcomes(results) == ["done", "failed", "done", "done"]
-    assert results["liver_1"].message.startswith(f"{image}: its worker was killed twice")
+    assert results["liver_1"].message.startswith("its worker process died twice")
     assert list_cases(store) == ("liver_0", "liver_2", "liver_3")
     assert [path.name for path in store.iterdir() if path.name.startswith(".")] == []
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from liverseg.cli import main
 from pipeline.check import check_data_set
 from pipeline.listing import Finding
-from pipeline.workers import run_parallel
+from pipeline.workers import Failure, run_parallel
 
 CASES = ("liver_0", "liver_1", "liver_2")
 LABELS = {"0": "background", "1": "liver", "2": "cancer"}
@@ -344,5 +344,5 @@ def _square_or_die(number: int) -> int:
 
 
 def test_a_worker_that_dies_costs_its_own_item_only() -> None:
-    results = run_parallel(_square_or_die, [1, 2, 3, 4], jobs=2, killed=lambda number, _: -number)
-    assert sorted(results) == [-3, 1, 4, 16]
+    outcomes = run_parallel(_square_or_die, [1, 2, 3, 4], jobs=2)
+    assert sorted(-o.item if isinstance(o, Failure) else o for o in outcomes) == [-3, 1, 4, 16]

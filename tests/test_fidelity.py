@@ -24,13 +24,14 @@ from numpy.typing import NDArray
 
 from data_cache.geometry import Box
 from data_cache.reader import CacheStore
-from data_cache.schema import PreprocessSpec
+from data_cache.schema import CaseMeta, PreprocessSpec
 from liverseg.cli import main
 from pipeline.build import build
 from pipeline.decathlon import read_data_set
-from pipeline.fidelity import CaseFidelity, FailedCase, Runs, measure
+from pipeline.fidelity import CaseFidelity, Runs, measure
 from pipeline.nifti import VolumeStream, to_canonical
 from pipeline.restore import native_labels
+from pipeline.workers import Failure
 
 SPEC = PreprocessSpec(shape_zyx=(6, 5, 4))
 
@@ -49,10 +50,12 @@ def one_case(raw: Path, label_ijk: NDArray[np.uint8], file_axes: str = "RAS") ->
     return cached(raw)
 
 
-def measured(raw: Path, store: CacheStore, *, jobs: int = 1) -> tuple[list[CaseFidelity], list[FailedCase]]:
-    told: list[CaseFidelity | FailedCase] = []
+def measured(
+    raw: Path, store: CacheStore, *, jobs: int = 1
+) -> tuple[list[CaseFidelity], list[Failure[CaseMeta]]]:
+    told: list[CaseFidelity | Failure[CaseMeta]] = []
     results = measure(raw, store, jobs=jobs, report=told.append)
-    return results, [result for result in told if isinstance(result, FailedCase)]
+    return results, [result for result in told if isinstance(result, Failure)]
 
 
 def dice(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> float | None:
@@ -140,10 +143,10 @@ def test_another_label_than_the_cached_one_is_named_and_stops_no_other(
     write_nifti(tmp_path / "labelsTr" / "liver_4.nii.gz", np.ones((40, 40, 39), dtype=np.uint8))
     results, failed = measured(tmp_path, store)
     assert [result.case for result in results] == ["liver_0", "liver_3", "liver_5"]
-    assert [failure.case for failure in failed] == ["liver_1", "liver_2", "liver_4"]
-    assert str(label) in failed[0].message
-    assert "not the file that the case was built from" in failed[0].message
-    assert "not the file that the case was built from" in failed[2].message
+    assert [failure.item.case_id for failure in failed] == ["liver_1", "liver_2", "liver_4"]
+    assert str(label) in failed[0].reason
+    assert "not the file that the case was built from" in failed[0].reason
+    assert "not the file that the case was built from" in failed[2].reason
     assert measured(tmp_path, store, jobs=2)[0] == results
 
 

@@ -24,9 +24,10 @@ from liverseg.pictures.fingerprint_figure import fingerprint_figure
 from liverseg.pictures.sheet import save
 from pipeline import fingerprint as fp
 from pipeline.build import build
-from pipeline.decathlon import read_data_set
-from pipeline.fingerprint import CaseFingerprint, FailedFingerprint, Moments
+from pipeline.decathlon import CaseFiles, read_data_set
+from pipeline.fingerprint import CaseFingerprint, Moments
 from pipeline.nifti import read_canonical
+from pipeline.workers import Failure
 
 SPEC = PreprocessSpec()
 GRID = Grid.from_array((1, 2, 2), np.diag([10.0, 10.0, 10.0, 1.0]))  # voxels of 1 mL
@@ -123,7 +124,7 @@ def test_padding_is_told_from_air() -> None:
     data = random_case(spec=PreprocessSpec(shape_zyx=(4, 4, 4)))
     image = np.full((4, 4, 4), -1024, dtype=np.int16)
     image[0] = -3024
-    measured = fp.case_print(
+    measured = fp.fingerprint_case(
         data.meta, View(image_zyx=image, fractions_czyx=None, grid=data.views["liver"].grid)
     )
     assert measured.image_no_padding == Moments(mean=-1074 / 200, sd=0.0)
@@ -171,18 +172,18 @@ def test_tumours_of_phantoms_are_those_of_their_labels(phantoms: Path, store: Ca
 
 
 def test_raw_files_give_the_same_numbers_as_their_cache(phantoms: Path, store: CacheStore) -> None:
-    raw = fp.print_raw(read_data_set(phantoms), SPEC, jobs=1, report=lambda _: None)
+    raw = fp.fingerprint_raw(read_data_set(phantoms), SPEC, jobs=1, report=lambda _: None)
     assert fp.fingerprint(raw, seed=1) == fp.fingerprint(of_cache(store), seed=1)
 
 
 def test_a_case_that_fails_is_reported_and_stops_no_other(phantoms: Path, tmp_path: Path) -> None:
     shutil.copytree(phantoms, tmp_path, dirs_exist_ok=True)
     (tmp_path / "imagesTr" / "liver_2.nii.gz").write_bytes(b"no NIfTI")
-    told: list[CaseFingerprint | FailedFingerprint] = []
-    cases = fp.print_raw(read_data_set(tmp_path), SPEC, jobs=1, report=told.append)
+    told: list[CaseFingerprint | Failure[CaseFiles]] = []
+    cases = fp.fingerprint_raw(read_data_set(tmp_path), SPEC, jobs=1, report=told.append)
     assert [c.case_id for c in cases] == [f"liver_{i}" for i in (0, 1, 3, 4, 5)]
-    (failure,) = (result for result in told if isinstance(result, FailedFingerprint))
-    assert (failure.case_id, "is no NIfTI file" in failure.message) == ("liver_2", True)
+    (failure,) = (result for result in told if isinstance(result, Failure))
+    assert (failure.item.case_id, "NIfTI" in failure.reason) == ("liver_2", True)
 
 
 def test_what_is_native_comes_from_the_native_grid(phantoms: Path, store: CacheStore) -> None:

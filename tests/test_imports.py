@@ -16,7 +16,7 @@ from conftest import REPOSITORY
 from data_cache import errors
 
 PACKAGES = ("data_cache", "pipeline", "liverseg")
-HEAVY = {"torch", "matplotlib", "nibabel", "scipy", "zarr", "joblib"}
+HEAVY = {"torch", "matplotlib", "nibabel", "scipy", "zarr", "loky"}
 
 
 def sources(package: str) -> Iterator[Path]:
@@ -126,7 +126,7 @@ def test_workers_load_no_torch(module: str) -> None:
 
 def test_the_cache_alone_loads_neither_pipeline_nor_nibabel() -> None:
     loaded = loaded_by("import data_cache.reader, data_cache.writer, data_cache.inspection")
-    assert not loaded & {"pipeline", "liverseg", "nibabel", "torch", "joblib"}
+    assert not loaded & {"pipeline", "liverseg", "nibabel", "torch", "loky"}
 
 
 def test_help_loads_nothing_heavy() -> None:

@@ -21,7 +21,7 @@ from data_cache.schema import DataSetInfo
 from liverseg.cli import main
 from pipeline.build import build
 from pipeline.decathlon import CaseFiles, RawDataSet, read_data_set, take_shard
-from pipeline.workers import WorkerOptions, run_parallel
+from pipeline.workers import Failure, WorkerOptions, run_parallel
 
 CASES = tuple(f"liver_{i}" for i in (0, 1, 2, 10, 11))
 
@@ -111,7 +111,7 @@ def test_a_missing_dask_is_said(raw: Path, tmp_path: Path, monkeypatch: pytest.M
     arguments = ["preprocess", str(raw), str(tmp_path / "c"), "--backend", "dask", "--scheduler", "tcp://x:1"]
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 1
-    assert "error: dask is not installed: pip install 'liverseg[dask]'" in result.output
+    assert "error: --backend dask needs dask: pip install 'liverseg[dask]'" in result.output
 
 
 @pytest.fixture(scope="module")
@@ -164,14 +164,9 @@ def square_or_die(number: int) -> int:
 
 
 def test_a_task_that_kills_dask_workers_is_named_and_stops_no_other(scheduler: str) -> None:
-    reasons: list[str] = []
-
-    def killed(number: int, reason: str) -> int:
-        reasons.append(reason)
-        return -number
-
     options = WorkerOptions(scheduler=scheduler)
-    results = run_parallel(square_or_die, [1, 2, 3, 4], jobs=1, killed=killed, options=options)
-    assert sorted(results) == [-3, 1, 4, 16]
-    assert len(reasons) == 1
-    assert reasons[0].startswith("its workers were killed, also alone: ")
+    outcomes = list(run_parallel(square_or_die, [1, 2, 3, 4], jobs=1, options=options))
+    (failure,) = (outcome for outcome in outcomes if isinstance(outcome, Failure))
+    assert sorted(outcome for outcome in outcomes if not isinstance(outcome, Failure)) == [1, 4, 16]
+    assert failure.item == 3
+    assert failure.reason.startswith("its workers died, also while running it alone: ")

@@ -36,6 +36,7 @@ from liverseg.laboratory.tune import (
 )
 from liverseg.model.losses import LossName
 from liverseg.training.config import TrainConfig, load_config
+from pipeline.workers import Failure
 
 SILENT = Onlooker(
     warned=lambda _: None, entered=lambda *_: None, stepped=lambda *_: None, advanced=lambda *_: None
@@ -228,17 +229,18 @@ def test_a_killed_worker_loses_its_own_setting_only(
 ) -> None:
     settings = grid(0.01, 0.05)
 
-    def one_is_killed(task: Any, items: Sequence[Setting], *, jobs: int, killed: Any) -> Any:
+    def one_is_killed(task: Any, items: Sequence[Setting], *, jobs: int) -> Any:
         assert jobs == 1
         for item in items:
-            yield killed(item, "SIGKILL, out of memory?") if item == settings[0] else task(item)
+            failure = Failure(item=item, reason="SIGKILL (out of memory?)")
+            yield failure if item == settings[0] else task(item)
 
     with monkeypatch.context() as patch:
-        patch.setattr("liverseg.laboratory.tune.fan_out", one_is_killed)
+        patch.setattr("liverseg.laboratory.tune.run_parallel", one_is_killed)
         found = tried(tiny_world, tmp_path / "run", settings)
     assert [(a.setting, a.failure) for a in found.attempts] == [
         (settings[1], None),
-        (settings[0], "SIGKILL, out of memory?"),
+        (settings[0], "SIGKILL (out of memory?)"),
     ]
     # The next time it is tried again.
     assert read_attempt(tmp_path / "run", settings[0]) is None

@@ -62,9 +62,7 @@ def _preprocess(image: Path, label: Path, *, prefetch: bool) -> None:
         open_or_create(store, spec)
         files = CaseFiles(case_id="case", image=image, label=label)
         with threadpool_limits(1):  # as its workers have it
-            result = build_case(files, store=store, spec=spec, root=image.parent, prefetch=prefetch)
-        if result.outcome != "done":
-            raise RuntimeError(result.message)
+            build_case(files, store=store, spec=spec, root=image.parent, prefetch=prefetch)
 
 
 def torchio(image: Path, label: Path) -> None:

@@ -17,7 +17,7 @@ from data_cache.writer import open_or_create
 from pipeline.build import build_case
 from pipeline.decathlon import CaseFiles, RawDataSet
 from pipeline.memory import affordable_jobs, free_bytes, worker_bytes
-from pipeline.workers import WorkerOptions, run_parallel
+from pipeline.workers import Failure, WorkerOptions, run_parallel
 
 BUSY = 0.8  # the share of its time that a worker computes, or waits for a core, where the disk does not hold it up
 TIMEOUT_S = 600.0
@@ -30,7 +30,6 @@ class CaseTiming:
     Attributes:
         cpu_s: That its worker computed.
         queued_s: That it could have, but had no core; None where the system does not tell.
-        message: Why it failed; empty otherwise.
     """
 
     start_s: float
@@ -38,7 +37,6 @@ class CaseTiming:
     cpu_s: float
     queued_s: float | None
     read_bytes: int
-    message: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,11 +123,11 @@ def _trial(cases: Sequence[CaseFiles], root: Path, *, jobs: int) -> Trial:
             _forget(files)
         task = partial(_timed_case, store=store, spec=spec, root=root)
         options = WorkerOptions(timeout_s=TIMEOUT_S)  # in processes of their own, also where it is one
-        found = list(run_parallel(task, cases, jobs=jobs, killed=_killed, options=options))
-    for case in found:
-        if case.message:
-            raise DataSetError(f"bench workers: {case.message}")
-    return Trial(jobs=jobs, cases=tuple(found))
+        outcomes = list(run_parallel(task, cases, jobs=jobs, options=options))
+    for failure in outcomes:
+        if isinstance(failure, Failure):
+            raise DataSetError(f"bench workers: {failure.item.case_id}: {failure.reason}")
+    return Trial(jobs=jobs, cases=tuple(case for case in outcomes if not isinstance(case, Failure)))
 
 
 def _forget(files: CaseFiles) -> None:
@@ -144,7 +142,7 @@ def _forget(files: CaseFiles) -> None:
 
 def _timed_case(files: CaseFiles, *, store: Path, spec: PreprocessSpec, root: Path) -> CaseTiming:
     start_s, cpu_s, queued_s = time.monotonic(), time.process_time(), _queued_s()
-    result = build_case(files, store=store, spec=spec, root=root)
+    build_case(files, store=store, spec=spec, root=root)
     waited_s = _queued_s()
     return CaseTiming(
         start_s=start_s,
@@ -152,7 +150,6 @@ def _timed_case(files: CaseFiles, *, store: Path, spec: PreprocessSpec, root: Pa
         cpu_s=time.process_time() - cpu_s,
         queued_s=None if waited_s is None or queued_s is None else waited_s - queued_s,
         read_bytes=sum(path.stat().st_size for path in (files.image, files.label) if path.exists()),
-        message=result.message,
     )
 
 
@@ -162,12 +159,6 @@ def _queued_s() -> float | None:
         return int(Path("/proc/self/schedstat").read_text().split()[1]) / 1e9
     except (OSError, ValueError, IndexError):
         return None
-
-
-def _killed(files: CaseFiles, reason: str) -> CaseTiming:
-    return CaseTiming(
-        start_s=0, stop_s=0, cpu_s=0, queued_s=None, read_bytes=0, message=f"{files.case_id}: {reason}"
-    )
 
 
 def fastest(trials: Sequence[Trial]) -> Trial:

@@ -16,10 +16,13 @@ from liverseg.cli.common import FILE, FOLDER
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
 
+    from data_cache.schema import CaseMeta
     from pipeline.check import ScanCheck
-    from pipeline.fidelity import CaseFidelity, FailedCase
-    from pipeline.fingerprint import CaseFingerprint, FailedFingerprint
+    from pipeline.decathlon import CaseFiles
+    from pipeline.fidelity import CaseFidelity
+    from pipeline.fingerprint import CaseFingerprint
     from pipeline.listing import Finding
+    from pipeline.workers import Failure
 
 JOBS = click.option(
     "--jobs", default=None, type=click.IntRange(min=1), help="Processes; default: physical cores."
@@ -169,7 +172,8 @@ def fidelity(raw: Path, cache: Path, json_path: Path | None, jobs: int | None) -
     from data_cache.reader import CacheStore
     from liverseg.console import complain, console, progress_bar, say
     from pipeline.build import physical_cores
-    from pipeline.fidelity import FailedCase, measure, to_json
+    from pipeline.fidelity import measure, to_json
+    from pipeline.workers import Failure
 
     if not raw.is_dir():
         raise DataSetError(f"{raw}: no such folder: name the data set that {cache} was built from")
@@ -177,12 +181,13 @@ def fidelity(raw: Path, cache: Path, json_path: Path | None, jobs: int | None) -
     with progress_bar() as bar:
         task = bar.add_task("fidelity", total=len(store.case_ids), note="")
 
-        def report(result: CaseFidelity | FailedCase) -> None:
+        def report(result: CaseFidelity | Failure[CaseMeta]) -> None:
             nonlocal failed
-            bar.update(task, advance=1, note=result.case)
-            if isinstance(result, FailedCase):
+            case_id = result.item.case_id if isinstance(result, Failure) else result.case
+            bar.update(task, advance=1, note=case_id)
+            if isinstance(result, Failure):
                 failed += 1
-                complain(f"{result.case}: {result.message}")
+                complain(f"{case_id}: {result.reason}")
 
         results = measure(raw, store, jobs=jobs or physical_cores(), report=report)
     if results:
@@ -259,7 +264,7 @@ def _measured(data: Path, jobs: int | None) -> tuple[list[CaseFingerprint], int]
     from liverseg.console import complain, progress_bar
     from pipeline.build import physical_cores
     from pipeline.decathlon import NO_CASE_ID, RENAME, read_data_set
-    from pipeline.fingerprint import fingerprint_cache, print_raw
+    from pipeline.fingerprint import fingerprint_cache, fingerprint_raw
 
     with progress_bar() as bar:
         task = bar.add_task("fingerprint", total=None, note="")
@@ -275,23 +280,24 @@ def _measured(data: Path, jobs: int | None) -> tuple[list[CaseFingerprint], int]
             for misnamed in data_set.misnamed:
                 failed.append(misnamed.case_id)
                 complain(f"{misnamed.image}: {NO_CASE_ID}: {RENAME}")
-            cases = print_raw(data_set, PreprocessSpec(), jobs=jobs or physical_cores(), report=report)
+            cases = fingerprint_raw(data_set, PreprocessSpec(), jobs=jobs or physical_cores(), report=report)
     return cases, len(failed)
 
 
 def _fingerprint_report(
     bar: RichProgress, task: Any
-) -> tuple[Callable[[CaseFingerprint | FailedFingerprint], None], list[str]]:
+) -> tuple[Callable[[CaseFingerprint | Failure[CaseMeta] | Failure[CaseFiles]], None], list[str]]:
     from liverseg.console import complain
-    from pipeline.fingerprint import FailedFingerprint
+    from pipeline.workers import Failure
 
     failed: list[str] = []
 
-    def report(result: CaseFingerprint | FailedFingerprint) -> None:
-        bar.update(task, advance=1, note=result.case_id)
-        if isinstance(result, FailedFingerprint):
-            failed.append(result.case_id)
-            complain(f"{result.case_id}: {result.message}")
+    def report(result: CaseFingerprint | Failure[CaseMeta] | Failure[CaseFiles]) -> None:
+        case_id = result.item.case_id if isinstance(result, Failure) else result.case_id
+        bar.update(task, advance=1, note=case_id)
+        if isinstance(result, Failure):
+            failed.append(case_id)
+            complain(f"{case_id}: {result.reason}")
 
     return report, failed
 

@@ -25,7 +25,7 @@ from liverseg.laboratory.overfit import SUMMARY, subject_text
 from liverseg.pictures.sheet import save
 from liverseg.training.checkpoint import load_checkpoint, restore, save_checkpoint
 from liverseg.training.config import TrainConfig
-from pipeline.workers import run_parallel
+from pipeline.workers import Failure, run_parallel
 
 # The original project's grid.
 LEARNING_RATES, GAMMAS, ALPHAS = (1e-1, 1e-2, 1e-3), (1.0, 1.5, 2.0), (0.5, 0.75, 1.0)
@@ -182,16 +182,18 @@ def _rung(
             todo.append(setting)
     own = jobs == 1 or len(todo) <= 1  # then nothing is sent to another process
     task = partial(_advance, store.path, run, config, end=end, stepped=onlooker.stepped if own else _nothing)
-    with closing(run_parallel(task, todo, jobs=jobs, killed=partial(_killed, run))) as done:
-        yield from done
+    with closing(run_parallel(task, todo, jobs=jobs)) as outcomes:
+        for outcome in outcomes:
+            yield _failed(run, outcome) if isinstance(outcome, Failure) else outcome
 
 
 def _nothing(_: Setting, __: int) -> None:
     pass
 
 
-def _killed(run: Path, setting: Setting, reason: str) -> Attempt:
-    return replace(read_attempt(run, setting) or Attempt(setting=setting), failure=reason)
+def _failed(run: Path, failure: Failure[Setting]) -> Attempt:
+    setting = failure.item
+    return replace(read_attempt(run, setting) or Attempt(setting=setting), failure=failure.reason)
 
 
 def _advance(

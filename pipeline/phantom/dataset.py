@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
-import joblib
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
@@ -14,11 +14,13 @@ from scipy import ndimage
 from data_cache.errors import DataSetError
 from data_cache.files import write_text
 from data_cache.geometry import Grid
+from data_cache.text import pluralise
 from pipeline.nifti import write_volume
 from pipeline.phantom.anatomy import Anatomy, PhantomSpec, Unlike
 from pipeline.phantom.implicit import Volume
 from pipeline.phantom.painting import paint_slab
 from pipeline.phantom.patient import draw_anatomy
+from pipeline.workers import Failure, run_parallel
 
 # A slab's dozen of float32 arrays then take about 100 MB, whatever the volume.
 _SLAB_VOXELS = 1_500_000
@@ -113,7 +115,7 @@ def write_phantoms(
     shape_xyz: tuple[int, int, int] = PhantomSpec().shape_xyz,
     seed: int = 0,
     domain_shift: Unlike | None = None,
-    jobs: int = -1,
+    jobs: int = 1,
     progress: Callable[[str], None] = lambda _: None,
 ) -> list[Path]:
     """Write a data set in the Decathlon's layout, cases ``liver_0`` … then the unlabelled ones.
@@ -127,7 +129,7 @@ def write_phantoms(
         shape_xyz: Voxels of every case.
         seed: Chooses the patients.
         unlike: Make the scans unlike ordinary ones in this; the patients stay the same.
-        jobs: Processes; -1 for one a core.
+        jobs: Number of worker processes.
         progress: Called with the name of each case when its files are complete.
 
     Returns:
@@ -144,26 +146,29 @@ def write_phantoms(
     _refuse_other_data(raw, dataset)
     for folder in ("imagesTr", "labelsTr", "imagesTs"):
         (raw / folder).mkdir(parents=True, exist_ok=True)
-    tasks = (
-        joblib.delayed(_write_case)(raw, spec, number, seed, number < cases)
-        for number in range(cases + tests)
-    )
-    for name in joblib.Parallel(n_jobs=jobs, return_as="generator_unordered")(tasks):
-        progress(name)
-    # Last, since its presence says that the files are there.
+    task = partial(_write_case, raw=raw, spec=spec, seed=seed, labelled=cases)
+    failures = []
+    for outcome in run_parallel(task, range(cases + tests), jobs=jobs):
+        if isinstance(outcome, Failure):
+            failures.append(f"liver_{outcome.item}: {outcome.reason}")
+        else:
+            progress(outcome)
+    if failures:
+        raise DataSetError(f"{raw}: {pluralise(len(failures), 'case')} could not be written: {failures[0]}")
+    # Last, since its presence means that all files are there.
     write_text(raw / "dataset.json", dataset)
     return [
         raw / ("imagesTr" if n < cases else "imagesTs") / f"liver_{n}.nii.gz" for n in range(cases + tests)
     ]
 
 
-def _write_case(raw: Path, spec: PhantomSpec, number: int, seed: int, labelled: bool) -> str:
+def _write_case(number: int, *, raw: Path, spec: PhantomSpec, seed: int, labelled: int) -> str:
     image, label, grid = render(draw_anatomy(spec, rng=np.random.default_rng((seed, number))))
     axes = "LPS" if number % 2 == 0 else "RAS"
     name = f"liver_{number}"
-    if labelled:
+    if number < labelled:
         write_volume(raw / "labelsTr" / f"{name}.nii.gz", label, grid, file_axes=axes)
-    folder = raw / ("imagesTr" if labelled else "imagesTs")
+    folder = raw / ("imagesTr" if number < labelled else "imagesTs")
     write_volume(folder / f"{name}.nii.gz", image, grid, file_axes=axes)
     return name
 
