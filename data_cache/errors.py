@@ -1,12 +1,12 @@
-"""The errors a user can meet, each saying what was wrong, where, and what to do.
+"""The errors that a user may see; each says what was wrong, where, and what to do.
 
-LiversegError                    everything below; the command line prints it as one line
+LiversegError                    base of the errors below; the command line prints it as one line
 ├── DataSetError                 a raw data set: dataset.json, missing or extra files
 ├── VolumeError                  one NIfTI file: truncated, corrupt, unsupported, lying header
 │   └── LabelError               a label: values other than 0/1/2, or another grid than its image
 ├── CacheError                   the store: not a store, unreadable, incomplete, damaged
 │   ├── SchemaError              metadata that does not parse; lists every fault
-│   └── SpecMismatchError        built with another preprocessing spec
+│   └── SpecMismatchError        built with a different preprocessing spec
 ├── ConfigError                  a configuration file or a --set option; lists every fault
 └── RunError                     a training run: no checkpoint, wrong architecture, stopped
 """
@@ -15,19 +15,19 @@ from __future__ import annotations
 
 
 class LiversegError(Exception):
-    """Base of every error that is the input's fault rather than the program's."""
+    """Base of all errors that are the input's fault rather than the program's."""
 
 
 class DataSetError(LiversegError):
-    """A raw data set cannot be used as it lies on disk."""
+    """A raw data set cannot be used as it is on disk."""
 
 
 class VolumeError(LiversegError):
-    """A NIfTI file cannot be read, or its content is not what its header claims."""
+    """A NIfTI file cannot be read, or its content differs from what its header claims."""
 
 
 class LabelError(VolumeError):
-    """A label file does not fit its image or holds values outside 0, 1 and 2."""
+    """A label file does not fit its image or contains values other than 0, 1 and 2."""
 
 
 class CacheError(LiversegError):
@@ -39,7 +39,7 @@ class SchemaError(CacheError):
 
 
 class SpecMismatchError(CacheError):
-    """A store was built with another preprocessing spec than the one asked for."""
+    """A store was built with a preprocessing spec other than the one requested."""
 
 
 class ConfigError(LiversegError, ValueError):

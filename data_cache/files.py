@@ -1,4 +1,4 @@
-"""A file whole or not at all, and its checksum."""
+"""Files that are written completely or not at all, and their checksums."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """Open a file for writing that takes ``path``'s place when the block ends, and vanishes if it fails."""
+    """Open a temporary file that replaces ``path`` when the block ends, and is deleted if the block fails."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         with open(partial, "wb") as file:
@@ -28,16 +28,16 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file in UTF-8, whole or not at all."""
+    """Write a text file in UTF-8, completely or not at all."""
     with replacing(path) as file:
         file.write(text.encode())
 
 
 def write_json(path: Path, content: object) -> None:
-    """Write plain dicts, lists, strings and finite numbers as JSON, whole or not at all.
+    """Write plain dicts, lists, strings and finite numbers as JSON, completely or not at all.
 
     Raises:
-        ValueError: ``content`` holds a NaN or an infinity, which JSON does not have.
+        ValueError: ``content`` contains NaN or infinity, which JSON does not have.
     """
     write_text(path, json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
 
@@ -58,6 +58,6 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def sha256_of(path: Path) -> str:
-    """Of a file's bytes, in hexadecimal digits."""
+    """The SHA-256 of a file's bytes, in hexadecimal digits."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

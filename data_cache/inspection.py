@@ -1,4 +1,4 @@
-"""Describe a store without decoding a voxel, and verify it to its last byte."""
+"""Summarises a store without decoding voxels, and verifies it down to the last byte."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from data_cache.schema import CacheSchema, CaseMeta, SourceFile
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CaseSummary:
-    """One row of the table of a store; volumes are None without a label."""
+    """One row in the table of a store; volumes are None without a label."""
 
     meta: CaseMeta
     liver_ml: float | None
@@ -38,7 +38,7 @@ def summarise_store(store: CacheStore) -> list[CaseSummary]:
 
 
 def summarise_case(store: CacheStore, case_id: str) -> CaseSummary:
-    """A case's volumes, and what it takes on disk."""
+    """A case's volumes and its size on disk."""
     meta = store.meta(case_id)
     liver, tumour = meta.volume_ml(1), meta.volume_ml(2)
     return CaseSummary(
@@ -57,24 +57,24 @@ def _size_bytes(folder: Path) -> int:
 
 
 def verify_root(store: Path) -> tuple[str, ...]:
-    """What is wrong with a store's own ``zarr.json``; raises CacheError where there is no cache at all."""
+    """Faults of a store's own ``zarr.json``; raises CacheError if there is no cache at all."""
     try:
         read_schema(store)
     except CacheError as failure:
         if not has_cases(store):
             raise
         return (str(failure).removeprefix(f"{store / METADATA}: "),)
-    return () if has_valid_checksum(store, alone=True) else (_UNSEALED,)
+    return () if has_valid_checksum(store, alone=True) else (_CHANGED,)
 
 
 def set_root_aside(store: Path) -> None:
-    """Rename a damaged ``zarr.json`` of a store that has cases: ``preprocess`` then writes it again."""
+    """Rename a damaged ``zarr.json`` of a store that has cases; ``preprocess`` then writes a new one."""
     with contextlib.suppress(FileNotFoundError):
         os.replace(store / METADATA, store / f".{METADATA}.damaged")
 
 
 def cases_to_verify(store: Path, *, expected: Iterable[str] = ()) -> list[str]:
-    """The folders of a store, finished cases or not, and the cases that it should have."""
+    """The folders of a store, whether or not they hold finished cases, and the cases that it should have."""
     folders = (path.name for path in store.iterdir() if path.is_dir() and not path.name.startswith("."))
     return sorted({*folders, *expected}, key=natural_order)
 
@@ -82,30 +82,30 @@ def cases_to_verify(store: Path, *, expected: Iterable[str] = ()) -> list[str]:
 def verify_case(
     store: Path, case_id: str, *, schema: CacheSchema, raw: Path | None = None
 ) -> tuple[str, ...]:
-    """What is wrong with a case: every chunk is read against its CRC, all metadata against its seal.
+    """Faults of a case: each chunk is checked against its CRC, and all metadata against its checksum.
 
     Args:
         store: Folder of the store.
-        case_id: Of ``cases_to_verify``.
-        schema: Of the store, or the one that it will have.
-        raw: Folder of the data set, to compare the sources' sha256 too.
+        case_id: One of ``cases_to_verify``.
+        schema: Schema of the store, or the one that it will have.
+        raw: Folder of the data set, to check the sha256 of the source files, too.
     """
     folder = store / case_id
     if not folder.exists():
-        return ("is not in the cache",)
+        return ("missing from the cache",)
     meta, unreadable = _attempt(store, case_id)
     if meta is None:
         return (unreadable.removeprefix(f"{folder / METADATA}: ").removeprefix(f"{store}: "),)
-    faults = [] if has_valid_checksum(folder) else [_UNSEALED]
+    faults = [] if has_valid_checksum(folder) else [_CHANGED]
     if meta.spec_fingerprint != schema.fingerprint:
-        faults.append(f"built with the spec {meta.spec_fingerprint}, the store's is {schema.fingerprint}")
+        faults.append(f"built with spec {meta.spec_fingerprint}, but the store has spec {schema.fingerprint}")
     faults += _view_faults(CacheStore(store, schema, {case_id: meta}), meta)
     if raw is not None:
         faults += [what for source in (meta.image, meta.label) for what in _source_faults(source, raw)]
     return tuple(faults)
 
 
-_UNSEALED = "its metadata is not as it was written (another checksum)"
+_CHANGED = "metadata has changed since it was written: its checksum does not match"
 
 
 def _attempt(store: Path, case_id: str) -> tuple[CaseMeta | None, str]:
@@ -117,7 +117,7 @@ def _attempt(store: Path, case_id: str) -> tuple[CaseMeta | None, str]:
 
 def _view_faults(store: CacheStore, meta: CaseMeta) -> list[str]:
     has_liver = meta.voxel_counts is not None and any(meta.voxel_counts[1:])
-    faults = [f"has no {v} view" for v in ("scan", *["liver"] * has_liver) if v not in meta.boxes]
+    faults = [f"the {v} view is missing" for v in ("scan", *["liver"] * has_liver) if v not in meta.boxes]
     for view in meta.boxes:
         try:
             store.read(meta.case_id, view)

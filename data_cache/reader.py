@@ -1,4 +1,4 @@
-"""Read a store: open once, keep the handles, check what is read."""
+"""Reads a store: opens it once, keeps the handles, and checks everything that it reads."""
 
 from __future__ import annotations
 
@@ -18,48 +18,48 @@ from data_cache.files import write_text
 from data_cache.schema import CacheSchema, CaseMeta, View
 
 METADATA = "zarr.json"
-REBUILD_MARK = "rebuild.txt"  # in a case's folder: what is wrong with it, so that preprocess builds it again
-REBUILD = "run liverseg verify, which marks the case, and then liverseg preprocess"
+REBUILD_MARK = "rebuild.txt"  # in a case's folder: lists its faults, so that preprocess rebuilds it
+REBUILD = "run liverseg verify, which marks the case, and then liverseg preprocess, which rebuilds it"
 
 
 def read_schema(store: Path) -> CacheSchema:
-    """The schema of a store; raises CacheError where there is none."""
+    """The schema of a store; raises CacheError if there is no store or its metadata is damaged."""
     if not store.exists():
-        raise CacheError(f"{store}: no such folder: build the cache first with liverseg preprocess")
+        raise CacheError(f"{store}: no such folder: build the cache with liverseg preprocess")
     return CacheSchema.from_json(_attributes(store), source=str(store / METADATA))
 
 
 def read_meta(store: Path, case_id: str) -> CaseMeta:
-    """A case's metadata; raises CacheError where there is no such case."""
+    """A case's metadata; raises CacheError if there is no such case."""
     if not (store / case_id / METADATA).exists():
         raise CacheError(f"{store}: has no case {case_id!r}: liverseg inspect lists the cases")
     meta = CaseMeta.from_json(_attributes(store / case_id), source=str(store / case_id / METADATA))
     if meta.case_id != case_id:
-        raise SchemaError(f"{store / case_id}: holds the case {meta.case_id!r}: the folder was renamed")
+        raise SchemaError(f"{store / case_id}: contains case {meta.case_id!r}: rename the folder to match")
     return meta
 
 
 def mark_for_rebuild(store: Path, case_id: str, faults: Sequence[str]) -> None:
-    """Have ``preprocess`` build a case again, which removes the mark; until then it stays readable.
+    """Have the next ``preprocess`` rebuild a case, which removes the mark; until then the case stays readable.
 
-    It is neither moved nor deleted: where its sources are damaged too, it is all that there is.
+    The case is neither moved nor deleted: if its source files are damaged, too, it is all that is left.
     """
     write_text(store / case_id / REBUILD_MARK, "\n".join(faults) + "\n")
 
 
 def is_marked(store: Path, case_id: str) -> bool:
-    """Whether a case is to be built again."""
+    """Whether a case is marked for a rebuild."""
     return (store / case_id / REBUILD_MARK).exists()
 
 
 def list_cases(store: Path) -> tuple[str, ...]:
-    """Ids of the finished cases, in natural order (liver_2 before liver_10)."""
+    """IDs of the finished cases, in natural order (liver_2 before liver_10)."""
     found = (p.name for p in store.iterdir() if not p.name.startswith(".") and (p / METADATA).exists())
     return tuple(sorted(found, key=natural_order))
 
 
 def has_cases(store: Path) -> bool:
-    """Whether a folder holds a case of ours, whatever its root says."""
+    """Whether a folder contains a finished case, even if the metadata of its root is damaged or missing."""
     if not store.is_dir():
         return False
     for case_id in list_cases(store):
@@ -80,19 +80,19 @@ def _attributes(folder: Path) -> Any:
         node = json.loads(path.read_text())
         return node["attributes"]["liverseg"]
     except FileNotFoundError:
-        raise CacheError(f"{folder}: is no cache (it has no {METADATA})") from None
+        raise CacheError(f"{folder}: not a liverseg cache: {METADATA} is missing") from None
     except (OSError, ValueError) as failure:
-        raise CacheError(f"{path}: unreadable: {failure}") from failure
+        raise CacheError(f"{path}: cannot be read: {failure}") from failure
     except (KeyError, TypeError):
-        raise CacheError(f"{path}: a Zarr store, but not one that liverseg preprocess wrote") from None
+        raise CacheError(f"{path}: a Zarr store, but not one written by liverseg preprocess") from None
 
 
 class CacheStore:
-    """An open cache. Metadata of all cases is read once; voxels when asked for.
+    """An open cache. The metadata of all cases is read once; voxels are read on demand.
 
     Attributes:
         path: Folder of the store.
-        schema: What it was built with.
+        schema: The schema that it was built with.
         case_ids: Finished cases in natural order.
     """
 
@@ -105,27 +105,27 @@ class CacheStore:
 
     @classmethod
     def open(cls, path: Path) -> Self:
-        """Open a store; raises CacheError where there is none or metadata does not parse."""
+        """Open a store; raises CacheError if there is none or its metadata cannot be parsed."""
         schema = read_schema(path)
         return cls(path, schema, {case_id: read_meta(path, case_id) for case_id in list_cases(path)})
 
     def meta(self, case_id: str) -> CaseMeta:
-        """A case's metadata; raises CacheError for a case that the store does not have."""
+        """A case's metadata; raises CacheError if the store does not have the case."""
         if case_id not in self._metas:
             known = ", ".join(self.case_ids[:8]) + (", …" if len(self.case_ids) > 8 else "")
             raise CacheError(f"{self.path}: has no case {case_id!r}; it has {known or 'no finished case'}")
         return self._metas[case_id]
 
     def read(self, case_id: str, view: str) -> View:
-        """One view of a case, every voxel checked against its CRC.
+        """One view of a case; every chunk is checked against its CRC.
 
         Raises:
-            CacheError: No such case or view, a missing chunk, or bytes that fail their checksum.
+            CacheError: The case or view does not exist, a chunk is missing, or bytes do not match their checksum.
         """
         meta, shape_zyx = self.meta(case_id), self.schema.spec.shape_zyx
         if view not in meta.boxes:
             raise CacheError(
-                f"{self.path}: case {case_id} has no {view!r} view, only {', '.join(meta.boxes)}"
+                f"{self.path}: case {case_id} has no {view!r} view; it has {', '.join(meta.boxes)}"
             )
         return View(
             image_zyx=self._read_array(f"{case_id}/{view}/image", np.int16, shape_zyx),
@@ -141,7 +141,7 @@ class CacheStore:
                 self._arrays[name] = zarr.open_array(self.path / name, mode="r")
             array = self._arrays[name]
             self._check_shape(name, array, dtype, shape)
-            # zarr gives fill_value for a missing chunk, without an error.
+            # For a missing chunk, zarr returns fill_value without an error.
             if not (self.path / name / array.metadata.encode_chunk_key((0,) * array.ndim)).exists():
                 raise CacheError(f"{self.path / name}: a chunk is missing: {REBUILD}")
             return np.asarray(array[...])
@@ -157,6 +157,5 @@ class CacheStore:
     ) -> None:
         if array.shape != shape or array.dtype != dtype:
             raise CacheError(
-                f"{self.path / name}: holds {array.dtype} {array.shape}, the schema says "
-                f"{np.dtype(dtype)} {shape}: {REBUILD}"
+                f"{self.path / name}: expected {np.dtype(dtype)} {shape}, found {array.dtype} {array.shape}: {REBUILD}"
             )

@@ -1,4 +1,4 @@
-"""Frozen dataclasses to JSON and back: parsed once at the boundary, every fault listed."""
+"""Converts frozen dataclasses to JSON and back: parsed once at the boundary, with every fault listed."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ from data_cache.errors import LiversegError
 
 T = TypeVar("T")
 
-# Give a dataclass this as `__pydantic_config__`: unknown keys are faults, and NaN, which JSON lacks, too.
+# `__pydantic_config__` of every dataclass that is parsed: unknown keys are faults, and so is NaN, which JSON lacks.
 STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
-_ADAPTERS: dict[type, TypeAdapter[Any]] = {}  # building one takes milliseconds, a store needs it per case
+_ADAPTERS: dict[
+    type, TypeAdapter[Any]
+] = {}  # building one takes milliseconds, and opening a store parses each case
 
 
 def _adapter(cls: type) -> TypeAdapter[Any]:
@@ -26,7 +28,7 @@ def _adapter(cls: type) -> TypeAdapter[Any]:
 
 
 def to_json(record: object) -> Any:
-    """A dataclass as plain dicts, lists, strings and numbers."""
+    """Convert a dataclass to plain dicts, lists, strings and numbers."""
     return _adapter(type(record)).dump_python(record, mode="json")
 
 
@@ -37,10 +39,10 @@ def parse(cls: type[T], data: object, *, source: str, error: type[LiversegError]
         cls: A dataclass whose ``__pydantic_config__`` is ``STRICT``.
         data: Dicts, lists, strings, numbers, booleans and None.
         source: Where ``data`` was read, for the message.
-        error: Raised with one line a fault: the path of the key, what is wrong, and what was found.
+        error: Raised with every fault: the dotted name of the key, what is wrong, and what was found.
     """
     try:
-        # Strict JSON mode takes a list for a tuple but no string for a number; strict Python mode takes neither.
+        # Strict JSON mode accepts a list for a tuple but not a string for a number; strict Python mode accepts neither.
         record: T = _adapter(cls).validate_json(json.dumps(data), strict=True)
     except ValidationError as failure:
         faults = [_fault(details) for details in failure.errors()]
@@ -56,7 +58,7 @@ def _fault(details: Any) -> str:
         case "missing" | "missing_argument":
             return f"{key}: missing"
         case "value_error":
-            # A section's own check names the section, as it must where it is built alone.
+            # A section's own check also names the section, as it must when the section is built alone.
             return f"{key}: " + str(details["ctx"]["error"]).removeprefix(f"{key}: ")
     return f"{key}: {details['msg']}, found {details['input']!r}"
 
@@ -67,8 +69,8 @@ def differences(
     """Each setting in which two nested dicts of plain values differ: ``key: FOUND_IN has 2, EXPECTED_BY has 4``.
 
     Args:
-        found: From ``to_json``, or any other plain value.
-        expected: What it is compared with.
+        found: A result of ``to_json``, or any other plain value.
+        expected: The value to compare with.
         found_in: Noun for the first, such as "checkpoint".
         expected_by: Noun for the second, such as "configuration".
         key: Dotted name of what is compared; empty at the top.

@@ -1,4 +1,4 @@
-"""Write a store: its root once, and each case whole or not at all."""
+"""Writes a store: its root once, and each case completely or not at all."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from data_cache.schema import (
     multiscales,
 )
 
-PARTIAL = ".partial"  # cases being written; a name that no case id may have
+PARTIAL = ".partial"  # folder of cases being written; no case ID may start with a dot
 
 
 def open_or_create(store: Path, spec: PreprocessSpec, data_set: DataSetInfo | None = None) -> CacheSchema:
@@ -39,7 +39,7 @@ def open_or_create(store: Path, spec: PreprocessSpec, data_set: DataSetInfo | No
 
     Raises:
         CacheError: ``store`` exists and is something else, or was built from another data set.
-        SpecMismatchError: it was built with another spec; the message lists the differences.
+        SpecMismatchError: It was built with another spec; the message lists the differences.
     """
     if not (store / METADATA).exists():
         _create_root(store, CacheSchema.of(spec, data_set))
@@ -64,19 +64,18 @@ def _check_same_data_set(store: Path, found: DataSetInfo, wanted: DataSetInfo) -
 
 
 def _create_root(store: Path, schema: CacheSchema) -> None:
-    is_foreign = (
-        store.exists() and not _is_empty(store) and not has_cases(store)
-    )  # verify sets a damaged root aside
+    # A store may have cases without a root: verify sets a damaged one aside.
+    is_foreign = store.exists() and not _is_empty(store) and not has_cases(store)
     if (store / METADATA).exists():  # by now: another process was faster
         return
     if is_foreign:
-        raise CacheError(f"{store}: exists but is no cache (it has no {METADATA}): name another folder")
+        raise CacheError(f"{store}: not a liverseg cache: {METADATA} is missing: name a new or empty folder")
     try:
         with _partial_folder(store, "root") as partial:
             zarr.create_group(partial)
             write_with_checksum(partial, {"liverseg": to_json(schema)})
             _sync_tree(partial)
-            # A second process may do the same at the same time: both files are equal, so either may win.
+            # A second process may be doing the same right now: both files are equal, so either may win.
             os.replace(partial / METADATA, store / METADATA)
             _sync(store)
     except OSError as failure:
@@ -93,10 +92,10 @@ def _difference(store: Path, found: PreprocessSpec, wanted: PreprocessSpec) -> s
 
 
 def write_case(store: Path, case: Case, spec: PreprocessSpec) -> None:
-    """Write one case, replacing an older one of its name, so that no reader ever sees a part of it.
+    """Write one case, replacing an older one of its name; no reader ever sees a partial case.
 
     Raises:
-        CacheError: The disk is full or the store cannot be written; the store is as it was.
+        CacheError: The disk is full or the store cannot be written; the store stays as it was.
     """
     try:
         with _partial_folder(store, case.meta.case_id) as partial:
@@ -128,12 +127,12 @@ def _write_array(path: Path, values: NDArray[Any], *, fill_value: int) -> None:
         path,
         shape=values.shape,
         dtype=values.dtype,
-        chunks=values.shape,  # always read whole: one chunk costs 2.6 ms a sample, finer ones 4.4-10
+        chunks=values.shape,  # always read as a whole: one chunk costs 2.6 ms per sample, finer ones 4.4-10
         compressors=[
             BloscCodec(  # level 5 is 6 % smaller than level 2 and takes three times as long
                 cname="zstd", clevel=2, shuffle=BloscShuffle.bitshuffle, typesize=values.dtype.itemsize
             ),
-            Crc32cCodec(),  # without it a flipped bit decodes to wrong voxels, silently
+            Crc32cCodec(),  # without it, a flipped bit silently decodes to wrong voxels
         ],
         fill_value=fill_value,
         dimension_names=("c", "z", "y", "x")[-values.ndim :],
@@ -149,7 +148,7 @@ def _write_attributes(folder: Path, meta: CaseMeta, spec: PreprocessSpec) -> Non
 
 @contextlib.contextmanager
 def _partial_folder(store: Path, name: str) -> Iterator[Path]:
-    """A new folder in the store that no reader sees, gone when the block ends."""
+    """A new folder in the store that no reader sees; it is deleted when the block ends."""
     folder = store / PARTIAL / partial_name(name, host=socket.gethostname(), pid=os.getpid())
     _make_folder(folder)
     try:
@@ -159,9 +158,9 @@ def _partial_folder(store: Path, name: str) -> Iterator[Path]:
 
 
 def partial_name(name: str, *, host: str, pid: int) -> str:
-    """A new name that tells the leftovers of a killed writer from the folder of a living one.
+    """A unique folder name that tells the leftovers of a killed writer from the folder of a running one.
 
-    No host name holds an "@": with a dash, a leftover of the host "ct-7" could pass for one of process 7 on "ct".
+    Host names never contain "@". With a dash, a leftover from host "ct-7" could pass for process 7 on host "ct".
     """
     return f"{host}@{pid}@{uuid.uuid4().hex[:8]}@{name}"
 
@@ -173,16 +172,16 @@ def _make_folder(folder: Path) -> None:
         except FileNotFoundError:  # another process removed the empty parent between the two steps
             continue
         return
-    raise FileNotFoundError(errno.ENOENT, "cannot be made", str(folder))
+    raise FileNotFoundError(errno.ENOENT, "cannot be created", str(folder))
 
 
 def remove_leftovers(store: Path) -> None:
-    """Delete what killed writers of this machine left behind; writers that still run are spared."""
+    """Delete what killed writers on this machine left behind; writers that are still running are spared."""
     for folder in (store / PARTIAL).glob("*@*@*@*"):
         host, pid, _ = folder.name.split("@", 2)
         if host == socket.gethostname() and not _is_running(int(pid)):
             shutil.rmtree(folder, ignore_errors=True)
-    with contextlib.suppress(OSError):  # another writer is at work in it, or there is none
+    with contextlib.suppress(OSError):  # another writer is using it, or it does not exist
         (store / PARTIAL).rmdir()
 
 
@@ -197,23 +196,23 @@ def _is_running(pid: int) -> bool:
 
 
 def _is_zombie(pid: int) -> bool:
-    # Killed, but its parent has not asked for its exit code: in a container without an init, that stays so.
+    # Killed, but its parent never collected its exit code: in a container without an init, it stays that way.
     try:
         status = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:  # no /proc on this system, or it is gone by now
+    except OSError:  # no /proc on this system, or the process has ended
         return False
     return status.rpartition(")")[2].split()[0] in "ZX"
 
 
 def _swap_in(partial: Path, target: Path) -> None:
-    """Rename ``partial`` to ``target``; an older ``target`` first moves into the folder of partial cases."""
+    """Rename ``partial`` to ``target``; an older ``target`` is first moved into the folder of partial cases."""
     replaced = partial.with_name(partial.name + "-replaced")
     try:
         while not _renamed(partial, target):
-            # Another writer of the same case may take the old one away first; then there is none to move.
+            # Another writer of the same case may have moved the old one away already.
             with contextlib.suppress(FileNotFoundError):
                 os.rename(target, replaced)
-            # It may also put its own there before this one does: then the next round needs the name again.
+            # It may also have put its own case there since: then the next round needs this name again.
             shutil.rmtree(replaced, ignore_errors=True)
         _sync(target.parent)
     finally:

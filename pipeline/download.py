@@ -1,4 +1,4 @@
-"""Fetch the Decathlon's liver data: over any number of dropped connections, checked, whole or not at all."""
+"""Downloads the Decathlon's liver data over any number of dropped connections: verified, completely or not at all."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from urllib.parse import unquote, urlsplit
 
 from data_cache.errors import DataSetError
 from data_cache.files import write_json
+from data_cache.text import pluralise
 from pipeline.decathlon import RawDataSet, read_data_set
 from pipeline.unpack import Progress, check_space, unpack
 
@@ -27,18 +28,18 @@ URL = "https://msd-for-monai.s3-us-west-2.amazonaws.com/Task03_Liver.tar"
 MD5 = "a90ec6c4aa7f6a3d087205e23d4e6397"
 CHUNK_BYTES = 1 << 20
 TIMEOUT_S = 60.0
-ATTEMPTS = 8  # in a row that bring nothing; any byte that comes starts the count again
+ATTEMPTS = 8  # consecutive attempts without any data; each byte received resets the count
 LONGEST_PAUSE_S = 60.0
 RESUMABLE_STATUS = (408, 425, 429, 500, 502, 503, 504)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Remote:
-    """What a server says of the file that it is sending.
+    """A server's description of the file that it is sending.
 
     Attributes:
-        size: Bytes of the whole file, None where the server does not tell.
-        validator: ETag, or else date of the last change: what tells that the file is still the same.
+        size: Bytes of the whole file; None if the server does not say.
+        validator: The ETag, or else the date of the last change, which shows whether the file is still the same.
     """
 
     url: str
@@ -47,20 +48,20 @@ class Remote:
 
     @classmethod
     def of(cls, url: str, response: Any) -> Self:
-        """From the headers of a 200 or 206."""
+        """Read the headers of a response with status 200 or 206."""
         headers = response.headers
         etag = headers.get("ETag", "")
-        # A weak ETag may stay the same while bytes change.
+        # A weak ETag may stay the same although bytes change.
         strong = etag if etag and not etag.startswith("W/") else headers.get("Last-Modified")
         return cls(url=url, size=_total_bytes(response), validator=strong)
 
 
 class _Dropped(Exception):
-    """The connection broke or the server is busy: try again from where it stopped."""
+    """The connection broke or the server is busy: resume where it stopped."""
 
 
 class _Changed(_Dropped):
-    """The server has another file now: what came so far is worthless."""
+    """The server now has a different file: the bytes received so far are worthless."""
 
 
 def download(
@@ -73,24 +74,24 @@ def download(
     notify: Callable[[str], None] = lambda _: None,
     pause: Callable[[float], None] = time.sleep,
 ) -> RawDataSet:
-    """Make ``raw`` the data set that the archive at ``url`` holds.
+    """Download the archive at ``url`` and unpack its data set to ``raw``.
 
-    The archive is kept beside ``raw`` while it comes (``….partial``), so that the same call goes on where an
-    interrupted one stopped, or uses an archive of that name which is there already. The data set is unpacked
-    into a sibling folder and renamed when it is whole. A data set that is complete already is left as it is.
+    During the download the archive lies beside ``raw`` (``….partial``), so that calling this again resumes an
+    interrupted download; a complete archive of that name is used as it is. The data set is unpacked into a sibling
+    folder and renamed once it is complete. A data set that is already complete is left alone.
 
     Args:
-        raw: Folder to make.
-        url: Of a tar file of one Decathlon task, http or https.
-        md5: Of that file.
+        raw: Folder to create.
+        url: Address (http or https) of a tar file of one Decathlon task.
+        md5: Checksum of that file.
         keep_archive: Do not delete the archive at the end.
-        progress: Told of every piece.
-        notify: Told in a line why there will be another attempt, and when.
-        pause: Waits so many seconds before another attempt.
+        progress: Called with each piece of progress.
+        notify: Called with a line that says why and when there will be another attempt.
+        pause: Waits the given number of seconds before another attempt.
 
     Raises:
-        DataSetError: ``raw`` is something else, the disk is too small, the server does not have the file or
-            breaks off again and again, the checksum is wrong, or the archive is damaged or unsafe.
+        DataSetError: ``raw`` is something else, the disk is too small, the server does not have the file or keeps
+            dropping the connection, the checksum is wrong, or the archive is damaged or unsafe.
     """
     raw = raw.absolute()
     present = _existing(raw)
@@ -98,7 +99,7 @@ def download(
         return present
     name = PurePosixPath(unquote(urlsplit(url).path)).name
     if urlsplit(url).scheme not in ("http", "https") or name in ("", ".."):
-        raise DataSetError(f"{url}: is no address of a file (http:// or https://)")
+        raise DataSetError(f"{url}: expected the address of a file, such as https://host/Task03_Liver.tar")
     archive = raw.parent / name
     with _full_disk_named(raw.parent):
         raw.parent.mkdir(parents=True, exist_ok=True)
@@ -110,24 +111,24 @@ def download(
 
 
 def _existing(raw: Path) -> RawDataSet | None:
-    """The data set in ``raw`` if it is complete, None where there is nothing yet."""
+    """The data set in ``raw`` if it is complete; None if there is nothing yet."""
     if not raw.exists() or (raw.is_dir() and not any(raw.iterdir())):
         return None
     remedy = "move it away or delete it, and download again"
     try:
         data_set = read_data_set(raw)
     except DataSetError as failure:
-        raise DataSetError(f"{raw}: is there already, but is no data set ({failure}): {remedy}") from failure
+        raise DataSetError(f"{raw}: exists, but is not a data set ({failure}): {remedy}") from failure
     files = [path for case in data_set.cases for path in (case.image, case.label)]
     missing = [path for path in (*files, *data_set.tests) if not path.exists()]
     if missing:
         raise DataSetError(
-            f"{raw}: is there already, but lacks {len(missing)} of its files, {missing[0].name} first: {remedy}"
+            f"{raw}: exists, but {pluralise(len(missing), 'file')} of it are missing, such as {missing[0].name}: {remedy}"
         )
     return data_set
 
 
-# ---- fetching
+# ---- transfer
 
 
 def _fetch(
@@ -139,12 +140,13 @@ def _fetch(
     notify: Callable[[str], None],
     pause: Callable[[float], None],
 ) -> None:
-    """Bring ``archive`` here, whole and with this md5; one that is there already is only checked."""
+    """Download ``archive`` completely and check its MD5; an archive that exists already is only checked."""
     if archive.exists():
         actual = md5_of(archive, progress=progress)
         if actual != md5.lower():
             raise DataSetError(
-                f"{archive}: its md5 is {actual}, not {md5}: damaged, or another file; delete it, or name its --md5"
+                f"{archive}: expected MD5 {md5}, found {actual}: the file is damaged or a different one: delete it, or pass "
+                "its own MD5 with --md5"
             )
         return
     partial, known = (archive.with_name(archive.name + end) for end in (".partial", ".partial.json"))
@@ -154,8 +156,8 @@ def _fetch(
     if actual != md5.lower():
         partial.unlink()
         raise DataSetError(
-            f"{url}: what came has the md5 {actual}, not {md5}: damaged on the way, or a changed file; it was "
-            "deleted: download again, or name another --url or --md5"
+            f"{url}: expected MD5 {md5}, received {actual}: damaged on the way, or the file has changed; the download was "
+            "deleted: run the same command again, or pass another --url or --md5"
         )
     os.replace(partial, archive)
 
@@ -169,7 +171,7 @@ def _receive_all(
     notify: Callable[[str], None],
     pause: Callable[[float], None],
 ) -> None:
-    """Append to ``partial`` until it is whole, over any number of dropped connections."""
+    """Append to ``partial`` until it is complete, over any number of dropped connections."""
     fruitless = 0
     while True:
         before = _size(partial)
@@ -182,8 +184,8 @@ def _receive_all(
             fruitless = 1 if _size(partial) > before else fruitless + 1
             if fruitless >= ATTEMPTS:
                 raise DataSetError(
-                    f"{url}: {failure}, {ATTEMPTS} times in a row: see that the network works and run the "
-                    f"same command again; the {_size(partial)} bytes that came are kept in {partial}"
+                    f"{url}: {failure}, {ATTEMPTS} times in a row: check the network and run the same command again "
+                    f"to resume; the {_size(partial)} bytes received so far are kept in {partial}"
                 ) from None
             seconds = min(LONGEST_PAUSE_S, 2.0 ** (fruitless - 1))
             notify(f"{failure}: trying again in {seconds:g} s")
@@ -191,27 +193,26 @@ def _receive_all(
 
 
 def _receive(url: str, partial: Path, known: Path, *, progress: Progress) -> None:
-    """One request: the rest of the file, or all of it where the server cannot go on or its file has changed.
+    """One request: the rest of the file, or all of it if the server cannot resume or its file has changed.
 
     Raises:
-        _Dropped: Nothing is wrong with the file; what came is in ``partial``.
-        _Changed: What the server has now does not continue ``partial``.
+        _Dropped: Nothing is wrong with the file; the bytes received are in ``partial``.
+        _Changed: The file that the server has now does not continue ``partial``.
     """
-    # Bytes without a note of what they are of are never built upon.
+    # Never append to bytes of unknown origin.
     earlier = _read_known(known, url)
     have = 0 if earlier is None else _size(partial)
     if earlier is not None and have == earlier.size:
         return
     with _open(url, have, earlier) as response:
         remote, start = Remote.of(url, response), _start(response, have)
-        # A server may ignore If-Range, and send the rest of another file.
+        # A server may ignore If-Range and send the rest of a different file.
         if start is None or (start and earlier is not None and not _is_same(earlier, remote)):
             raise _Changed("the file has changed on the server")
         check_space(partial.parent, remote.size, have=_size(partial))
         if start == 0:
-            partial.unlink(
-                missing_ok=True
-            )  # before the note: it must not vouch for the bytes of another file
+            # Before the record is written, which must not vouch for the bytes of another file.
+            partial.unlink(missing_ok=True)
         write_json(known, asdict(remote))
         _append(response, partial, start=start, size=remote.size, progress=progress)
 
@@ -221,7 +222,7 @@ def _is_same(a: Remote, b: Remote) -> bool:
 
 
 def _read_known(known: Path, url: str) -> Remote | None:
-    """What was noted of a partial file; None where there is no note, or one of another address."""
+    """The record of a partial file; None if there is none, or if it belongs to another address."""
     try:
         remote = Remote(**json.loads(known.read_text()))
     except (OSError, ValueError, TypeError):
@@ -240,12 +241,11 @@ def _open(url: str, have: int, earlier: Remote | None) -> Any:
     except urllib.error.HTTPError as failure:
         failure.close()
         if failure.code == http.client.REQUESTED_RANGE_NOT_SATISFIABLE:
-            raise _Changed("the file on the server is shorter than what came of it") from None
+            raise _Changed("the file on the server is shorter than the part received") from None
         if failure.code in RESUMABLE_STATUS:
-            raise _Dropped(f"the server answers {failure.code} {failure.reason}") from None
+            raise _Dropped(f"the server answered {failure.code} {failure.reason}") from None
         raise DataSetError(
-            f"{url}: the server answers {failure.code} {failure.reason}: see that the address is right, or "
-            "name a mirror with --url"
+            f"{url}: the server answered {failure.code} {failure.reason}: check the address, or pass a mirror with --url"
         ) from None
     except (OSError, http.client.HTTPException) as failure:
         raise _Dropped(f"no connection ({_reason(failure)})") from None
@@ -257,7 +257,7 @@ def _reason(failure: BaseException) -> str:
 
 
 def _start(response: Any, have: int) -> int | None:
-    """Where the response's bytes belong: 0 for a whole file, None for bytes that fit nowhere."""
+    """Offset of the response's bytes in the file: 0 for a whole file, None if they do not continue ours."""
     if response.status == http.client.OK:
         return 0
     match = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""))
@@ -288,7 +288,7 @@ def _append(response: Any, partial: Path, *, start: int, size: int | None, progr
 
 def _read(response: Any) -> bytes:
     try:
-        # read1, so that what came before a connection breaks is kept.
+        # read1, so that the bytes received before a connection breaks are kept.
         chunk: bytes = response.read1(CHUNK_BYTES)
     except (OSError, http.client.HTTPException) as failure:
         raise _Dropped(f"the connection broke ({_reason(failure)})") from None
@@ -296,7 +296,7 @@ def _read(response: Any) -> bytes:
 
 
 def md5_of(path: Path, *, progress: Progress = lambda *_: None) -> str:
-    """The md5 of a file, in hexadecimal, read in pieces."""
+    """The MD5 of a file in hexadecimal digits, computed piece by piece."""
     digest, done, size = hashlib.md5(usedforsecurity=False), 0, _size(path)
     with open(path, "rb") as file:
         while chunk := file.read(CHUNK_BYTES):
@@ -321,5 +321,5 @@ def _full_disk_named(folder: Path) -> Iterator[None]:
         if failure.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise DataSetError(
-            f"{folder}: the disk is full: make room and run the same command again, it goes on where it stopped"
+            f"{folder}: the disk is full: free some space and run the same command again to resume"
         ) from failure

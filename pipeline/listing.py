@@ -1,4 +1,4 @@
-"""dataset.json against the folder it describes: what is missing, extra, miscounted or misnamed."""
+"""Checks dataset.json against the folder that it describes: missing, extra, miscounted or misnamed files."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ TUMOUR_WORDS = ("cancer", "tumor", "tumour", "lesion", "metasta")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """One thing that is wrong.
+    """One fault of a data set.
 
     Attributes:
-        case: Its case, its file below the data set's folder, or dataset.json.
-        severity: "fault" where preprocess would fail or cache something wrong, else "warning".
-        remedy: What to do.
+        case: The case, a file relative to the data set's folder, or dataset.json.
+        severity: "fault" if preprocess would fail or would cache something wrong, otherwise "warning".
+        remedy: What to do about it.
     """
 
     case: str
@@ -34,7 +34,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scan:
-    """An image to check and its label; a test image has none."""
+    """An image to check, with its label; a test image has none."""
 
     name: str
     image: Path
@@ -42,20 +42,20 @@ class Scan:
 
 
 def check_listing(root: Path) -> tuple[list[Scan], list[Finding]]:
-    """The scans of a data set, and what is wrong with its listing.
+    """The scans of a data set, and the faults of its listing.
 
-    Where dataset.json cannot be used, that is a fault, and the scans are the pairs that the folders hold.
+    If dataset.json cannot be used, that is a fault, and the scans are the pairs found in the folders.
 
     Raises:
-        DataSetError: There is no such folder, or neither dataset.json nor imagesTr in it.
+        DataSetError: The folder does not exist, or has neither dataset.json nor imagesTr.
     """
     if not (root / FILE).exists() and not (root / "imagesTr").is_dir():
-        read_data_set(root)  # says what is wrong
+        read_data_set(root)  # raises, and says what is wrong
     try:
         data_set = read_data_set(root)
     except DataSetError as failure:
         what = str(failure).removeprefix(f"{root / FILE}: ").removeprefix(f"{root}: ")
-        return _paired(root), [_fault(what, "correct it: preprocess takes its cases from it")]
+        return _paired(root), [_fault(what, "correct it: preprocess reads its cases from it")]
     content = json.loads((root / FILE).read_text(encoding="utf-8"))
     findings = [*_counts(content, data_set), *_labels(content), *_names(data_set), *_extra_files(data_set)]
     return _listed(data_set), findings
@@ -79,7 +79,7 @@ def _test(root: Path, image: Path) -> Scan:
     return Scan(name=_below(root, image), image=image, label=None)
 
 
-# ---- what the file says of itself
+# ---- the file's own statements
 
 
 def _counts(content: dict[str, Any], data_set: RawDataSet) -> list[Finding]:
@@ -92,23 +92,23 @@ def _counts(content: dict[str, Any], data_set: RawDataSet) -> list[Finding]:
 
 
 def _labels(content: dict[str, Any]) -> list[Finding]:
-    """The names of the labels against 0 background, 1 liver, 2 tumour (the Decathlon says cancer)."""
+    """Compare the label names with 0 background, 1 liver, 2 tumour (the Decathlon says cancer)."""
     labels = content.get("labels")
-    wanted = "it should be 0 background, 1 liver, 2 cancer"
+    wanted = "expected 0 background, 1 liver, 2 cancer"
     if not isinstance(labels, dict):
-        return [_warning(f"has no names of labels ({wanted})", "see that 1 is liver and 2 tumour")]
+        return [_warning(f"has no label names ({wanted})", "make sure that 1 is liver and 2 is tumour")]
     meant = {str(key): _meaning(str(name)) for key, name in labels.items()}
     what = f"labels are {', '.join(f'{key} {name}' for key, name in labels.items())}; {wanted}"
     if meant == {"0": "background", "1": "liver", "2": "tumour"}:
         return []
     if meant.get("1") == "tumour" or meant.get("2") == "liver":
         return [_fault(f"liver and tumour are swapped: {what}", "swap the values in every label file")]
-    return [_warning(what, "see that 1 is liver and 2 tumour in the files")]
+    return [_warning(what, "make sure that 1 is liver and 2 is tumour in the files")]
 
 
 def _meaning(name: str) -> str:
     name = name.lower()
-    if any(word in name for word in TUMOUR_WORDS):  # before the liver: "liver tumour"
+    if any(word in name for word in TUMOUR_WORDS):  # before "liver", for names such as "liver tumour"
         return "tumour"
     return next((known for known in ("background", "liver") if known in name), name)
 
@@ -123,8 +123,8 @@ def _names(data_set: RawDataSet) -> list[Finding]:
             Finding(
                 case=case.case_id,
                 severity="warning",
-                what=f"its label is called {case.label.name}",
-                remedy="see that it is the label of this image",
+                what=f"its label is named {case.label.name}",
+                remedy="make sure that it is the label of this image",
             )
             for case in data_set.cases
             if volume_stem(case.label) != case.case_id
@@ -140,12 +140,12 @@ def _shared_labels(data_set: RawDataSet) -> list[Finding]:
         first = seen.setdefault(case.label, case.case_id)
         if first != case.case_id:
             what = f"has the same label file as {first}"
-            remedy = "list its own label"
+            remedy = "list the label of this case"
             found.append(Finding(case=case.case_id, severity="fault", what=what, remedy=remedy))
     return found
 
 
-# ---- what the folder has besides
+# ---- files that are not listed
 
 
 def _extra_files(data_set: RawDataSet) -> list[Finding]:
@@ -153,7 +153,7 @@ def _extra_files(data_set: RawDataSet) -> list[Finding]:
     cases = (*data_set.cases, *data_set.misnamed)
     listed = {path.resolve() for case in cases for path in (case.image, case.label)}
     listed |= {path.resolve() for path in data_set.tests}
-    # Hidden files, the AppleDouble litter of macOS among them, are nobody's.
+    # Hidden files, such as the AppleDouble files of macOS, are ignored.
     found = [
         path
         for folder in FOLDERS
@@ -164,9 +164,9 @@ def _extra_files(data_set: RawDataSet) -> list[Finding]:
         Finding(
             case=_below(root, path),
             severity="warning",
-            what="is not in dataset.json, so that preprocess leaves it out"
+            what="not in dataset.json, so preprocess ignores it"
             if volume_stem(path)
-            else "is no NIfTI volume: the rest of a broken copy?",
+            else "not a NIfTI volume: left over from an interrupted copy?",
             remedy="list it, or delete it",
         )
         for path in found

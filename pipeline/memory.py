@@ -1,4 +1,4 @@
-"""How many workers the memory allows: what a case will take, from its headers, against what is free."""
+"""How many workers the memory allows: the need of a case, estimated from its headers, against the free memory."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from data_cache.errors import VolumeError
 from pipeline.nifti import VolumeHeader, VolumeStream
 from pipeline.nifti.stream import BLOCK_BYTES
 
-# Measured (peak of a worker): 123 MiB for 512×512×78 int16, 116 for 512×512×60 float64, 235 for 2048×2048×8 float32.
+# Measured peaks of a worker: 123 MiB for 512×512×78 int16, 116 for 512×512×60 float64, 235 for 2048×2048×8 float32.
 WORKER_BYTES = 140 << 20  # Python, its libraries and the views of a case
-BLOCK_COPIES = 8  # of a block's bytes: float64 for the clipping, float32, masks
-BYTES_A_THIN_VOXEL = 8  # two channels of float32
+BLOCK_COPIES = 8  # copies of a block's bytes: float64 for the clipping, float32, masks
+BYTES_PER_IN_PLANE_VOXEL = 8  # two channels of float32
 
 
 def affordable_jobs(jobs: int, *, needed_bytes: int, free_bytes: int | None) -> int:
-    """How many of ``jobs`` workers fit, at least one; all of them where the free memory is not known."""
+    """How many of ``jobs`` workers fit, at least one; all of them if the free memory is not known."""
     return jobs if free_bytes is None else max(1, min(jobs, free_bytes // needed_bytes))
 
 
 def worker_bytes(paths: Iterable[Path], plane_yx: tuple[int, int]) -> int:
-    """What a worker needs for the largest of these files, judging by their headers; unreadable ones are left out."""
+    """Memory that a worker needs for the largest of these files, by their headers; unreadable files are ignored."""
     needed = [WORKER_BYTES]
     for path in paths:
         with contextlib.suppress(VolumeError), VolumeStream.open(path) as stream:
@@ -31,14 +31,14 @@ def worker_bytes(paths: Iterable[Path], plane_yx: tuple[int, int]) -> int:
 
 
 def volume_bytes(header: VolumeHeader, plane_yx: tuple[int, int]) -> int:
-    """What streaming a volume takes: one block of slices, and the thin volume that comes of it."""
+    """Memory for streaming a volume: one block of slices, and all slices averaged in the plane."""
     block = max(header.slice_bytes, min(header.data_bytes, BLOCK_BYTES))
-    thin = header.grid.shape_zyx[0] * plane_yx[0] * plane_yx[1]
-    return block * BLOCK_COPIES + thin * BYTES_A_THIN_VOXEL
+    averaged = header.grid.shape_zyx[0] * plane_yx[0] * plane_yx[1]
+    return block * BLOCK_COPIES + averaged * BYTES_PER_IN_PLANE_VOXEL
 
 
 def free_bytes() -> int | None:
-    """Memory that this process may still take: the system's, or its container's where that is less."""
+    """Memory that this process may still use: the system's, or its container's if that is less; None if unknown."""
     known = [n for n in (_system_free(), *map(_container_free, _CONTAINERS)) if n is not None]
     return min(known) if known else None
 
@@ -58,8 +58,8 @@ def _system_free() -> int | None:
 
 
 def _container_free(files: tuple[str, str]) -> int | None:
-    """Its limit less what is used, cached files not counted: they give way."""
-    with contextlib.suppress(OSError, ValueError):  # no container, or "max"
+    """A container's limit minus its use, without cached files, which make room when memory is needed."""
+    with contextlib.suppress(OSError, ValueError):  # not in a container, or its limit is "max"
         limit, used = (int(Path(file).read_text()) for file in files)
         return max(0, limit - used + _inactive_file_bytes(Path(files[0]).parent))
     return None

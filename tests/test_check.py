@@ -259,8 +259,8 @@ def test_a_copy_among_the_unlabelled_is_a_warning(raw: Path) -> None:
         ({"numTraining": 131}, "fault", "numTraining is 131, but 3 are listed"),
         ({"numTest": 70}, "fault", "numTest is 70, but 0 are listed"),
         ({"labels": {"0": "background", "1": "cancer", "2": "liver"}}, "fault", "swapped"),
-        ({"labels": {"0": "background", "1": "liver"}}, "warning", "it should be 0 background, 1 liver"),
-        ({"labels": None}, "warning", "no names of labels"),
+        ({"labels": {"0": "background", "1": "liver"}}, "warning", "expected 0 background, 1 liver"),
+        ({"labels": None}, "warning", "no label names"),
     ],
 )
 def test_dataset_json_against_what_it_lists(

@@ -82,7 +82,7 @@ def test_a_folder_without_dataset_json(run: Run, tmp_path: Path) -> None:
 
 
 def test_a_folder_that_is_no_cache(run: Run, tmp_path: Path) -> None:
-    assert "is no cache" in error_line(run("inspect", tmp_path))
+    assert "not a liverseg cache: zarr.json is missing" in error_line(run("inspect", tmp_path))
 
 
 def test_a_run_folder_without_checkpoint(run: Run, tiny_world: TinyWorld, tmp_path: Path) -> None:
@@ -233,10 +233,7 @@ def test_too_few_cases_to_train_says_how_many_and_how_to_name_them(
     line = error_line(
         run("train", tiny_world.cache, tmp_path / "run", "--set", "data.folds=9", "--set", "data.fold=8")
     )
-    assert (
-        "has 6 labelled cases, and fold 8 of 9 needs at least 9: add cases, take a lower data.fold, or"
-        in line
-    )
+    assert "has 6 labelled cases, and fold 8 of 9 needs at least 9: add cases, lower data.fold, or" in line
     raw = broken_raw(tiny_world, tmp_path / "raw", cases=1)
     build(read_data_set(raw), tmp_path / "one.zarr", SPEC, jobs=1, report=lambda _: None)
     save_config(tiny_config(epochs=1, steps=1), tmp_path / "tiny.toml")
@@ -244,7 +241,7 @@ def test_too_few_cases_to_train_says_how_many_and_how_to_name_them(
     line = error_line(run(*arguments))
     assert "has 1 labelled case, and fold 0 of 3 needs at least 2: " in line
     # What is advised is a command line that works.
-    advised = shlex.split(line.partition("by hand, as ")[2].partition(" (one may be both)")[0])
+    advised = shlex.split(line.partition("yourself, such as ")[2].partition(" (a case may be in both)")[0])
     assert advised == ["--set", 'data.train_cases=["liver_0"]', "--set", 'data.val_cases=["liver_0"]']
     assert run(*arguments, *advised).exit_code == 0
 

@@ -287,7 +287,7 @@ def test_it_gives_up_after_so_many_fruitless_attempts(server: Server, raw: Path)
         pauses.append(seconds)
         server.statuses = [503]
 
-    with pytest.raises(DataSetError, match="the 70000 bytes that came are kept"):
+    with pytest.raises(DataSetError, match="the 70000 bytes received so far are kept"):
         fetch(server, raw, pause=pause)
     assert pauses == [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 60.0]
     assert (raw.parent / "Task03_Liver.tar.partial").stat().st_size == 70_000
@@ -304,7 +304,7 @@ def test_no_server(raw: Path) -> None:
 @pytest.mark.parametrize("status", [403, 404])
 def test_a_wrong_address_fails_at_once(server: Server, raw: Path, status: int) -> None:
     server.statuses = [status]
-    with pytest.raises(DataSetError, match=f"answers {status}.*--url"):
+    with pytest.raises(DataSetError, match=f"answered {status}.*--url"):
         fetch(server, raw)
     assert len(server.requests) == 1
 
@@ -313,7 +313,7 @@ def test_a_wrong_address_fails_at_once(server: Server, raw: Path, status: int) -
     "url", ["file:///etc/passwd", "ftp://x/y.tar", "http://x", "http://x/a/%2E%2E", "x.tar"]
 )
 def test_only_addresses_of_files(raw: Path, url: str) -> None:
-    with pytest.raises(DataSetError, match="is no address of a file"):
+    with pytest.raises(DataSetError, match="expected the address of a file"):
         dl.download(raw, url=url)
 
 
@@ -373,7 +373,9 @@ def test_a_disk_that_fills_up_meanwhile_keeps_what_came(
 
     with monkeypatch.context() as patch:
         patch.setattr(dl, "unpack", full)
-        with pytest.raises(DataSetError, match="the disk is full: make room and run the same command again"):
+        with pytest.raises(
+            DataSetError, match="the disk is full: free some space and run the same command again"
+        ):
             fetch(server, raw)
     fetch(server, raw)
     assert content(raw) == EXPECTED

@@ -17,7 +17,7 @@ from scipy import ndimage
 
 from data_cache.errors import DataSetError
 from pipeline.phantom import PhantomSpec, draw_anatomy, render, write_phantoms
-from pipeline.phantom.anatomy import Anatomy, Unlike
+from pipeline.phantom.anatomy import Anatomy, DomainShift
 from pipeline.phantom.dataset import _noise_slice
 from pipeline.phantom.implicit import Points, ellipsoid, random_field, tube
 
@@ -316,8 +316,8 @@ def test_nothing_but_the_same_phantoms_is_overwritten(tmp_path: Path) -> None:
         write(cases=1, seed=0)
 
 
-@pytest.mark.parametrize("kind", get_args(Unlike))
-def test_a_phantom_that_is_unlike_others_is_the_same_patient(kind: Unlike) -> None:
+@pytest.mark.parametrize("kind", get_args(DomainShift))
+def test_a_phantom_with_a_domain_shift_is_the_same_patient(kind: DomainShift) -> None:
     seed = max(range(9), key=lambda seed: max((t.radii_mm[0] for t in drawn(seed).tumours), default=0.0))
     usual, unusual = drawn(seed), drawn(seed, replace(SMALL, domain_shift=kind))
     (image, label, grid), (other, same, other_grid) = render(usual), render(unusual)
@@ -344,6 +344,4 @@ def test_a_phantom_that_is_unlike_others_is_the_same_patient(kind: Unlike) -> No
 
 def test_phantoms_that_are_unlike_others_say_so(tmp_path: Path) -> None:
     write_phantoms(tmp_path, cases=1, tests=0, shape_xyz=(16, 16, 16), domain_shift="noise", jobs=1)
-    assert (
-        "unlike ordinary ones in noise" in json.loads((tmp_path / "dataset.json").read_text())["description"]
-    )
+    assert "domain shift in noise" in json.loads((tmp_path / "dataset.json").read_text())["description"]

@@ -531,7 +531,7 @@ def test_a_split_is_taken_from_a_file(tiny_world: TinyWorld, tmp_path: Path) -> 
         ("nonsense", "unreadable"),
         ('{"train": ["liver_1"]}', "val: missing"),
         ('{"train": ["liver_1"], "val": ["liver_88"]}', "no labelled case liver_88"),
-        ('[{"train": ["liver_1"], "val": ["liver_2"]}]', "has 1 fold, none is number 2"),
+        ('[{"train": ["liver_1"], "val": ["liver_2"]}]', "has 1 fold, counted from 0, and no fold 2"),
     ],
 )
 def test_a_split_file_that_cannot_be_used(

@@ -12,7 +12,7 @@ from liverseg.cli.common import FILE, FOLDER, Shape
 if TYPE_CHECKING:
     from data_cache.reader import CacheStore
     from data_cache.schema import CaseMeta
-    from pipeline.phantom.anatomy import Unlike
+    from pipeline.phantom.anatomy import DomainShift
 
 
 @click.command()
@@ -34,7 +34,7 @@ def phantom(
     tests: int,
     shape: tuple[int, int, int],
     seed: int,
-    domain_shift: Unlike | None,
+    domain_shift: DomainShift | None,
     jobs: int | None,
 ) -> None:
     """Write a synthetic Decathlon data set to RAW.

@@ -1,4 +1,4 @@
-"""A model and what it finds, as Python objects: the same steps as ``liverseg predict``, kept in memory."""
+"""A model and its segmentations as Python objects: the same steps as ``liverseg predict``, kept in memory."""
 
 from __future__ import annotations
 
@@ -37,17 +37,17 @@ class Segmentation:
     """A segmented scan.
 
     Attributes:
-        label_zyx: 0 background, 1 liver, 2 tumour, on ``grid``: all zero where no liver was found.
-        grid: The scan's voxels, its axes flipped and permuted to RAS+.
-        foreground_czyx: Probabilities of liver and tumour as the network gave them, on its own coarser grid.
-        box: The slices of ``grid`` that ``foreground_czyx`` covers; None where no liver was found.
-        liver_ml, tumour_ml: The liver's includes its tumours.
+        label_zyx: 0 background, 1 liver, 2 tumour, on ``grid``; all zero if no liver was found.
+        grid: The scan's grid, with its axes flipped and permuted to RAS+.
+        foreground_czyx: The network's probabilities of liver and tumour, on its own coarser grid.
+        box: The part of ``grid`` that ``foreground_czyx`` covers; None if no liver was found.
+        liver_ml, tumour_ml: Volumes; the liver's includes its tumours.
         notes: What was assumed or replaced while reading.
-        header: Of the scan's file, for ``save``.
-        open_scan: Gives the scan as a NIfTI file, for pictures.
-        samples_nczyx: Of each sample, all that the network said, on the grid of ``foreground_czyx``, or of the whole
-            scan where no liver was found; None where none were drawn.
-        doubts: What the samples disagree on: volumes with intervals, possible lesions, one number for the scan.
+        header: Header of the scan's file, for ``save``.
+        open_scan: Opens the scan as a NIfTI file, for pictures.
+        samples_nczyx: All outputs of the network for each sample, on the grid of ``foreground_czyx``, or of the whole
+            scan if no liver was found; None if no samples were drawn.
+        uncertainty: What the samples disagree on: volume intervals, possible lesions, one number for the scan.
     """
 
     label_zyx: NDArray[np.uint8]

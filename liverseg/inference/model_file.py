@@ -1,4 +1,4 @@
-"""A trained network as one file to hand on: weights, and in the header all that is needed to apply and judge it."""
+"""A trained network as one file to share: weights, and a header with all that is needed to apply and judge it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from liverseg.training.checkpoint import BEST, load_checkpoint
 from liverseg.training.config import TrainConfig, config_from_json
 
 SUFFIX = ".safetensors"
-KEY = "liverseg"  # of the header's metadata, which maps strings to strings
+KEY = "liverseg"  # key in the header's metadata, which maps strings to strings
 FORMAT = 1
 LICENCE_NOTE = (
     "Weights inherit the terms of the data that they were trained on (Decathlon Task03_Liver: CC-BY-SA 4.0). "
@@ -32,7 +32,7 @@ LICENCE_NOTE = (
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Trained:
-    """A network with its weights, how it was trained, and the spec of what it sees."""
+    """A network with its weights, its configuration, and the preprocessing spec of its input."""
 
     network: UNet
     config: TrainConfig
@@ -40,30 +40,32 @@ class Trained:
 
 
 def load_trained(path: Path) -> Trained:
-    """The best network of a run's folder, or of a file that ``export_model`` wrote.
+    """The best network of a run's folder, or the network in a file written by ``export_model``.
 
     Raises:
-        RunError: There is no such folder or file, or it is damaged.
+        RunError: The folder or file does not exist or is damaged.
     """
     if path.is_file():
         return _load_file(path)
     if not path.is_dir():
-        raise RunError(f"{path}: no such folder: name a training run, or a file of liverseg export")
+        raise RunError(
+            f"{path}: no such file or folder: name a training run or a file written by liverseg export"
+        )
     content = load_checkpoint(path / BEST)
     return _trained(content, content["average"], source=str(path / BEST))
 
 
 def export_model(run: Path, path: Path, *, licence: str = LICENCE_NOTE) -> Path:
-    """Write the best network of ``run`` as ``path`` and return it; nothing of the optimizer goes along.
+    """Write the best network of ``run`` to ``path``, without the optimizer's state, and return the path.
 
-    The header holds the configuration, the spec, label names, the validation score, the summary of
-    ``RUN/evaluation`` where there is one of this network alone, and ``licence``.
+    The header contains the configuration, the spec, label names, the validation score, the summary of
+    ``RUN/evaluation`` if it is that of this network alone, and ``licence``.
 
     Raises:
-        RunError: ``path`` does not end in .safetensors, or the run has no checkpoint that can be read.
+        RunError: ``path`` does not end in .safetensors, or the run has no readable checkpoint.
     """
     if path.suffix != SUFFIX:
-        raise RunError(f"{path}: name a file that ends in {SUFFIX}")
+        raise RunError(f"{path}: expected a file name that ends in {SUFFIX}")
     content = load_checkpoint(run / BEST)
     about = {
         "format": FORMAT,
@@ -84,21 +86,21 @@ def export_model(run: Path, path: Path, *, licence: str = LICENCE_NOTE) -> Path:
 
 
 def describe(path: Path) -> dict[str, Any]:
-    """What the header of an exported file says.
+    """The header of an exported file.
 
     Raises:
-        RunError: It is no safetensors file, not one of ours, or of another format.
+        RunError: The file is not a safetensors file, was not written by ``export_model``, or has another format.
     """
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
     except (OSError, SafetensorError) as failure:
-        raise RunError(f"{path}: is no readable {SUFFIX} file ({failure})") from failure
+        raise RunError(f"{path}: not a readable {SUFFIX} file ({failure})") from failure
     if KEY not in metadata:
-        raise RunError(f"{path}: holds weights, but not of liverseg export")
+        raise RunError(f"{path}: contains weights, but was not written by liverseg export")
     about: dict[str, Any] = json.loads(metadata[KEY])
     if about.get("format") != FORMAT:
-        raise RunError(f"{path}: file format {about.get('format')!r}, this software reads {FORMAT}")
+        raise RunError(f"{path}: expected file format {FORMAT}, found {about.get('format')!r}")
     return about
 
 
@@ -115,7 +117,9 @@ def _trained(content: dict[str, Any], weights: dict[str, Tensor], *, source: str
     try:
         network.load_state_dict(weights)
     except RuntimeError as failure:
-        raise RunError(f"{source}: its weights are not of the network it describes: {failure}") from failure
+        raise RunError(
+            f"{source}: its weights do not fit the network that it describes: {failure}"
+        ) from failure
     spec = parse(PreprocessSpec, content["spec"], source=source, error=RunError)
     return Trained(network=network, config=config, spec=spec)
 
@@ -125,5 +129,5 @@ def _evaluation(run: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    # Scores of an ensemble are not those of the one network that goes along.
+    # The scores of an ensemble are not those of the one network that is exported.
     return summary if len(summary.get("models", [run])) == 1 else None

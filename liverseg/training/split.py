@@ -1,4 +1,4 @@
-"""Who is learnt from and who is held back: dealt by a hash, written beside the run."""
+"""Which cases train and which validate: split by a hash, and recorded in the run's folder."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SPLIT = "split.json"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Split:
-    """Case ids of a run, and the sha256 of each training image, by which it is known in any other cache."""
+    """Case IDs of a run, and the sha256 of each training image, which identifies it in any other cache."""
 
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
     train: tuple[str, ...]
@@ -32,10 +32,11 @@ class Split:
 
 
 def make_split(store: CacheStore, config: DataConfig, *, seed: int) -> Split:
-    """Deal the labelled cases of a store, or take the ones that are named, or those of a file.
+    """Split the labelled cases of a store, or take those that the configuration names or lists in a file.
 
     Raises:
-        ConfigError: The file cannot be read, a named case is not in the store, or too few cases are left to train and validate.
+        ConfigError: The file cannot be read, a named case is not in the store, or there are too few cases to train
+            and validate.
     """
     labelled = [case_id for case_id in store.case_ids if store.meta(case_id).label is not None]
     named = _named(config)
@@ -48,7 +49,7 @@ def make_split(store: CacheStore, config: DataConfig, *, seed: int) -> Split:
         train, val = map(tuple, k_fold_split(labelled, folds=config.folds, fold=config.fold, seed=seed))
     if named is not None and not (train and val):
         raise ConfigError(
-            f"data.split: {config.split}: names no case to {'validate' if train else 'train'} on"
+            f"data.split: {config.split}: lists no case to {'validate' if train else 'train'} on"
         )
     if not train or not val:
         raise ConfigError(_too_few(store, labelled, config))
@@ -59,19 +60,19 @@ def make_split(store: CacheStore, config: DataConfig, *, seed: int) -> Split:
 def _too_few(store: CacheStore, labelled: Sequence[str], config: DataConfig) -> str:
     have = f"{store.path}: has {pluralise(len(labelled), 'labelled case')}"
     if not labelled:
-        return f"{have}, and training needs some: build them with liverseg preprocess"
-    # Every folds-th case validates, from the fold-th on: it must be there, and another one to learn from.
+        return f"{have}, and training needs at least 2: build them with liverseg preprocess"
+    # Every folds-th case validates, starting with the fold-th: that case must exist, and another one to train on.
     needed = max(2, config.fold + 1)
     by_hand = f"--set 'data.train_cases=[\"{labelled[0]}\"]' --set 'data.val_cases=[\"{labelled[-1]}\"]'"
     return (
-        f"{have}, and fold {config.fold} of {config.folds} needs at least {needed}: add cases, take a lower "
-        f"data.fold, or name them by hand, as {by_hand} (one may be both)"
+        f"{have}, and fold {config.fold} of {config.folds} needs at least {needed}: add cases, lower data.fold, "
+        f"or name the cases yourself, such as {by_hand} (a case may be in both)"
     )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Named:
-    """Case ids as somebody has given them."""
+    """Case IDs given by a user."""
 
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
     train: tuple[str, ...]
@@ -95,17 +96,17 @@ def _read_named(path: Path, *, fold: int) -> _Named:
     if isinstance(content, list):
         if fold >= len(content):
             raise ConfigError(
-                f"data.split: {path}: has {pluralise(len(content), 'fold')}, none is number {fold}"
+                f"data.split: {path}: has {pluralise(len(content), 'fold')}, counted from 0, and no fold {fold}"
             )
         content = content[fold]
     if isinstance(content, dict):
-        # Checksums are taken from the store, so that the file can also be written by hand.
+        # Checksums are taken from the store, so that the file may also be written by hand.
         content.pop("train_sha256", None)
     return parse(_Named, content, source=f"data.split: {path}", error=ConfigError)
 
 
 def k_fold_split(case_ids: Sequence[str], *, folds: int, fold: int, seed: int) -> tuple[list[str], list[str]]:
-    """Training and validation ids: cases ordered by a hash of seed and id, every ``folds``-th validates."""
+    """Training and validation IDs: cases are ordered by a hash of seed and ID, and every ``folds``-th validates."""
     shuffled = sorted(case_ids, key=lambda i: hashlib.sha256(f"{seed}/{i}".encode()).digest())
     val = set(shuffled[fold::folds])
     return [i for i in case_ids if i not in val], [i for i in case_ids if i in val]
@@ -117,7 +118,7 @@ def save_split(split: Split, run: Path) -> None:
 
 
 def load_split(run: Path) -> Split:
-    """Read ``split.json``; raises RunError where there is none or it does not parse."""
+    """Read ``split.json``; raises RunError if it is missing or damaged."""
     path = run / SPLIT
     try:
         content = json.loads(path.read_text())
@@ -129,6 +130,6 @@ def load_split(run: Path) -> Split:
 
 
 def together(splits: Sequence[Split]) -> Split:
-    """Of an ensemble: trained on is what any member was trained on, the rest is the first one's."""
+    """The split of an ensemble: trained on is what any member was trained on; the rest is that of the first."""
     hashes = dict.fromkeys(sha256 for split in splits for sha256 in split.train_sha256)
     return replace(splits[0], train_sha256=tuple(hashes))

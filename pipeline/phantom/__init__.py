@@ -1,4 +1,4 @@
-"""A synthetic Decathlon data set: imagined patients, drawn, painted and scanned."""
+"""A synthetic Decathlon data set: patients that are drawn, painted and scanned."""
 
 from pipeline.phantom.anatomy import Anatomy, PhantomSpec
 from pipeline.phantom.dataset import render, write_phantoms

@@ -1,8 +1,8 @@
-"""One imagined patient: the numbers that say where the organs lie and how bright they are, drawn at random.
+"""A synthetic patient: randomly drawn numbers that define where the organs are and how bright they are.
 
 Distances are in a *reference frame*: millimetres of a patient of average size, x to the patient's right, y to the
 front, z upwards, the origin in the middle of the trunk at the height of the right dome of the diaphragm. The patient's
-own millimetres are the reference times ``scale_xyz``. The proportions were read off ``chaos_ct03``.
+own millimetres are the reference times ``scale_xyz``. The proportions were measured on ``chaos_ct03``.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ LIVER_LOW_MM: PointMm = (-130.0, -105.0, -235.0)
 LIVER_HIGH_MM: PointMm = (150.0, 115.0, 15.0)
 
 
-Unlike = Literal["noise", "contrast", "tumour"]
+DomainShift = Literal["noise", "contrast", "tumour"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PhantomSpec:
-    """What is asked of a phantom.
+    """The requested properties of a phantom.
 
     Attributes:
-        shape_xyz: Its number of voxels along x, y and z, as a NIfTI header counts them.
-        unlike: What sets its scan apart from ordinary ones; see ``phantom.unlike``.
+        shape_xyz: Number of voxels along x, y and z, as a NIfTI header counts them.
+        domain_shift: How its scan differs from ordinary ones; see ``phantom.domain_shift``.
     """
 
     shape_xyz: tuple[int, int, int] = (192, 192, 96)
-    domain_shift: Unlike | None = None
+    domain_shift: DomainShift | None = None
 
     def __post_init__(self) -> None:
         if min(self.shape_xyz) < 8:
@@ -82,8 +82,8 @@ class Tumour:
         center: Reference frame.
         radii_mm: Semi-axes along x, y and z.
         contrast_hu: Brightness relative to the liver.
-        rim_hu: What its rim of a fifth of the radius has more than its inside; 0 for none.
-        core_hu: What its necrotic centre has more than the rest (negative); 0 for none.
+        rim_hu: Brightness of its rim, a fifth of the radius, relative to its inside; 0 for no rim.
+        core_hu: Brightness of its necrotic centre relative to the rest (negative); 0 for no core.
         dent: Amplitude of its dents as a fraction of the radius.
     """
 
@@ -97,7 +97,7 @@ class Tumour:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LiverShape:
-    """The planes that a liver is moulded by; see ``liver_distance``."""
+    """The planes that shape a liver; see ``liver_distance``."""
 
     underside_mm: float
     underside_slope: float
@@ -131,15 +131,17 @@ class Anatomy:
     """Everything that ``render`` needs; equal records give equal voxels.
 
     Attributes:
-        shape_xyz: Voxels.
+        shape_xyz: Number of voxels.
         spacing_xyz_mm: Voxel size.
         origin_xyz_mm: Centre of the first voxel in the patient's own millimetres.
-        world_xyz_mm: What the scanner's coordinates add to the patient's.
+        world_xyz_mm: Offset of the scanner's coordinates from the patient's.
         scale_xyz: Patient's millimetres per reference millimetre.
-        key: Names the random fields and the noise.
-        fat_mm: Thickness of the fat under the skin; wall_mm: of the muscle of the trunk.
-        noise_hu: Standard deviation of the noise in the middle of the body; noise_blur_px: its correlation.
-        padding_hu: What the scanner writes outside its circular field of view; None if it has none.
+        key: Seed of the random fields and the noise.
+        fat_mm: Thickness of the fat under the skin.
+        wall_mm: Thickness of the trunk's muscle.
+        noise_hu: Standard deviation of the noise in the middle of the body.
+        noise_blur_px: Width of the Gaussian that correlates the noise.
+        padding_hu: Value that the scanner writes outside its circular field of view; None for no such padding.
         table_mm: Gap between the back and the table.
     """
 

@@ -74,7 +74,7 @@ def _canal(points: Points) -> Volume:
 
 
 def _vertebral_arch(points: Points) -> Volume:
-    """Ring around the canal, spinous process behind it, transverse processes beside it, once a vertebra."""
+    """Ring around the canal, spinous process behind it, transverse processes beside it, once per vertebra."""
     phase = _vertebra_phase(points)
     across = np.abs(points.x)
     ring = np.abs(_canal_axis(points) - 11.5) - 3.0 + 2.5 * np.clip(np.abs(phase) - 0.55, 0, 1)

@@ -20,7 +20,7 @@ _EVERYWHERE: tuple[PointMm, PointMm] = ((-1e4, -1e4, -1e4), (1e4, 1e4, 1e4))
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Canvas:
-    """A slab being painted. ``hu`` is the one array here that is written in place: each organ covers the last."""
+    """A slab being painted. Only ``hu`` is written in place: each organ covers the previous ones."""
 
     anatomy: Anatomy
     points: Points
@@ -50,7 +50,7 @@ class Canvas:
         return random_field(points, (self.anatomy.key, name), spacing_mm=spacing_mm)
 
     def threads(self, points: Points, name: int, spacing_mm: float) -> Volume:
-        """0 on a tangle of curves, growing to about 1 between them: where two random fields vanish together."""
+        """0 on a tangle of curves, where two random fields are both zero, rising to about 1 between them."""
         first, second = self.texture(points, name, spacing_mm), self.texture(points, name + 1, spacing_mm)
         return np.sqrt(first * first + second * second)
 

@@ -1,4 +1,4 @@
-"""A synthetic Decathlon data set: imagined patients painted slab by slab and written as Task03_Liver files."""
+"""A synthetic Decathlon data set: patients painted slab by slab and written as Task03_Liver files."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from data_cache.files import write_text
 from data_cache.geometry import Grid
 from data_cache.text import pluralise
 from pipeline.nifti import write_volume
-from pipeline.phantom.anatomy import Anatomy, PhantomSpec, Unlike
+from pipeline.phantom.anatomy import Anatomy, DomainShift, PhantomSpec
 from pipeline.phantom.implicit import Volume
 from pipeline.phantom.painting import paint_slab
 from pipeline.phantom.patient import draw_anatomy
 from pipeline.workers import Failure, run_parallel
 
-# A slab's dozen of float32 arrays then take about 100 MB, whatever the volume.
+# The dozen float32 arrays of a slab then take about 100 MB, whatever the volume.
 _SLAB_VOXELS = 1_500_000
 
 
@@ -32,8 +32,8 @@ _SLAB_VOXELS = 1_500_000
 def render(anatomy: Anatomy) -> tuple[NDArray[np.int16], NDArray[np.uint8], Grid]:
     """Paint and scan a patient.
 
-    Slab by slab along z: 512×512×400 voxels need under 1 GB. Noise and fields are fixed in space and by slice, so
-    slabs fit together whatever their height.
+    This goes slab by slab along z: 512×512×400 voxels need under 1 GB. Noise and fields are fixed in space and by
+    slice, so slabs fit together whatever their height.
 
     Returns:
         Image (nz, ny, nx) in HU, label (nz, ny, nx) with 0 background, 1 liver, 2 cancer, and their grid, RAS+.
@@ -77,7 +77,8 @@ def _scanned(anatomy: Anatomy, hu: Volume, first_slice: int) -> NDArray[np.int16
 
 
 def _noise_gain(anatomy: Anatomy) -> Volume:
-    """Noise (ny, nx) in HU: fullest in the middle of the body, where fewest photons arrive; half in the air."""
+    """Standard deviation of the noise (ny, nx) in HU: highest in the middle of the body, where the fewest photons arrive;
+    half of that in air."""
     x_mm, y_mm, _ = _axes_mm(anatomy, 0, 1)
     body = np.exp(-((x_mm / 130.0) ** 2)[None, :] - ((y_mm / 110.0) ** 2)[:, None])
     return np.asarray(anatomy.noise_hu * (0.5 + 0.5 * body), dtype=np.float32)
@@ -89,12 +90,12 @@ def _noise_slice(anatomy: Anatomy, number: int) -> Volume:
     shared = 0.35
     raw = np.zeros((ny, nx), dtype=np.float32)
     for offset, weight in ((-1, shared), (0, 1.0), (1, shared)):
-        # + 1: seeds are not negative, and the slice below the first one is drawn too.
+        # + 1: seeds cannot be negative, and the slice below the first one is drawn, too.
         seed = (anatomy.key, 4, number + offset + 1)
         raw += np.float32(weight) * np.random.default_rng(seed).standard_normal((ny, nx), dtype=np.float32)
     blurred = ndimage.gaussian_filter(raw, anatomy.noise_blur_px, mode="wrap")
     kernel = ndimage.gaussian_filter1d(np.eye(1, 31, 15)[0], anatomy.noise_blur_px)
-    # Filtering white noise scales its variance by the sum of the squared weights, here once along y and once along x.
+    # Filtering white noise scales its variance by the sum of the squared weights, here along y and along x.
     return np.asarray(blurred / (float(kernel @ kernel) * np.sqrt(1 + 2 * shared**2)), dtype=np.float32)
 
 
@@ -114,30 +115,32 @@ def write_phantoms(
     tests: int,
     shape_xyz: tuple[int, int, int] = PhantomSpec().shape_xyz,
     seed: int = 0,
-    domain_shift: Unlike | None = None,
+    domain_shift: DomainShift | None = None,
     jobs: int = 1,
     progress: Callable[[str], None] = lambda _: None,
 ) -> list[Path]:
-    """Write a data set in the Decathlon's layout, cases ``liver_0`` … then the unlabelled ones.
+    """Write a data set in the Decathlon's layout: labelled cases from ``liver_0`` on, then the unlabelled ones.
 
     Case ``i`` of a seed has the same bytes whatever the number of cases or jobs (on one machine: NumPy and zlib may
-    round or pack differently elsewhere). Even cases are stored LPS, odd ones RAS.
+    round or compress differently elsewhere). Even cases are stored as LPS, odd ones as RAS.
 
     Args:
-        raw: Folder to hold ``imagesTr``, ``labelsTr``, ``imagesTs`` and ``dataset.json``; made if missing.
-        cases: Number of labelled cases; tests: of unlabelled ones, numbered after them.
-        shape_xyz: Voxels of every case.
+        raw: Folder for ``imagesTr``, ``labelsTr``, ``imagesTs`` and ``dataset.json``; created if missing.
+        cases: Number of labelled cases.
+        tests: Number of unlabelled cases, numbered after the labelled ones.
+        shape_xyz: Voxels of each case.
         seed: Chooses the patients.
-        unlike: Make the scans unlike ordinary ones in this; the patients stay the same.
+        domain_shift: How the scans differ from ordinary ones; the patients stay the same.
         jobs: Number of worker processes.
-        progress: Called with the name of each case when its files are complete.
+        progress: Called with the name of each case once its files are complete.
 
     Returns:
         The image files, in the order of their numbers.
 
     Raises:
         ValueError: A negative number of cases, or a shape below 8 voxels.
-        DataSetError: ``raw`` holds another data set, or phantoms of other settings: nothing is overwritten.
+        DataSetError: ``raw`` holds another data set, or phantoms with other settings, and nothing is overwritten; or
+            a case could not be written.
     """
     if cases < 0 or tests < 0:
         raise ValueError(f"the numbers of cases and tests cannot be negative, got {cases} and {tests}")
@@ -174,17 +177,17 @@ def _write_case(number: int, *, raw: Path, spec: PhantomSpec, seed: int, labelle
 
 
 def _refuse_other_data(raw: Path, dataset: str) -> None:
-    """Only the same phantoms may be written again: a folder of patients must never lose one to a phantom."""
+    """Only the same phantoms may be written again: a phantom must never replace a patient's scan."""
     path = raw / "dataset.json"
     if path.exists() and path.read_text(encoding="utf-8") != dataset:
         raise DataSetError(
-            f"{raw}: holds another data set, or phantoms of other settings: name another folder"
+            f"{raw}: holds another data set, or phantoms with other settings: name another folder"
         )
 
 
 def _dataset(cases: int, tests: int, *, spec: PhantomSpec, seed: int) -> dict[str, object]:
     shape = "×".join(map(str, spec.shape_xyz))
-    domain_shift = "" if spec.domain_shift is None else f", unlike ordinary ones in {spec.domain_shift}"
+    domain_shift = "" if spec.domain_shift is None else f", domain shift in {spec.domain_shift}"
     names = [f"liver_{n}.nii.gz" for n in range(cases)]
     return {
         "name": "LIVER",

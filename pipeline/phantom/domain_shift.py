@@ -1,22 +1,22 @@
-"""Phantoms unlike all others: what a network trained on ordinary ones has never seen, and ought to be unsure of."""
+"""Phantoms with a domain shift: scans that a network trained on ordinary phantoms should be uncertain about."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, replace
 
-from pipeline.phantom.anatomy import Anatomy, Enhancement, Unlike
+from pipeline.phantom.anatomy import Anatomy, DomainShift, Enhancement
 
 NOISE_TIMES = 2.0
-# Of the distance between each tissue and unenhanced muscle; ordinary scans without contrast medium keep all of it.
+# Share of each tissue's difference from unenhanced muscle that is left; ordinary scans keep all of it.
 CONTRAST_LEFT = 0.25
 GREY_HU = 55.0
 # Ordinary tumours are 40 to 80 HU darker than the liver or 20 to 40 brighter.
 DENSE_HU = 130.0
 
 
-def made_unlike(anatomy: Anatomy, kind: Unlike) -> Anatomy:
-    """The same patient with ``noise`` doubled, without ``contrast`` between tissues, or with a ``tumour`` of a density
-    that no ordinary one has; the label stays as it is."""
+def with_domain_shift(anatomy: Anatomy, kind: DomainShift) -> Anatomy:
+    """The same patient with doubled ``noise``, little ``contrast`` between tissues, or each ``tumour`` denser than any
+    ordinary one; the label is unchanged."""
     match kind:
         case "noise":
             return replace(anatomy, noise_hu=NOISE_TIMES * anatomy.noise_hu)

@@ -1,4 +1,4 @@
-"""Solids as signed distances and smooth random fields: what a phantom is drawn with. Millimetres throughout."""
+"""Solids as signed distances, and smooth random fields, from which phantoms are drawn. All lengths are in mm."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 Volume = NDArray[np.float32]
 PointMm = tuple[float, float, float]
-"""A place or an extent in the order x, y, z."""
+"""A position or an extent in the order x, y, z."""
 Distance = Callable[["Points"], Volume]
 """Negative inside a solid, positive outside, in mm; exact on the surface and close to it."""
 
@@ -22,7 +22,7 @@ _SPLINE_GAIN = float(0.479**-1.5)
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Points:
-    """The places at which solids and fields are evaluated.
+    """The positions at which solids and fields are evaluated.
 
     Attributes:
         axes_mm: Coordinates x (nx,), y (ny,), z (nz,) of the lattice, ascending, before any warp.
@@ -46,7 +46,7 @@ class Points:
         return replace(self, x=self.x + dx, y=self.y + dy, z=self.z + dz)
 
     def window(self, low_mm: PointMm, high_mm: PointMm) -> tuple[slice, slice, slice]:
-        """Index ranges (z, y, x) of the lattice points inside a box; empty where the box misses the lattice."""
+        """Index ranges (z, y, x) of the lattice points inside a box; empty if the box misses the lattice."""
         ranges = (
             slice(int(np.searchsorted(axis, low)), int(np.searchsorted(axis, high, side="right")))
             for axis, low, high in zip(self.axes_mm, low_mm, high_mm, strict=True)
@@ -65,7 +65,7 @@ class Points:
 def ellipsoid(
     points: Points, center: PointMm, radii: PointMm, *, lean: tuple[float, float] = (0, 0)
 ) -> Volume:
-    """Distance to an ellipsoid; ``lean`` shears x and y by so many mm a mm of height.
+    """Distance to an ellipsoid; ``lean`` shears x and y by this many mm per mm of height.
 
     The first-order distance k0(k0 - 1)/k1 of Quilez, https://iquilezles.org/articles/ellipsoids.
     """
@@ -102,13 +102,14 @@ def smooth_min(a: NDArray[np.floating], b: NDArray[np.floating], *, blend_mm: fl
 def random_field(points: Points, key: tuple[int, ...], *, spacing_mm: float) -> Volume:
     """A smooth random field of about unit standard deviation and zero mean, (nz, ny, nx).
 
-    Cubic B-splines on a lattice of normal numbers fixed in space, so that slabs of one volume fit together, whatever
-    their size. Plain sums rather than matrix products: BLAS may round differently with another number of threads.
+    Cubic B-splines on a lattice of normal random numbers that is fixed in space, so that slabs of one volume fit
+    together, whatever their size. Plain sums rather than matrix products: BLAS may round differently with another
+    number of threads.
 
     Args:
         points: Where to evaluate; the warp is not applied.
-        key: Names the field; the same key gives the same field.
-        spacing_mm: Distance of the lattice; features are about twice as large.
+        key: Seed of the field; the same key gives the same field.
+        spacing_mm: Spacing of the lattice; features are about twice as large.
     """
     positions = [
         np.clip((axis_mm - low) / spacing_mm, 0.0, (high - low) / spacing_mm).astype(np.float32)
@@ -118,7 +119,7 @@ def random_field(points: Points, key: tuple[int, ...], *, spacing_mm: float) -> 
     nx, ny, _ = (
         int((h - lo) / spacing_mm) + 4 for lo, h in zip(LATTICE_LOW_MM, LATTICE_HIGH_MM, strict=True)
     )
-    # Each plane has its own seed, so that a slab draws only the planes that it lies between.
+    # Each plane has its own seed, so that a slab draws only the planes around it.
     first = int(z.min())
     planes = range(first, int(z.max()) + 4)
     lattice = np.stack(

@@ -17,7 +17,7 @@ from pipeline.phantom.implicit import Points, Volume, ellipsoid, smooth_max, smo
 
 
 def paint_table(canvas: Canvas) -> None:
-    """Two curved shells with foam between them; drawn on unwarped axes, since it is no part of the patient."""
+    """Two curved shells with foam between them; drawn on unwarped axes, since it is not part of the patient."""
     anatomy = canvas.anatomy
     x_mm, y_mm, _ = (axis * s for axis, s in zip(canvas.points.axes_mm, anatomy.scale_xyz, strict=True))
     top_mm = -(104.0 * anatomy.scale_xyz[1] + anatomy.fat_mm * 0.8 + anatomy.table_mm)

@@ -1,4 +1,4 @@
-"""Draws an imagined patient and the scan of them: ``draw_anatomy``."""
+"""Draws a synthetic patient and a scan: ``draw_anatomy``."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from pipeline.phantom.anatomy import (
     over_underside,
     patient_points,
 )
-from pipeline.phantom.domain_shift import made_unlike
+from pipeline.phantom.domain_shift import with_domain_shift
 from pipeline.phantom.implicit import PointMm, Points, Volume
 
 PHASES = ("native", "arterial", "portal", "delayed")
@@ -34,10 +34,10 @@ _COARSE_MM = 5.0
 
 
 def draw_anatomy(spec: PhantomSpec, *, rng: np.random.Generator) -> Anatomy:
-    """Draw a patient and a scan of them.
+    """Draw a patient and a scan.
 
     The liver's underside is moved until its volume is the one drawn, 1.05-2.1 L, on a grid of 5 mm; tumours are placed
-    inside the liver thus found, and the scanned range is laid around it.
+    inside that liver, and the scanned range is laid around it.
     """
     anatomy = _draw_patient(spec, rng=rng)
     points = patient_points(anatomy, _coarse_axes())
@@ -45,8 +45,8 @@ def draw_anatomy(spec: PhantomSpec, *, rng: np.random.Generator) -> Anatomy:
     liver_mm = liver_distance(anatomy, points)
     tumours = _draw_tumours(points, liver_mm, rng=rng)
     whole = _with_scan(replace(anatomy, tumours=tumours), points, liver_mm, rng=rng)
-    # Last, so that it draws nothing: the same patient as the ordinary phantom of this generator.
-    return whole if spec.domain_shift is None else made_unlike(whole, spec.domain_shift)
+    # Last, and without drawing: the patient is the same as the ordinary phantom of this generator.
+    return whole if spec.domain_shift is None else with_domain_shift(whole, spec.domain_shift)
 
 
 def _draw_patient(spec: PhantomSpec, *, rng: np.random.Generator) -> Anatomy:
@@ -101,7 +101,7 @@ def _draw_enhancement(phase: str, *, rng: np.random.Generator) -> Enhancement:
         name: native[name] + (mean - native[name]) * dose * rng.uniform(0.92, 1.08)
         for name, mean in means.items()
     }
-    # One liver in six is fatty: some tens of HU darker, its vessels and the spleen as bright as ever.
+    # One liver in six is fatty: some tens of HU darker, while its vessels and the spleen stay as bright.
     fat = rng.uniform(15.0, 40.0) if rng.random() < 0.17 else 0.0
     drawn["liver"] = float(np.clip(drawn["liver"] + rng.normal(0.0, 6.0) - fat, 60.0, 140.0))
     return Enhancement(**{name: float(value) for name, value in drawn.items()})
@@ -173,7 +173,7 @@ def _draw_tree(
 
 
 def _draw_twigs(parent: Vessel, *, generations: int, rng: np.random.Generator) -> list[Vessel]:
-    """Two twigs at the end and one on the way, each shorter and thinner (Murray: radius³ is kept)."""
+    """Two twigs at the end and one along the way, each shorter and thinner (Murray's law: radius³ is conserved)."""
     if generations == 0:
         return []
     axis = np.subtract(parent.end, parent.start)
@@ -203,7 +203,7 @@ def _coarse_axes() -> tuple[Volume, Volume, Volume]:
 
 
 def _draw_volume_ml(scale_xyz: PointMm, *, rng: np.random.Generator) -> float:
-    # Larger people have larger livers; the clip leaves room below 2.2 L and above 1 L for the coarse grid's error.
+    # Larger people have larger livers; clipped so that the coarse grid's error keeps it between 1 L and 2.2 L.
     return float(np.clip(1500.0 * math.prod(scale_xyz) * rng.lognormal(0.0, 0.16), 1080.0, 2100.0))
 
 
@@ -226,7 +226,7 @@ def _with_volume(anatomy: Anatomy, points: Points, volume_ml: float) -> Anatomy:
 
 
 def _draw_tumours(points: Points, liver_mm: Volume, *, rng: np.random.Generator) -> tuple[Tumour, ...]:
-    """0-8 lesions; one patient in eight has none (13 of the Decathlon's 131 have none)."""
+    """0-8 lesions; one patient in eight has none (in the Decathlon, 13 of 131)."""
     count = 0 if rng.random() < 0.12 else int(np.clip(1 + rng.geometric(0.33) - 1, 1, 8))
     diameters_mm = np.sort(np.clip(rng.lognormal(math.log(17.0), 0.6, count), 4.0, 60.0))[::-1]
     tumours: list[Tumour] = []
@@ -242,7 +242,7 @@ def _draw_place(
 ) -> PointMm | None:
     """A place in the liver, clear of the other lesions: a third of them touch the border, the rest lie deeper.
 
-    None where the liver has no such place left.
+    None if the liver has no such place left.
     """
     depth = -liver_mm
     touching = rng.random() < 0.33
@@ -303,7 +303,7 @@ def _with_scan(anatomy: Anatomy, points: Points, liver_mm: Volume, *, rng: np.ra
 def _draw_thickness_mm(slices: int, shortest_mm: float, *, rng: np.random.Generator) -> float:
     low = float(np.clip(shortest_mm / slices, 1.0, 5.0))
     high = float(np.clip(420.0 / slices, low, 5.0))
-    # Quarter millimetres, as scanners have them, where the range is wide enough to hold one.
+    # A multiple of a quarter millimetre, as on scanners, if the range contains one.
     drawn = math.exp(rng.uniform(math.log(low), math.log(high)))
     rounded = math.ceil(drawn * 4) / 4
     return rounded if rounded <= high else drawn
