@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import shutil
 import zipfile
 from collections.abc import Sequence
@@ -15,7 +17,8 @@ from numpy.typing import NDArray
 from tiny import SPEC, TinyWorld
 
 from data_cache.errors import VolumeError
-from pipeline.dicom import convert_series
+from pipeline.dicom import DicomSource, convert_series
+from pipeline.dicom.header import parse
 from pipeline.prepare import read_scan
 
 pydicom = pytest.importorskip("pydicom")
@@ -137,9 +140,12 @@ def test_a_tilted_gantry_keeps_its_shear(scan: Any, tmp_path: Path) -> None:
     [
         ("missing", r"1 slice is missing between s010.dcm and s012.dcm: \d+\.\d\d mm apart, the others"),
         ("double", "s010.dcm and twin.dcm are at the same position|twin.dcm and s010.dcm are at"),
-        ("two series", "holds 2 series: 'abdomen' .40 images., 'abdomen' .40 images."),
+        (
+            "two series",
+            r"holds 2 series: 'abdomen' .40 images, [\d.]+., 'abdomen' .40 images, [\d.]+.: choose",
+        ),
         ("one slice", "s000.dcm is the only slice"),
-        ("no dicom", "holds no DICOM images"),
+        ("no dicom", r"s000.dcm \(and 39 more\) is not readable as DICOM \(7 bytes\)"),
         ("size", "has another size or spacing than"),
         ("pixels", "s010.dcm: its pixels cannot be decoded"),
     ],
@@ -180,3 +186,354 @@ def test_a_broken_zip(tmp_path: Path) -> None:
     (tmp_path / "x.zip").write_bytes(b"PK rubbish")
     with pytest.raises(VolumeError, match="cannot be opened as a zip"):
         convert_series(tmp_path / "x.zip", tmp_path / "out.nii")
+
+
+# ---- every file is a slice, recognizably something else, or named
+
+
+def edit(paths: Sequence[Path], **attributes: Any) -> None:
+    """Set attributes of files, or delete those that are None; values need not be valid."""
+    for path in paths:
+        dataset = pydicom.dcmread(path)
+        for keyword, value in attributes.items():
+            if value is None:
+                delattr(dataset, keyword)
+            else:
+                tag = pydicom.datadict.tag_for_keyword(keyword)
+                vr = pydicom.datadict.dictionary_VR(tag)
+                with pydicom.config.disable_value_validation():
+                    dataset[tag] = pydicom.DataElement(tag, "UN" if isinstance(value, bytes) else vr, value)
+        dataset.save_as(path)
+
+
+def raw_value(paths: Sequence[Path], keyword: str, value: bytes) -> None:
+    """Replace the bytes of a value, whatever its type allows."""
+    for path in paths:
+        dataset = pydicom.dcmread(path)
+        tag = pydicom.datadict.tag_for_keyword(keyword)
+        dataset._dict[pydicom.tag.Tag(tag)] = pydicom.dataelem.RawDataElement(
+            pydicom.tag.Tag(tag), dataset[tag].VR, len(value), value, 0, False, True
+        )
+        dataset.save_as(path)
+
+
+@pytest.fixture
+def series(scan: Any, tmp_path: Path) -> list[Path]:
+    """The files of a sound series, along its normal."""
+    _, volume, affine = scan
+    return write_series(tmp_path / "series", volume, affine, names=[f"s{k:03d}" for k in range(len(volume))])
+
+
+def notes_of(source: Path, tmp_path: Path, **options: Any) -> tuple[str, ...]:
+    return convert_series(source, tmp_path / "out.nii", **options)
+
+
+def refusal(source: Path, tmp_path: Path, **options: Any) -> str:
+    with pytest.raises(VolumeError) as caught:
+        notes_of(source, tmp_path, **options)
+    assert not (tmp_path / "out.nii").exists()
+    message = str(caught.value)
+    assert message.startswith(f"{source}: ")
+    assert "\n" not in message
+    return message
+
+
+def test_slices_without_a_preamble_are_read(series: list[Path], tmp_path: Path) -> None:
+    for path in series[-10:]:
+        path.write_bytes(path.read_bytes()[132:])
+    assert notes_of(tmp_path / "series", tmp_path) == ()
+    assert nib.Nifti1Image.from_filename(tmp_path / "out.nii").shape[2] == len(series)
+
+
+@pytest.mark.parametrize("length", [0, 3, 140, 300, 400, 700])
+def test_a_slice_that_is_cut_short_is_named(series: list[Path], tmp_path: Path, length: int) -> None:
+    series[-1].write_bytes(series[-1].read_bytes()[:length])
+    assert series[-1].name in refusal(tmp_path / "series", tmp_path)
+
+
+def test_noise_and_a_dead_link_among_the_slices_are_named(series: list[Path], tmp_path: Path) -> None:
+    series[-1].write_bytes(np.random.default_rng(0).bytes(5000))
+    assert f"{series[-1].name} " in refusal(tmp_path / "series", tmp_path)
+    series[-1].unlink()
+    series[-1].symlink_to("moved/elsewhere")
+    assert f"{series[-1].name} is a link to a file that is not there" in refusal(
+        tmp_path / "series", tmp_path
+    )
+
+
+def test_what_is_recognizably_something_else_is_passed_over_and_said(
+    series: list[Path], tmp_path: Path
+) -> None:
+    folder = tmp_path / "series"
+    (folder / "report.pdf").write_bytes(b"%PDF-1.4 " + bytes(100))
+    (folder / "README").write_text("These are the slices of a CT.\n")
+    (folder / "._s000").write_bytes(b"\0\5\x16\7")
+    os.mkfifo(folder / "pipe")
+    (folder / "loop").symlink_to(folder)
+    for name, (sop_class, modality) in {
+        "seg": ("1.2.840.10008.5.1.4.1.1.66.4", "SEG"),
+        "dose": ("1.2.840.10008.5.1.4.1.1.88.67", "SR"),
+        "capture": ("1.2.840.10008.5.1.4.1.1.7", "CT"),
+        "private": ("1.3.46.670589.5.0.10", "CT"),
+        "enhanced": ("1.2.840.10008.5.1.4.1.1.2.1", "CT"),
+        "mr": ("1.2.840.10008.5.1.4.1.1.2", "MR"),
+    }.items():
+        shutil.copy(series[0], folder / name)
+        uid = pydicom.uid.generate_uid()
+        edit([folder / name], SOPClassUID=sop_class, Modality=modality, SeriesInstanceUID=uid)
+    shutil.copy(series[0], folder / "scout")
+    edit([folder / "scout"], ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"])
+    shutil.copy(
+        series[0], folder / "protocol"
+    )  # a page that some scanners add as a "slice" without a position
+    edit([folder / "protocol"], SeriesInstanceUID=pydicom.uid.generate_uid(), ImagePositionPatient=None)
+    (note,) = notes_of(folder, tmp_path)
+    assert nib.Nifti1Image.from_filename(tmp_path / "out.nii").shape[2] == len(series)
+    for words in (
+        "1 × .pdf file (report.pdf)",
+        "1 × text file (README)",
+        "1 × hidden file (._s000)",
+        "1 × FIFO, socket or device (pipe)",
+        "1 × Segmentation (seg)",
+        "X-Ray Radiation Dose SR (dose)",
+        "1 × Secondary Capture Image (capture)",
+        "1 × vendor's private object (private)",
+        "1 × enhanced multi-frame CT (enhanced)",
+        "1 × MR image (mr)",
+        "1 × localizer (scout)",
+        "1 × damaged image of another series (protocol)",
+    ):
+        assert words in note
+
+
+def test_something_else_that_claims_to_be_of_the_series_is_not_passed_over(
+    series: list[Path], tmp_path: Path
+) -> None:
+    edit(series[-1:], Modality="PT")
+    assert "s039 is of the same series, but PT image" in refusal(tmp_path / "series", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"Modality": "PT"}, "holds no CT series, but 40 × PT image"),
+        ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.4"}, "holds no CT series, but 40 × MR Image"),
+        (
+            {"SOPClassUID": "1.2.840.10008.5.1.4.1.1.2.1"},
+            "enhanced multi-frame CT, several slices in one file",
+        ),
+        ({"SOPClassUID": "1.2.840.10008.99.99"}, "s000 (and 39 more) has the unknown SOP class"),
+        ({"RescaleSlope": None, "RescaleIntercept": None}, "s000 (and 39 more) lacks RescaleSlope"),
+        ({"RescaleType": "MGML"}, "has values in the unit 'MGML' (RescaleType): expected HU"),
+        ({"SamplesPerPixel": 3, "PhotometricInterpretation": "RGB"}, "is a color image (3 samples per pixel"),
+        ({"NumberOfFrames": 2}, "holds 2 frames"),
+    ],
+)
+def test_a_series_that_is_not_ct_in_hu_is_refused_for_what_it_is(
+    series: list[Path], tmp_path: Path, changes: dict[str, Any], words: str
+) -> None:
+    edit(series, **changes)
+    assert words in refusal(tmp_path / "series", tmp_path)
+
+
+def test_force_takes_what_is_not_ct(series: list[Path], tmp_path: Path) -> None:
+    edit(series, Modality="MR", RescaleSlope=None, RescaleIntercept=None)
+    notes_of(tmp_path / "series", tmp_path, force=True)
+    assert (tmp_path / "out.nii").exists()
+
+
+# ---- numbers of headers
+
+
+@pytest.mark.parametrize(
+    ("keyword", "value"),
+    [
+        ("RescaleSlope", b""),
+        ("RescaleSlope", b"1\\2 "),
+        ("RescaleSlope", b"one "),
+        ("RescaleSlope", b"0 "),
+        ("RescaleSlope", b"nan "),
+        ("RescaleIntercept", b""),
+        ("RescaleIntercept", b"-inf"),
+        ("ImagePositionPatient", b"1\\2 "),
+        ("ImagePositionPatient", b"nan\\nan\\nan "),
+        ("ImagePositionPatient", b"1e30\\0\\0"),
+        ("ImagePositionPatient", b""),
+        ("ImageOrientationPatient", b"1\\0\\0\\0\\1 "),
+        ("ImageOrientationPatient", b"1\\0\\0\\1\\0\\0 "),
+        ("ImageOrientationPatient", b"2\\0\\0\\0\\2\\0 "),
+        ("ImageOrientationPatient", b"0\\0\\0\\0\\0\\0 "),
+        ("ImageOrientationPatient", b"nan\\0\\0\\0\\1\\0 "),
+        ("PixelSpacing", b"0\\0 "),
+        ("PixelSpacing", b"-1\\1"),
+        ("PixelSpacing", b"nan\\1 "),
+        ("PixelSpacing", b"1 "),
+        ("Rows", b"\xff\xff"),
+        ("Rows", b"\0\0"),
+        ("Columns", b""),
+    ],
+)
+@pytest.mark.parametrize("which", [slice(None), slice(7, 8)], ids=["all", "one"])
+def test_a_number_that_cannot_be_is_named_with_its_file(
+    series: list[Path], tmp_path: Path, keyword: str, value: bytes, which: slice
+) -> None:
+    raw_value(series[which], keyword, value)
+    message = refusal(tmp_path / "series", tmp_path)
+    assert series[which][0].name in message
+    assert keyword in message or "rows" in message or "pixels cannot be decoded" in message
+
+
+def test_directions_that_are_rounded_are_normalized_and_said(scan: Any, tmp_path: Path) -> None:
+    _, volume, affine = scan
+    turn = nib.affines.from_matvec(nib.eulerangles.euler2mat(0.4, 0, 0))
+    paths = write_series(tmp_path / "series", volume, turn @ affine)
+    for path in paths:
+        rounded = [round(float(v), 1) for v in pydicom.dcmread(path).ImageOrientationPatient]
+        edit([path], ImageOrientationPatient=rounded)
+    (note,) = notes_of(tmp_path / "series", tmp_path)
+    assert "off from orthogonal unit vectors" in note
+    found = np.asarray(nib.Nifti1Image.from_filename(tmp_path / "out.nii").affine)
+    np.testing.assert_allclose(np.linalg.norm(found[:3, 0]), np.linalg.norm(affine[:3, 0]), rtol=1e-6)
+
+
+# ---- which series, which pass, on one line
+
+
+def test_several_series_are_listed_and_one_is_chosen(scan: Any, series: list[Path], tmp_path: Path) -> None:
+    _, volume, affine = scan
+    others = write_series(tmp_path / "series" / "venous", volume + 1, affine)
+    edit(others, SeriesDescription="venous")
+    uids = [pydicom.dcmread(paths[0]).SeriesInstanceUID for paths in (series, others)]
+    message = refusal(tmp_path / "series", tmp_path)
+    assert f"'abdomen' (40 images, {uids[0]})" in message
+    assert f"'venous' (40 images, {uids[1]}): choose one with --series UID" in message
+    assert "has no CT series 1.2.3; it has" in refusal(tmp_path / "series", tmp_path, uid="1.2.3")
+    (note,) = notes_of(tmp_path / "series", tmp_path, uid=uids[1])
+    assert "40 × image of the series 'abdomen'" in note
+    found = np.asarray(nib.Nifti1Image.from_filename(tmp_path / "out.nii").dataobj).transpose(2, 1, 0)
+    np.testing.assert_array_equal(found, volume + 1)
+
+
+@pytest.mark.parametrize("how", ["AcquisitionNumber", "ConvolutionKernel", "InstanceNumber", "same places"])
+def test_two_passes_are_not_woven_into_one_volume(
+    scan: Any, series: list[Path], tmp_path: Path, how: str
+) -> None:
+    _, volume, affine = scan
+    shifted = affine.copy()
+    shifted[:3, 3] += affine[:3, 2] * (0 if how == "same places" else 0.5)
+    others = write_series(tmp_path / "series" / "b", volume, shifted)
+    edit(others, SeriesInstanceUID=pydicom.dcmread(series[0]).SeriesInstanceUID)
+    edit(others, FrameOfReferenceUID=pydicom.dcmread(series[0]).FrameOfReferenceUID)
+    if how == "InstanceNumber":
+        for n, path in enumerate((*series, *others)):
+            edit([path], InstanceNumber=n + 1)
+    else:
+        keyword = "AcquisitionNumber" if how == "same places" else how
+        edit(series, **{keyword: "1"})
+        edit(others, **{keyword: "2"})
+    assert "holds 2 passes over the same region (40 images from" in refusal(tmp_path / "series", tmp_path)
+
+
+def test_slabs_of_one_pass_are_one_volume(series: list[Path], tmp_path: Path) -> None:
+    """Scanners that stop between slabs number them as acquisitions."""
+    edit(series[:20], AcquisitionNumber=1)
+    edit(series[20:], AcquisitionNumber=2)
+    for n, path in enumerate(reversed(series)):
+        edit([path], InstanceNumber=n + 1)
+    assert notes_of(tmp_path / "series", tmp_path) == ()
+
+
+@pytest.mark.parametrize("how", ["sideways", "pitch", "one slice"])
+def test_slices_off_the_line_are_refused(series: list[Path], tmp_path: Path, how: str) -> None:
+    for k, path in enumerate(series):
+        x, y, z = map(float, pydicom.dcmread(path).ImagePositionPatient)
+        if how == "sideways" and k >= 20:
+            x += 20
+        elif how == "pitch":
+            z += 0.08 * 2.5 * max(0, k - 20)
+        elif how == "one slice" and k == 13:
+            y += 3
+        edit([path], ImagePositionPatient=[x, y, z])
+    assert "off the straight line of evenly spaced slices" in refusal(tmp_path / "series", tmp_path)
+
+
+def test_another_frame_of_reference_is_refused(series: list[Path], tmp_path: Path) -> None:
+    edit(series[20:], FrameOfReferenceUID=pydicom.uid.generate_uid())
+    assert "has another frame of reference than s000" in refusal(tmp_path / "series", tmp_path)
+
+
+# ---- zips
+
+
+@pytest.mark.parametrize(
+    ("local", "central", "value", "words"),
+    [
+        (8, 10, 9, "Deflate64"),
+        (6, 8, 1, "is encrypted: unpack it and name the folder"),
+        (8, 10, 99, "cannot be read"),
+    ],
+    ids=["Deflate64", "encrypted", "unknown method"],
+)
+def test_zips_that_cannot_be_inflated(
+    series: list[Path], tmp_path: Path, local: int, central: int, value: int, words: str
+) -> None:
+    path = zipped(series, tmp_path / "x.zip")
+    content = bytearray(path.read_bytes())
+    for magic, offset in ((b"PK\3\4", local), (b"PK\1\2", central)):
+        at = -1
+        while (at := content.find(magic, at + 1)) >= 0:
+            content[at + offset] = value
+    path.write_bytes(content)
+    assert words in refusal(path, tmp_path)
+
+
+def zipped(paths: Sequence[Path], path: Path, how: int = zipfile.ZIP_DEFLATED) -> Path:
+    with zipfile.ZipFile(path, "w", how) as archive:
+        for member in paths:
+            archive.write(member, member.name)
+    return path
+
+
+@pytest.mark.parametrize(
+    "how", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA]
+)
+def test_flipped_bytes_of_a_zip_never_pass(series: list[Path], tmp_path: Path, how: int) -> None:
+    whole = zipped(series[:5], tmp_path / "x.zip", how).read_bytes()
+    rng = np.random.default_rng(how)
+    for at in rng.integers(0, len(whole), 25):
+        content = bytearray(whole)
+        content[at] ^= int(rng.integers(1, 256))
+        (tmp_path / "x.zip").write_bytes(content)
+        with contextlib.suppress(VolumeError):
+            notes_of(tmp_path / "x.zip", tmp_path)
+            # Not refused: a byte that nothing reads, such as one of a member's date.
+            assert nib.Nifti1Image.from_filename(tmp_path / "out.nii").shape[2] == 5
+
+
+def test_a_zip_is_opened_once(series: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = zipped(series, tmp_path / "x.zip")
+    opened: list[object] = []
+    original = zipfile.ZipFile.__init__
+
+    def counting(self: zipfile.ZipFile, *arguments: Any, **options: Any) -> None:
+        opened.append(arguments)
+        original(self, *arguments, **options)
+
+    monkeypatch.setattr(zipfile.ZipFile, "__init__", counting)
+    notes_of(path, tmp_path)
+    assert len(opened) == 1
+
+
+def test_headers_are_read_without_their_pixels(series: list[Path]) -> None:
+    """A series on a network disk is looked at first: only the blocks before the pixels are asked for."""
+    with DicomSource.open(series[0].parent) as source:
+        (file, *_) = source.files()
+        with source.opened(file) as stream:
+            parse(stream, pixels=False)
+            assert stream.tell() < file.size_bytes // 2
+
+
+def test_a_zip_of_nifti_files_says_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "a.nii.gz").write_bytes(b"x" * 100)
+    path = zipped([tmp_path / "a.nii.gz"], tmp_path / "x.zip")
+    assert "unpack it and name the NIfTI files" in refusal(path, tmp_path)

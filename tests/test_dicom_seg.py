@@ -207,7 +207,7 @@ def test_nifti_inputs_are_wrong_usage(
     image = tiny_world.raw / "imagesTr" / "liver_0.nii.gz"
     result = run("predict", tiny_run, image, "--out", tmp_path / "out", "--dicom-seg")
     assert result.exit_code == 2
-    assert "liver_0.nii.gz is no folder or zip of one" in " ".join(result.output.split())
+    assert "liver_0.nii.gz is not a folder or zip of one" in " ".join(result.output.split())
     assert not (tmp_path / "out").exists()
 
 

@@ -46,14 +46,12 @@ def test_arrays_that_no_machine_holds() -> None:
     numpy_failure = caught(lambda: np.ones((1 << 20, 1 << 20, 1 << 10), dtype=np.float64))
     message = memory_message(numpy_failure, "preprocess")
     assert message == (
-        "the main memory is not enough (8.00 PiB more were asked for): take --jobs 1, or free it from other programs"
+        "out of main memory (8.00 PiB more were requested): use --jobs 1, or close other programs"
     )
     torch_failure = caught(lambda: torch.empty(1 << 50, dtype=torch.float64))
     message = memory_message(torch_failure, "train")
     assert message is not None
-    assert message.startswith(
-        "the main memory is not enough (9007199254740992 bytes more were asked for): take a"
-    )
+    assert message.startswith("out of main memory (9007199254740992 bytes more were requested): use a")
     assert "optim.batch_size=1" in message
     assert memory_message(OSError(errno.ENOMEM, "Cannot allocate memory"), None) is not None
 
@@ -65,7 +63,7 @@ def test_arrays_that_no_machine_holds() -> None:
         ("train", "--set recompute=true"),
         ("train", "--set data.resident=memory"),
         ("predict", "--device cpu"),
-        ("bench", "free it from other programs"),
+        ("bench", "close other programs that use it"),
     ],
 )
 def test_a_full_gpu(command: str, words: str) -> None:
@@ -74,7 +72,7 @@ def test_a_full_gpu(command: str, words: str) -> None:
     )
     message = memory_message(failure, command)
     assert message is not None
-    assert message.startswith("the GPU's memory is not enough (2.00 GiB more were asked for): ")
+    assert message.startswith("out of GPU memory (2.00 GiB more were requested): ")
     assert words in message
     assert memory_message(RuntimeError("CUDA error: out of memory"), command) is not None
 
@@ -103,7 +101,7 @@ def test_a_command_without_memory_says_so(
 
     monkeypatch.setattr("data_cache.reader.CacheStore.open", fail)
     line = error_line(run("train", "cache", "run"))
-    assert "memory is not enough: take a smaller batch" in line
+    assert "memory: use a smaller batch" in line
     assert "internal" not in line
 
 
@@ -118,7 +116,7 @@ def test_a_file_where_a_folder_should_be(
     line = error_line(run("predict", tiny_run, image, "--out", tmp_path / "taken" / "deeper" / "out"))
     assert (
         line
-        == f"error: {tmp_path / 'taken'}: is a file where a folder should be: name another folder, or move it away"
+        == f"error: {tmp_path / 'taken'}: is a file where a folder should be: choose another folder, or move the file away"
     )
     line = error_line(run("train", tiny_world.cache, tmp_path / "taken" / "run"))
     assert "taken: is a file where a folder should be" in line
@@ -130,17 +128,17 @@ def test_a_full_disk(run: Run, tiny_run: Path, tmp_path: Path, monkeypatch: pyte
 
     monkeypatch.setattr(os, "fsync", full)
     line = error_line(run("export", tiny_run, tmp_path / "m.safetensors"))
-    assert line.startswith("error: the disk is full: free some room or name a place on another disk")
+    assert line.startswith("error: the disk is full: free some space or choose a path on another disk")
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
     ("code", "words"),
     [
-        (errno.EACCES, "model.pt: is not allowed: name another place, or change its rights"),
-        (errno.EROFS, "model.pt: is on a disk that is mounted read-only"),
+        (errno.EACCES, "model.pt: permission denied: choose another path, or change its permissions"),
+        (errno.EROFS, "model.pt: the disk is mounted read-only"),
         (errno.EISDIR, "model.pt: is a folder where a file should be"),
-        (errno.ENOENT, "model.pt: is not there"),
+        (errno.ENOENT, "model.pt: no such file or folder"),
         (errno.ENOSPC, "model.pt: the disk is full"),
         (errno.EIO, f"model.pt: {os.strerror(errno.EIO)}"),
     ],

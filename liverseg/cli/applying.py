@@ -1,4 +1,4 @@
-"""Commands that apply a trained run to scans, and hand it on."""
+"""Commands that apply a trained network to scans, and export it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from pathlib import Path
 import click
 
 from data_cache.errors import LiversegError
-from liverseg.cli.common import DRAWN, FILE, FOLDER
+from liverseg.cli.common import DRAWN, FILE, FOLDER, in_debug
+from liverseg.cli.failures import in_words
 
 ANY = click.Path(path_type=Path)
 
@@ -17,28 +18,35 @@ ANY = click.Path(path_type=Path)
 @click.command()
 @click.argument("run", type=ANY)
 @click.argument("scans", nargs=-1, required=True, type=ANY)
-@click.option("--out", required=True, type=FOLDER, help="One label file per scan, on its grid.")
+@click.option("--out", required=True, type=FOLDER, help="Folder of the labels, one file per scan.")
 @click.option("--with", "others", multiple=True, type=ANY, help="Average with this run, too; repeatable.")
+@click.option(
+    "--series", metavar="UID", help="SeriesInstanceUID to segment, where a DICOM folder holds several series."
+)
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, …")
-@click.option("--fast", is_flag=True, help="The coarse pass alone: one look at each scan.")
-@click.option("--tta", is_flag=True, help="Average three looks through different depth windows.")
+@click.option("--fast", is_flag=True, help="Run the coarse pass only: one pass over the whole scan.")
+@click.option("--tta", is_flag=True, help="Average three passes over different depth windows.")
 @click.option(
     "--samples",
     default=0,
     type=click.IntRange(min=0),
     metavar="N",
-    help="Draw N segmentations a scan: also write maps and a JSON file of what is doubtful.",
+    help="Draw N segmentations per scan; also write uncertainty maps and a JSON file.",
 )
-@click.option("--preview", is_flag=True, help="Also write a picture a scan.")
-@click.option("--statistics", is_flag=True, help="Also write volumes and times as a JSON file a scan.")
+@click.option("--preview", is_flag=True, help="Also write a picture per scan.")
+@click.option("--statistics", is_flag=True, help="Also write volumes and times as a JSON file per scan.")
 @click.option(
-    "--dicom-seg", is_flag=True, help="Also write a DICOM Segmentation a series; SCANS are then all DICOM."
+    "--dicom-seg",
+    is_flag=True,
+    help="Also write a DICOM Segmentation per series; all SCANS must be DICOM. It carries the patient and study "
+    "attributes that DICOM requires, and nothing else of the series.",
 )
 def predict(
     run: Path,
     scans: tuple[Path, ...],
     out: Path,
     others: tuple[Path, ...],
+    series: str | None,
     device: str,
     fast: bool,
     tta: bool,
@@ -47,15 +55,16 @@ def predict(
     statistics: bool,
     dicom_seg: bool,
 ) -> None:
-    """Segment SCANS with RUN, a training run or a file of `liverseg export`: one label a scan, on its own grid.
+    """Segment SCANS with RUN, a training run or a file from `liverseg export`: one label per scan, on the scan's grid.
 
-    A scan is a NIfTI file, a folder of NIfTI files, or a folder or zip of one DICOM series. One that cannot be
-    read is reported and does not stop the others.
+    A scan is a NIfTI file, a folder of NIfTI files, or a folder or zip of one DICOM series. A scan that fails is
+    reported, does not stop the others, and makes the exit code 1.
 
-    With --samples the answer is the mean of N segmentations, drawn as the run was trained to (model.stochastic: dropout
-    kept on, or a stochastic segmentation network) or one from each of several runs (--with). Beside each label, a folder
-    NAME_uncertainty: maps of predictive entropy, mutual information and tumour probability on the scan's grid, and uncertainty.json:
-    volumes with 5-95 % intervals, possible lesions with their probability, and one number to sort a worklist by.
+    With --samples, the label is the mean of N segmentations, drawn as the run was trained (model.stochastic: dropout
+    left on, or a stochastic segmentation network) or one from each of several runs (--with). A folder NAME_uncertainty
+    beside each label holds maps of predictive entropy, mutual information and tumour probability on the scan's grid,
+    and uncertainty.json: volumes with 5-95 % intervals, possible lesions with their probability, and one number to
+    sort a worklist by.
 
     \b
     Example: liverseg predict runs/liver scan1.nii.gz scan2.nii.gz --out segmentations
@@ -83,10 +92,18 @@ def predict(
             bar.update(task, note=scan.name)
             try:
                 result = predict_scan(
-                    scan, out, predictor, preview=preview, statistics=statistics, dicom_seg=dicom_seg
+                    scan,
+                    out,
+                    predictor,
+                    preview=preview,
+                    statistics=statistics,
+                    dicom_seg=dicom_seg,
+                    series=series,
                 )
-            except LiversegError as failure:
-                complain(str(failure))
+            except Exception as failure:  # of whatever kind: one scan must not end a night's batch
+                if not isinstance(failure, LiversegError) and in_debug():
+                    raise
+                complain(in_words(failure, "predict", about=str(scan.path)))
                 failures += 1
             else:
                 for note in result.notes:
@@ -98,15 +115,15 @@ def predict(
 
 
 def _check_dicom_seg(paths: Sequence[Path]) -> None:
-    """Before the network is loaded: a whole night's folder should not end in this message."""
+    """Refuse what cannot have a segmentation before the network is loaded, not after a night's work."""
     from liverseg.inference.dicom_seg import require_highdicom
     from liverseg.inference.inputs import find_scans
 
-    others = [scan.path for scan in find_scans(paths) if not scan.is_dicom]
+    others = [scan.path for scan in find_scans(paths) if not scan.is_dicom and not scan.refusal]
     if others:
         raise click.UsageError(
-            f"--dicom-seg refers to the files of a DICOM series, and {others[0]} is no folder or zip of one: "
-            "leave the option or the scan out"
+            f"--dicom-seg refers to the files of a DICOM series, and {others[0]} is not a folder or zip of one: "
+            "leave out the option or the scan"
         )
     require_highdicom()
 
@@ -115,10 +132,10 @@ def _check_dicom_seg(paths: Sequence[Path]) -> None:
 @click.argument("run", type=FOLDER)
 @click.argument("file", type=FILE)
 @click.option(
-    "--licence", help="Terms of the weights, kept in the file. Default: those of the training data."
+    "--licence", help="Terms of the weights, stored in the file. Default: those of the training data."
 )
 def export(run: Path, file: Path, licence: str | None) -> None:
-    """Write the best network of RUN as one FILE to hand on: weights, configuration, spec, labels and scores.
+    """Write the best network of RUN to one FILE to share: weights, configuration, spec, labels and scores.
 
     \b
     Example: liverseg export runs/liver liver.safetensors

@@ -1,4 +1,4 @@
-"""What the machine refuses, in words: memory, room on the disk, rights. Neither the input's fault nor ours."""
+"""Failures in words: one line for what the machine refuses (memory, disk space, permissions) and for our own faults."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import errno
 import re
 from collections.abc import Mapping
 from pathlib import Path
+
+from data_cache.errors import LiversegError
 
 TRAINS = ("train", "overfit", "tune")
 TAKES_JOBS = ("preprocess", "check", "fidelity", "fingerprint")
@@ -16,38 +18,61 @@ _ASKED = re.compile(r"allocate ([\d.]+ ?[KMGTPE]?i?[Bb](?:ytes)?)")
 _HOST_WORDS = ("not enough memory", "can't allocate memory")
 _PARTIAL = re.compile(r"\.(.+)\.\d+\.partial")
 
-_REFUSED = "is not allowed: name another place, or change its rights"
-_NOT_A_FOLDER = "is a file where a folder should be: name another folder, or move it away"
-_FULL = "the disk is full: free some room or name a place on another disk, then run the same command again"
+_REFUSED = "permission denied: choose another path, or change its permissions"
+_NOT_A_FOLDER = "is a file where a folder should be: choose another folder, or move the file away"
+_FULL = "the disk is full: free some space or choose a path on another disk, then run the same command again"
 _OS_WORDS: Mapping[int, str] = {
     errno.EACCES: _REFUSED,
     errno.EPERM: _REFUSED,
-    errno.EROFS: "is on a disk that is mounted read-only: name a place on another one",
+    errno.EROFS: "the disk is mounted read-only: choose a path on another one",
     errno.ENOTDIR: _NOT_A_FOLDER,
     errno.EEXIST: _NOT_A_FOLDER,
     errno.EISDIR: "is a folder where a file should be: name a file",
-    errno.ENOENT: "is not there: see whether the path is right",
+    errno.ENOENT: "no such file or folder: check the path",
+    errno.ENAMETOOLONG: "the name is too long for this file system: use a shorter one",
+    errno.ELOOP: "is a symbolic link that leads back to itself: name the file itself",
 }
 
 
+def in_words(failure: Exception, command: str | None, *, about: str = "") -> str:
+    """One line for any failure: the input's fault, what the machine refuses, or else a fault of ours.
+
+    Args:
+        failure: What was raised.
+        command: Name of the command that failed, for advice on memory.
+        about: The file or case that was at work, for messages that do not name it.
+    """
+    if isinstance(failure, LiversegError):
+        return str(failure)
+    message = memory_message(failure, command)
+    if message is None and isinstance(failure, OSError):
+        message = os_message(failure)
+        if failure.filename:
+            return message
+    if message is None:
+        # A fault of ours: say so, without a page of traceback.
+        message = f"internal: {type(failure).__name__}: {failure} (liverseg --debug … shows where)"
+    return f"{about}: {message}" if about else message
+
+
 def memory_message(failure: BaseException, command: str | None) -> str | None:
-    """Which memory did not suffice, and what to do about it in ``command``; None for another failure."""
+    """Which memory ran out, and what to do about it in ``command``; None for another failure."""
     text = str(failure)
     if any(kind.__name__ == "OutOfMemoryError" for kind in type(failure).__mro__) or (
         isinstance(failure, RuntimeError) and "CUDA" in text and "out of memory" in text
     ):
-        return f"the GPU's memory is not enough{_asked(text)}: {_gpu_remedy(command)}"
+        return f"out of GPU memory{_asked(text)}: {_gpu_remedy(command)}"
     if (
         isinstance(failure, MemoryError)
         or (isinstance(failure, OSError) and failure.errno == errno.ENOMEM)
         or (isinstance(failure, RuntimeError) and any(words in text for words in _HOST_WORDS))
     ):
-        return f"the main memory is not enough{_asked(text)}: {_host_remedy(command)}"
+        return f"out of main memory{_asked(text)}: {_host_remedy(command)}"
     return None
 
 
 def os_message(failure: OSError) -> str:
-    """What the file system refuses, and where: a sentence for the usual errors, the system's words for others."""
+    """What the file system refused, and where: a sentence for the usual errors, the system's words for others."""
     if failure.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"{_file(failure)}: {_FULL}" if failure.filename else _FULL
     words = _OS_WORDS.get(failure.errno or 0) if failure.filename else None
@@ -57,32 +82,32 @@ def os_message(failure: OSError) -> str:
 
 def _asked(text: str) -> str:
     found = _ASKED.search(text)
-    return f" ({found[1]} more were asked for)" if found else ""
+    return f" ({found[1]} more were requested)" if found else ""
 
 
 def _gpu_remedy(command: str | None) -> str:
     if command in TRAINS:
         return (
-            "take a smaller batch (--set optim.batch_size=1, with --set optim.accumulate=2 for the same step), or "
+            "use a smaller batch (--set optim.batch_size=1, with --set optim.accumulate=2 for the same step), or "
             "--set recompute=true, or --set data.resident=memory"
         )
     if command in TAKES_DEVICE:
-        return "free it from other programs, or take fewer --samples or --device cpu"
-    return "free it from other programs"
+        return "close other programs, or use fewer --samples or --device cpu"
+    return "close other programs that use it"
 
 
 def _host_remedy(command: str | None) -> str:
     if command in TRAINS:
-        return "take a smaller batch (--set optim.batch_size=1) or network (--set model.base_channels=16)"
+        return "use a smaller batch (--set optim.batch_size=1) or network (--set model.base_channels=16)"
     if command in TAKES_DEVICE:
-        return "take fewer --samples, or free it from other programs"
+        return "use fewer --samples, or close other programs"
     if command in TAKES_JOBS:
-        return "take --jobs 1, or free it from other programs"
-    return "free it from other programs, or take a machine that has more"
+        return "use --jobs 1, or close other programs"
+    return "close other programs, or use a machine with more"
 
 
 def _file(failure: OSError) -> str:
-    """The file as a user knows it: not the name that it has while it is written, and the file in a folder's place."""
+    """The file as the user knows it: not its name while it is being written, and the file that takes a folder's place."""
     path = Path(str(failure.filename))
     written = _PARTIAL.fullmatch(path.name)
     if written:

@@ -10,15 +10,14 @@ from typing import Any
 
 import click
 
-from data_cache.errors import LiversegError
 from liverseg.cli import applying, caching, checking, data, laboratory, learning, measuring, scoring
-from liverseg.cli.failures import memory_message, os_message
+from liverseg.cli.failures import in_words
 
 INTERRUPTED = 130
 
 
 class _Commands(click.Group):
-    """Turns every failure into one line and an exit code: 1 a failure, 2 wrong usage, 130 interrupted."""
+    """Turns every failure into one line and an exit code: 1 for a failure, 2 for wrong usage, 130 when interrupted."""
 
     def invoke(self, ctx: click.Context) -> Any:
         if ctx.params["debug"]:
@@ -27,29 +26,15 @@ class _Commands(click.Group):
             return super().invoke(ctx)
         except (click.exceptions.Exit, click.ClickException, click.Abort):
             raise
-        except LiversegError as failure:
-            message, code = str(failure), 1
         except KeyboardInterrupt:
-            message, code = (
-                "interrupted; what was finished is kept, run the same command to go on",
-                INTERRUPTED,
-            )
+            message = "interrupted: finished work is kept; run the same command again to resume"
+            code = INTERRUPTED
         except Exception as failure:
-            message, code = _in_words(failure, ctx.invoked_subcommand), 1
+            message, code = in_words(failure, ctx.invoked_subcommand), 1
         from liverseg.console import complain
 
         complain(message)
         sys.exit(code)
-
-
-def _in_words(failure: Exception, command: str | None) -> str:
-    memory = memory_message(failure, command)
-    if memory is not None:
-        return memory
-    if isinstance(failure, OSError):
-        return os_message(failure)
-    # A fault of ours: say so, without a page of traceback.
-    return f"internal: {type(failure).__name__}: {failure} (liverseg --debug … shows where)"
 
 
 @click.group(

@@ -1,4 +1,4 @@
-"""A label as a DICOM Segmentation object that refers to the series it was made from, for a PACS to keep beside it."""
+"""A label as a DICOM Segmentation object that refers to its CT series, for a PACS to keep beside it."""
 
 from __future__ import annotations
 
@@ -13,37 +13,53 @@ from numpy.typing import NDArray
 from data_cache.errors import LabelError, VolumeError
 from data_cache.files import replacing
 from data_cache.geometry import Grid, corner_distance_mm
-from pipeline.dicom import Slice, read_series, series_affine
+from pipeline.dicom import DicomSource, Slice, read_series, series_affine
+from pipeline.dicom.header import parse
 from pipeline.nifti import VolumeHeader, VolumeStream
 from pipeline.prepare import foreground_and_tumour
 
 SUFFIX = "_seg.dcm"
 NOT_INSTALLED = "--dicom-seg needs highdicom: pip install 'liverseg[dicom]'"
-SERIES_NUMBER = 900  # one that no scanner gives: viewers sort by it
-# Attributes that must be there but may be empty (DICOM PS3.3, type 2): anonymised series often lack them.
-MAY_BE_EMPTY = (
+SERIES_NUMBER = 900  # scanners do not give it: viewers sort by it
+REFERRED = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID")
+GEOMETRY = ("Rows", "Columns", "PixelSpacing", "ImageOrientationPatient", "ImagePositionPatient")
+# Attributes of patient and study that every DICOM object must have but may leave empty (PS3.3, type 2): they make the
+# segmentation appear under its patient in a PACS. Nothing else of the series is copied.
+COPIED = (
     "PatientID",
     "PatientName",
     "PatientBirthDate",
     "PatientSex",
     "AccessionNumber",
+    "ReferringPhysicianName",
     "StudyID",
     "StudyDate",
     "StudyTime",
+    "PositionReferenceIndicator",
+)
+# How to read the names, and that the pixels were compressed with losses (type 1C).
+COPIED_IF_THERE = (
+    "SpecificCharacterSet",
+    "LossyImageCompression",
+    "LossyImageCompressionRatio",
+    "LossyImageCompressionMethod",
 )
 SAME_POSITION_MM = 0.1  # a NIfTI affine is float32
 
 
-def write_dicom_seg(path: Path, *, series: Path, label: Path) -> None:
+def write_dicom_seg(path: Path, *, series: Path, label: Path, uid: str | None = None) -> None:
     """Write the label of a series as two binary segments, 1 liver and 2 tumour, that do not overlap.
 
-    Frames without a voxel of their segment are left out, but for a label without any voxel, which keeps all of
+    Frames without a voxel of their segment are left out, except for a label without any voxel, which keeps all of
     them: a segmentation must have a frame.
 
+    Of the series, the segmentation carries only what DICOM requires of it: ``COPIED``, and the UIDs that it refers to.
+
     Args:
-        path: ``.dcm``; appears when it is whole.
+        path: ``.dcm`` file; appears when it is whole.
         series: Folder or zip of one CT series.
         label: NIfTI file on the grid of that series as ``pipeline.dicom.convert_series`` gives it.
+        uid: SeriesInstanceUID of the series; needed where there are several.
 
     Raises:
         VolumeError: highdicom is not installed, or the series or the label cannot be read, or the series lacks
@@ -51,9 +67,10 @@ def write_dicom_seg(path: Path, *, series: Path, label: Path) -> None:
         LabelError: The label is of another series, or holds other values than 0, 1 and 2.
     """
     hd = require_highdicom()
-    slices = read_series(series)
-    label_kji = _read_label(label, slices)
-    sources = _source_headers(series, slices)
+    with DicomSource.open(series) as source:
+        slices = read_series(source, uid=uid).slices
+        label_kji = _read_label(label, slices)
+        sources = _source_headers(source, slices)
     segmentation = hd.seg.Segmentation(
         source_images=sources,
         pixel_array=label_kji,
@@ -115,36 +132,37 @@ def _segment(
     return segment
 
 
-def _source_headers(series: Path, slices: Sequence[Slice]) -> list[Any]:
-    """What the slices' files say of patient, study and themselves, with the real distance between them.
+def _source_headers(source: DicomSource, slices: Sequence[Slice]) -> list[Any]:
+    """The slices' headers, reduced to what a segmentation needs, with the real distance between slices.
 
-    highdicom takes the voxel size from here, whatever else it is given, and what the files themselves say of
-    their distance need not be true.
+    highdicom takes the voxel size and the patient's attributes from here, whatever else it is given; and the distance
+    in the files themselves need not be true.
     """
     step_mm = (slices[-1].height_mm - slices[0].height_mm) / (len(slices) - 1)
-    headers = [_source_header(series, s) for s in slices]
-    for header in headers:
-        header.SpacingBetweenSlices = f"{step_mm:.10g}"
-        if not header.get("SliceThickness"):
-            header.SliceThickness = header.SpacingBetweenSlices
-    return headers
+    return [_source_header(source, s, step_mm=step_mm) for s in slices]
 
 
-def _source_header(series: Path, s: Slice) -> Any:
+def _source_header(source: DicomSource, s: Slice, *, step_mm: float) -> Any:
     import pydicom
 
-    header = pydicom.dcmread(s.file.open(), stop_before_pixels=True)
-    needed = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "FrameOfReferenceUID")
-    missing = [name for name in needed if not header.get(name)]
+    with source.opened(s.file) as stream:
+        header = parse(stream, pixels=False)
+    missing = [name for name in REFERRED if not header.get(name)]
     if missing:
         raise VolumeError(
-            f"{series}: {s.file.name} lacks {', '.join(missing)}, which a segmentation refers to: "
+            f"{source.path}: {s.file.name} lacks {', '.join(missing)}, which a segmentation refers to: "
             "take the series as the scanner or the PACS gives it, or leave out --dicom-seg"
         )
-    for name in MAY_BE_EMPTY:
-        if name not in header:
-            setattr(header, name, None)
-    return header
+    reduced = pydicom.Dataset()
+    reduced.file_meta = header.file_meta
+    reduced.Modality = "CT"
+    for name in (*REFERRED, *GEOMETRY, *COPIED, *COPIED_IF_THERE):
+        if name in header:
+            reduced[name] = header[name]
+        elif name in COPIED:
+            setattr(reduced, name, None)
+    reduced.SpacingBetweenSlices = reduced.SliceThickness = f"{step_mm:.10g}"
+    return reduced
 
 
 def _read_label(label: Path, slices: Sequence[Slice]) -> NDArray[np.uint8]:
@@ -164,6 +182,6 @@ def _check_same_grid(header: VolumeHeader, slices: Sequence[Slice]) -> None:
     wanted = Grid.from_array((len(slices), *slices[0].shape_ji), series_affine(slices))
     if found.shape_zyx != wanted.shape_zyx or corner_distance_mm(found, wanted) > SAME_POSITION_MM:
         raise LabelError(
-            f"{header.path}: its voxels are not those of the series of {slices[0].file.name}: "
-            "name the label that predict wrote for this series"
+            f"{header.path}: its voxels are not those of the series of {slices[0].file.name}: name the label that "
+            "predict wrote for this series"
         )

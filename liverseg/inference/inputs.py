@@ -1,4 +1,4 @@
-"""What ``predict`` is given, as NIfTI files: files, folders of files, DICOM series in folders and zips."""
+"""The scans that ``predict`` is given, as NIfTI files: files, folders of files, DICOM series in folders and zips."""
 
 from __future__ import annotations
 
@@ -13,38 +13,64 @@ import numpy as np
 from data_cache.errors import VolumeError
 from pipeline.check import SAMPLED_VOXELS, ImageFacts, intensity_findings
 from pipeline.decathlon import volume_stem
-from pipeline.dicom import convert_series, is_dicom_source
+from pipeline.dicom import convert_series, is_dicom_source, looks_like_dicom
 from pipeline.prepare import HeldScan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class NiftiScan:
+    """A scan as a NIfTI file, and what was passed over on the way to it."""
+
+    path: Path
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ScanInput:
-    """One scan to segment; ``name`` is its output's without .nii.gz."""
+    """One scan to segment.
+
+    Attributes:
+        name: The name of its output without .nii.gz.
+        is_dicom: ``path`` is a folder or zip of DICOM files.
+        refusal: Why ``path`` is not a scan; empty where it may be one.
+        notes: What was passed over beside it.
+    """
 
     name: str
     path: Path
     is_dicom: bool
+    refusal: str = ""
+    notes: tuple[str, ...] = ()
 
     @contextlib.contextmanager
-    def as_nifti(self) -> Iterator[Path]:
+    def as_nifti(self, *, series: str | None = None, force: bool = False) -> Iterator[NiftiScan]:
         """The scan as a NIfTI file; a converted one is gone when the block ends.
 
+        Args:
+            series: SeriesInstanceUID to take, where the DICOM files are of several series.
+            force: Take DICOM files that are not CT, or have no rescale slope, as if their values were HU.
+
         Raises:
-            VolumeError: The DICOM files are no series that can be put together.
+            VolumeError: The path is not a scan, or the DICOM files do not make a series.
         """
+        if self.refusal:
+            raise VolumeError(f"{self.path}: {self.refusal}")
         if not self.is_dicom:
-            yield self.path
+            yield NiftiScan(path=self.path, notes=self.notes)
             return
         with tempfile.TemporaryDirectory() as folder:
-            target = Path(folder) / f"{self.name}.nii"
-            convert_series(self.path, target)
-            yield target
+            target = Path(folder) / "scan.nii"
+            notes = convert_series(self.path, target, uid=series, force=force)
+            try:
+                yield NiftiScan(path=target, notes=(*self.notes, *notes))
+            except VolumeError as failure:  # nobody knows the converted file
+                raise type(failure)(str(failure).replace(str(target), str(self.path))) from failure
 
 
 def find_scans(paths: Sequence[Path]) -> list[ScanInput]:
-    """The scans that ``paths`` name: each NIfTI file of a folder, or else the folder as one DICOM series.
+    """The scans that ``paths`` name: a folder's DICOM series, or else each of its NIfTI files.
 
-    A path that does not exist is kept, and fails when it is read, so that it does not stop the others.
+    A path that is missing or cannot be a scan is kept, and fails when it is read, so that it does not stop the others.
 
     Raises:
         VolumeError: Two scans would write the same output.
@@ -55,16 +81,17 @@ def find_scans(paths: Sequence[Path]) -> list[ScanInput]:
         other = first.setdefault(scan.name, scan)
         if other is not scan:
             raise VolumeError(
-                f"{other.path} and {scan.path} would both write {scan.name}.nii.gz: segment them apart"
+                f"{other.path} and {scan.path} would both write {scan.name}.nii.gz: segment them in two calls, each "
+                "with its own --out"
             )
     return scans
 
 
 def scan_notes(scan: HeldScan) -> tuple[str, ...]:
-    """What was assumed while reading a scan, and whether its values can be HU at all: as ``liverseg check`` says it.
+    """What was assumed while reading a scan, and whether its values can be HU, in the words of ``liverseg check``.
 
-    The distribution is that of the view of the whole scan. Without the rescale intercept a liver is at 1100, and nothing
-    is found in it.
+    Judged from the view of the whole scan. Without the rescale intercept a liver is at 1100, and nothing is found
+    in it.
     """
     values = scan.scan_view.image_zyx.ravel()
     low, high = scan.tally.range_hu
@@ -81,12 +108,63 @@ def scan_notes(scan: HeldScan) -> tuple[str, ...]:
     return (*scan.notes, *(f"{fault.what}: {fault.remedy}" for fault in faults))
 
 
-def _scans(path: Path) -> Iterator[ScanInput]:
-    volumes = sorted(p for p in path.iterdir() if volume_stem(p) is not None) if path.is_dir() else []
+# ---- what a path is
+
+
+def _scans(path: Path) -> list[ScanInput]:
+    try:
+        return _folder(path) if path.is_dir() else [_file(path)]
+    except OSError as failure:  # a name that is too long, a folder that may not be listed
+        return [_refused(path, f"cannot be opened: {failure.strerror or failure}")]
+
+
+def _folder(path: Path) -> list[ScanInput]:
+    entries = sorted(path.iterdir())
+    volumes = [p for p in entries if volume_stem(p) is not None and not p.is_dir()]
+    if any(looks_like_dicom(p) for p in entries):
+        # A label or a converted copy must not hide the series that it lies beside.
+        beside = f"passed over beside the DICOM series: {volumes[0].name}" if volumes else ""
+        return [_series(path, notes=(beside,) if beside else ())]
     if volumes:
-        yield from (ScanInput(name=volume_stem(p) or p.name, path=p, is_dicom=False) for p in volumes)
-    elif is_dicom_source(path):
-        name = path.resolve().name
-        yield ScanInput(name=name.removesuffix(".zip"), path=path, is_dicom=True)
-    else:
-        yield ScanInput(name=volume_stem(path) or path.name, path=path, is_dicom=False)
+        return [_nifti(p) for p in volumes]
+    refusal = _data_set(path) or _not_a_scan_folder(entries)
+    return [_refused(path, refusal)] if refusal else [_series(path)]
+
+
+def _file(path: Path) -> ScanInput:
+    if is_dicom_source(path):
+        return _series(path)
+    if looks_like_dicom(path):
+        return _refused(path, f"is one file of a DICOM series: name its folder, {path.parent}")
+    return _nifti(path)
+
+
+def _nifti(path: Path) -> ScanInput:
+    return ScanInput(name=volume_stem(path) or path.name, path=path, is_dicom=False)
+
+
+def _series(path: Path, *, notes: tuple[str, ...] = ()) -> ScanInput:
+    name = path.absolute().name if path.name not in ("", "..") else path.resolve().name
+    stem = name[: -len(".zip")] if name.lower().endswith(".zip") else name
+    return ScanInput(name=stem, path=path, is_dicom=True, notes=notes)
+
+
+def _refused(path: Path, refusal: str) -> ScanInput:
+    return ScanInput(name=volume_stem(path) or path.name, path=path, is_dicom=False, refusal=refusal)
+
+
+def _data_set(path: Path) -> str:
+    """What to name instead of the folder of a whole data set."""
+    images = [name for name in ("imagesTs", "imagesTr") if (path / name).is_dir()]
+    if not images:
+        return ""
+    return f"is the folder of a data set: name its images, such as {path / images[0]}"
+
+
+def _not_a_scan_folder(entries: Sequence[Path]) -> str:
+    """What to name instead of a folder whose subfolders hold NIfTI files."""
+    for folder in (p for p in entries if p.is_dir()):
+        inside = sorted(p for p in folder.iterdir() if volume_stem(p) is not None)
+        if inside:
+            return f"holds no scan itself, but {folder.name} does ({inside[0].name}): name {folder}"
+    return "" if entries else "is an empty folder: name a NIfTI file, or the folder of a DICOM series"

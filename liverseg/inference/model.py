@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import html
 import os
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from data_cache.errors import VolumeError
 from data_cache.geometry import Box, Grid
-from liverseg.inference.inputs import find_scans, scan_notes
+from liverseg.inference.inputs import NiftiScan, find_scans, scan_notes
 from liverseg.inference.segment import Predictor, segment
 from liverseg.inference.uncertainty_files import UncertaintySummary, summarise_uncertainty
 from pipeline.nifti import (
@@ -56,7 +56,7 @@ class Segmentation:
     box: Box | None
     notes: tuple[str, ...]
     header: VolumeHeader
-    open_scan: Callable[[], AbstractContextManager[Path]]
+    open_scan: Callable[[], AbstractContextManager[NiftiScan]]
     samples_nczyx: NDArray[np.float32] | None
     uncertainty: UncertaintySummary | None
 
@@ -95,8 +95,8 @@ class Segmentation:
 
         text = f"<p>{html.escape(repr(self))}</p>"
         try:
-            with self.open_scan() as image:
-                figure = three_plane_figure(image, self.label_zyx, self.grid.spacing_zyx_mm)
+            with self.open_scan() as nifti:
+                figure = three_plane_figure(nifti.path, self.label_zyx, self.grid.spacing_zyx_mm)
         except LiversegError as failure:
             return f"{text}<p>{html.escape(str(failure))}</p>"
         return f'{text}<img alt="three slices with contours" src="{figure_uri(figure)}">'
@@ -125,8 +125,8 @@ class Model:
             VolumeError: It cannot be read, is a folder of several scans, or an array without affine.
         """
         open_scan = _opener(image, affine)
-        with open_scan() as path:
-            thin = read_scan(path, self.predictor.spec)
+        with open_scan() as nifti:
+            thin = read_scan(nifti.path, self.predictor.spec)
         found = segment(thin, self.predictor)
         box = found.box or thin.scan_box
         blocks = native_labels(found.foreground_czyx, box, thin.header)
@@ -137,7 +137,7 @@ class Model:
             grid=thin.header.grid,
             foreground_czyx=found.foreground_czyx,
             box=found.box,
-            notes=scan_notes(thin),
+            notes=(*nifti.notes, *scan_notes(thin)),
             header=thin.header,
             open_scan=open_scan,
             samples_nczyx=samples,
@@ -145,12 +145,18 @@ class Model:
         )
 
 
-def _opener(image: object, affine: NDArray[Any] | None) -> Callable[[], AbstractContextManager[Path]]:
+def _opener(image: object, affine: NDArray[Any] | None) -> Callable[[], AbstractContextManager[NiftiScan]]:
     if not isinstance(image, str | os.PathLike):
-        return partial(temporary_nifti, image, affine)
+        return partial(_written, image, affine)
     if affine is not None:
         raise VolumeError(f"{image}: a file has an affine of its own: give affine with an array only")
     scan, *others = find_scans([Path(image)])
     if others:
         raise VolumeError(f"{image}: holds {1 + len(others)} scans: name one of them")
     return scan.as_nifti
+
+
+@contextmanager
+def _written(image: object, affine: NDArray[Any] | None) -> Iterator[NiftiScan]:
+    with temporary_nifti(image, affine) as path:
+        yield NiftiScan(path=path)

@@ -1,7 +1,8 @@
-"""One scan in, one label file out, on the scan's own grid; volumes and a picture beside it where asked for."""
+"""One scan in, one label file out, on the scan's own grid; volumes and a picture beside it on request."""
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
@@ -14,7 +15,7 @@ from data_cache.errors import VolumeError
 from data_cache.files import write_json
 from data_cache.geometry import Box
 from liverseg.inference.dicom_seg import SUFFIX, write_dicom_seg
-from liverseg.inference.inputs import ScanInput, scan_notes
+from liverseg.inference.inputs import NiftiScan, ScanInput, scan_notes
 from liverseg.inference.segment import Predictor, ScanSegmentation, segment
 from liverseg.inference.uncertainty_files import UncertaintySummary, map_values, write_uncertainty
 from pipeline.labels import decide
@@ -30,10 +31,10 @@ class Prediction:
     Attributes:
         found: False where no liver was found; the label is then empty.
         liver_ml, tumour_ml: Native volumes; the liver's includes its tumours.
-        liver_box: Native voxels that were looked at closely, in canonical (RAS+) orientation; None without a liver.
-        read_s, network_s, write_s: Where the time went.
+        liver_box: Native voxels of the fine pass, in canonical (RAS+) orientation; None without a liver.
+        read_s, network_s, write_s: Seconds per part.
         notes: What was assumed or replaced while reading.
-        doubts: Of the samples; None where none were drawn.
+        uncertainty: What the samples disagree on; None where none were drawn.
     """
 
     image: Path
@@ -68,23 +69,41 @@ def predict_scan(
     preview: bool = False,
     statistics: bool = False,
     dicom_seg: bool = False,
+    series: str | None = None,
 ) -> Prediction:
-    """Segment a scan and write ``out/<its name>.nii.gz``; with the options, a ``.png`` and a ``.json`` beside it.
+    """Segment a scan and write ``out/NAME.nii.gz``, where NAME is the scan's.
 
-    With samples also the folder ``<its name>_uncertainty`` with what ``write_uncertainty`` writes.
-    With ``dicom_seg`` also ``<its name>_seg.dcm``: the scan must then be a DICOM series.
+    Args:
+        scan: What to segment.
+        out: Folder of the label; made if it is missing.
+        predictor: The networks.
+        preview: Also write ``NAME.png``, a picture.
+        statistics: Also write ``NAME.json``, volumes and times.
+        dicom_seg: Also write ``NAME_seg.dcm``; the scan must be a DICOM series.
+        series: SeriesInstanceUID to take, where the DICOM files are of several series.
+
+    With samples, the folder ``NAME_uncertainty`` is also written: see ``write_uncertainty``.
 
     Raises:
         VolumeError: The scan cannot be read, or its label would overwrite it.
     """
-    with scan.as_nifti() as image:
+    started = time.perf_counter()
+    with scan.as_nifti(series=series) as nifti:
         return _predict_file(
-            image, scan, out, predictor, preview=preview, statistics=statistics, dicom_seg=dicom_seg
+            nifti,
+            scan,
+            out,
+            predictor,
+            preview=preview,
+            statistics=statistics,
+            dicom_seg=dicom_seg,
+            series=series,
+            started=started,
         )
 
 
 def _predict_file(
-    image: Path,
+    nifti: NiftiScan,
     scan: ScanInput,
     out: Path,
     predictor: Predictor,
@@ -92,13 +111,16 @@ def _predict_file(
     preview: bool,
     statistics: bool,
     dicom_seg: bool,
+    series: str | None,
+    started: float,
 ) -> Prediction:
     label = out / f"{scan.name}.nii.gz"
-    if label.resolve() == scan.path.resolve():
+    # Not Path.resolve, which raises on a loop of links.
+    if os.path.realpath(label) == os.path.realpath(scan.path):
         raise VolumeError(f"{scan.path}: its label would overwrite it: name another --out")
-    times = [time.perf_counter()]
+    times = [started]
     with one_thread():
-        thin = read_scan(image, predictor.spec)
+        thin = read_scan(nifti.path, predictor.spec)
     times.append(time.perf_counter())
     found = segment(thin, predictor)
     times.append(time.perf_counter())
@@ -123,21 +145,22 @@ def _predict_file(
         read_s=read_s,
         network_s=network_s,
         write_s=write_s,
-        notes=scan_notes(thin),
+        notes=(*nifti.notes, *scan_notes(thin)),
         uncertainty=uncertainty,
     )
     if statistics:
         _write_statistics(out / f"{scan.name}.json", prediction)
     if dicom_seg:
-        write_dicom_seg(out / f"{scan.name}{SUFFIX}", series=scan.path, label=label)
+        write_dicom_seg(out / f"{scan.name}{SUFFIX}", series=scan.path, label=label, uid=series)
     if preview:
-        _draw_preview(out / f"{scan.name}.png", image, thin, found, prediction)
+        _draw_preview(out / f"{scan.name}.png", nifti.path, thin, found, prediction)
     return prediction
 
 
 def _write_statistics(path: Path, prediction: Prediction) -> None:
-    content = asdict(prediction) | {"image": str(prediction.image), "label": str(prediction.label)}
-    write_json(path, content)
+    # Names, not paths: a folder often carries the patient's name.
+    names = {"image": prediction.image.name, "label": prediction.label.name}
+    write_json(path, asdict(prediction) | names)
 
 
 def _draw_preview(
