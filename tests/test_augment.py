@@ -26,6 +26,7 @@ from liverseg.training.augment import (
     ContrastParams,
     GammaParams,
     SpatialParams,
+    _read,
     apply,
     apply_blur,
     apply_contrast,
@@ -337,6 +338,21 @@ def test_beyond_a_box_its_context_goes_on() -> None:
     assert torch.equal(image, fractions)
     without, _ = apply_spatial(box, box, params)
     assert (without - expected).abs().max() > 1
+
+
+def test_the_context_is_the_same_on_every_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    # On a GPU all of the context is sampled, on a CPU only what lies outside of the box.
+    inner = ((0.25, 0.75), (0.2, 0.6), (0.3, 0.9))
+    scan, box = whole_and_inner(inner)
+    context = Context(image_bczyx=scan, fractions_bczyx=scan, inner_b32=torch.tensor([inner]))
+    params = draw_spatial(1, STRONG, parts_b32=parts_of((-0.2, 1.2)), generator=seeded())
+    sparse = apply_spatial(box, box, params, context=context)[0]
+
+    def dense(inside: Tensor, around: Tensor, around_1zyx3: Tensor, is_inside_1zyx: Tensor) -> Tensor:
+        return torch.where(is_inside_1zyx[:, None], inside, _read(around, around_1zyx3))
+
+    monkeypatch.setattr("liverseg.training.augment._read_outside", dense)
+    torch.testing.assert_close(sparse, apply_spatial(box, box, params, context=context)[0])
 
 
 def test_a_box_without_context_beside_one_with_it() -> None:

@@ -349,12 +349,25 @@ def _sample(both_1czyx: Tensor, i: int, params: SpatialParams, context: Context 
     around_1czyx = None if context is None else context.of(i)
     if context is None or around_1czyx is None:
         return inside
-    start, stop = (
-        context.inner_b32[i].flip(0).T.to(grid_1zyx3.device, non_blocking=True)
-    )  # in grid_sample's x, y, z
-    around = _read(around_1czyx, torch.addcmul(start + stop - 1, grid_1zyx3, stop - start))
+    inner_xyz2 = context.inner_b32[i].flip(0)  # in the order of grid_sample's coordinates
+    start, stop = inner_xyz2.T.to(grid_1zyx3.device, non_blocking=True)
+    around_1zyx3 = torch.addcmul(start + stop - 1, grid_1zyx3, stop - start)
     is_inside_1zyx = (grid_1zyx3.abs() <= 1).all(dim=-1)
-    return torch.where(is_inside_1zyx[:, None], inside, around)
+    if both_1czyx.device.type == "cpu":
+        return _read_outside(inside, around_1czyx, around_1zyx3, is_inside_1zyx)
+    # Here the host must not wait to learn how many voxels lie outside, and to sample them all costs nothing.
+    return torch.where(is_inside_1zyx[:, None], inside, _read(around_1czyx, around_1zyx3))
+
+
+def _read_outside(
+    inside: Tensor, around_1czyx: Tensor, around_1zyx3: Tensor, is_inside_1zyx: Tensor
+) -> Tensor:
+    """``inside`` with the voxels outside sampled from the context: a tenth of them, which a CPU feels."""
+    outside = (~is_inside_1zyx).flatten().nonzero()[:, 0]
+    if not len(outside):
+        return inside
+    values = _read(around_1czyx, around_1zyx3.view(-1, 3)[outside].view(1, 1, 1, -1, 3))
+    return inside.flatten(2).index_copy(2, outside, values.flatten(2)).view_as(inside)
 
 
 def _read(volume_1czyx: Tensor, grid_1zyx3: Tensor) -> Tensor:
