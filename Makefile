@@ -36,7 +36,7 @@ demo: $(READY) ## phantoms to scores in under 15 minutes on two cores: open demo
 	$(LIVERSEG) preprocess $(DEMO)/raw $(DEMO)/train.zarr $(jobs)
 	$(LIVERSEG) preprocess $(DEMO)/unseen $(DEMO)/unseen.zarr $(jobs)
 	$(LIVERSEG) train $(DEMO)/train.zarr $(DEMO)/run --config configs/demo.toml --resume
-	$(LIVERSEG) evaluate $(DEMO)/run $(DEMO)/unseen.zarr --raw $(DEMO)/unseen --out $(DEMO)/report
+	$(LIVERSEG) evaluate $(DEMO)/unseen.zarr $(DEMO)/run --raw $(DEMO)/unseen --out $(DEMO)/report
 	$(LIVERSEG) report $(DEMO)/run --scores $(DEMO)/report --out $(DEMO)/report/report.html
 	@echo "Open $(DEMO)/report/report.html; scores.csv, summary.json and overlays lie beside it, the run in $(DEMO)/run"
 
@@ -47,7 +47,7 @@ train: $(READY) ## CACHE to RUN with CONFIG; goes on where it stopped
 	$(LIVERSEG) train $(CACHE) $(RUN) --config $(CONFIG) --resume
 
 evaluate: $(READY) ## scores of RUN in native space on cases it never trained on
-	$(LIVERSEG) evaluate $(RUN) $(CACHE) --raw $(RAW)
+	$(LIVERSEG) evaluate $(CACHE) $(RUN) --raw $(RAW)
 
 predict: $(READY) ## segment IMAGES with RUN into OUT
 	$(LIVERSEG) predict $(RUN) $(IMAGES) --out $(OUT)

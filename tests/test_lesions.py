@@ -101,7 +101,7 @@ def test_corner_touching_voxels_are_one_lesion() -> None:
     assert lesion_overlaps(mask, mask, ONE_MM).truth_diameters_mm.size == 1
 
 
-def test_one_found_one_missed_one_invented() -> None:
+def test_one_found_one_missed_one_false_positive() -> None:
     shape = (3, 3, 30)
     truth = cubes(shape, ((1, 1, 0), (1, 1, 4)), ((1, 1, 10), (1, 1, 2)))
     pred = cubes(shape, ((1, 1, 1), (1, 1, 4)), ((1, 1, 20), (1, 1, 3)))
@@ -130,7 +130,7 @@ def test_a_prediction_that_spans_two_lesions_finds_the_better_one() -> None:
     assert counts == DetectionCounts(true_positives=1, false_positives=0, false_negatives=1)
 
 
-def test_a_lesion_split_in_two_leaves_one_piece_invented() -> None:
+def test_a_lesion_split_in_two_leaves_one_false_positive() -> None:
     # truth 0..8; pieces 0..5 (IoU 6/9) and 7..8 (2/9): the larger matches, the other is a false positive.
     truth = cubes((1, 1, 9), ((0, 0, 0), (1, 1, 9)))
     pred = cubes((1, 1, 9), ((0, 0, 0), (1, 1, 6)), ((0, 0, 7), (1, 1, 2)))
@@ -180,8 +180,8 @@ def test_one_side_without_lesions() -> None:
     none, full = np.zeros((2, 3, 4), dtype=np.bool_), np.ones((2, 3, 4), dtype=np.bool_)
     missed = score_lesions(none, full, ONE_MM)[0].overall
     assert (missed.precision, missed.recall, missed.f1) == (None, 0.0, 0.0)
-    invented = score_lesions(full, none, ONE_MM)[0].overall
-    assert (invented.precision, invented.recall, invented.f1) == (0.0, None, 0.0)
+    false = score_lesions(full, none, ONE_MM)[0].overall
+    assert (false.precision, false.recall, false.f1) == (0.0, None, 0.0)
 
 
 def test_scores_are_strict_json() -> None:

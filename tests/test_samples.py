@@ -299,7 +299,7 @@ def test_risk_counts_the_tumour_where_there_is_any() -> None:
     assert risk_of(score_labels(truth, truth, (1.0, 1.0, 1.0))) == 0
     predicted = truth.copy()
     predicted[0, 0, 0] = 2
-    # Liver (label >= 1) is right; the tumour is invented: Dice 1 and 0.
+    # Liver (label >= 1) is right; the tumour is a false positive: Dice 1 and 0.
     assert risk_of(score_labels(predicted, truth, (1.0, 1.0, 1.0))) == 0.5
     assert risk_of(score_labels(none, truth, (1.0, 1.0, 1.0))) == 1
 
@@ -351,11 +351,11 @@ def test_evaluate_writes_what_uncertainty_is_worth(
     run: Run, ssn_run: Path, tiny_world: TinyWorld, tmp_path: Path
 ) -> None:
     first, second = load_split(ssn_run).val
-    command = ("evaluate", ssn_run, tiny_world.cache, "--raw", tiny_world.raw, "--out", tmp_path)
+    command = ("evaluate", tiny_world.cache, ssn_run, "--raw", tiny_world.raw, "--out", tmp_path)
     options = ("--case", first, "--samples", 3, "--calibrate", tiny_world.cache, "--device", "cpu")
     result = run(*command, *options)
     assert result.exit_code == 0, result.output
-    assert "entropy finds wrong voxels" in result.output
+    assert "entropy of wrong voxels against right ones" in result.output
     summary = json.loads((tmp_path / "uncertainty.json").read_text())
     assert summary["fitted"]["case_ids"] == [second]
     assert summary["calibration"]["liver"]["ece"] >= 0
@@ -370,15 +370,15 @@ def test_evaluate_writes_what_uncertainty_is_worth(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("--calibrate", "x"), "--calibrate is of what --samples measures"),
-        (("--with", "x", "--samples", 2), "name one RUN"),
+        (("--calibrate", "x"), "--calibrate needs samples"),
+        (("--with", "x", "--samples", 2), "evaluate takes one RUN, got 2"),
     ],
 )
 def test_evaluate_refuses_what_makes_no_sense(
     run: Run, ssn_run: Path, tiny_run: Path, tiny_world: TinyWorld, arguments: tuple[Any, ...], words: str
 ) -> None:
     runs = (ssn_run, tiny_run) if "--with" in arguments else (ssn_run,)
-    result = run("evaluate", *runs, tiny_world.cache, "--raw", tiny_world.raw, *arguments)
+    result = run("evaluate", tiny_world.cache, *runs, "--raw", tiny_world.raw, *arguments)
     assert result.exit_code == 2
     assert words in " ".join(result.output.split())
 
@@ -527,10 +527,10 @@ def test_an_ensemble_has_a_folder_of_its_own(
 ) -> None:
     runs = [Path(shutil.copytree(folder, tmp_path / folder.parent.name)) for folder in (ssn_run, tiny_run)]
     case = load_split(ssn_run).val[0]
-    common = (tiny_world.cache, "--raw", tiny_world.raw, "--case", case, "--device", "cpu")
-    assert run("evaluate", runs[0], *common).exit_code == 0
+    common = ("--raw", tiny_world.raw, "--case", case, "--device", "cpu")
+    assert run("evaluate", tiny_world.cache, runs[0], *common).exit_code == 0
     alone = (runs[0] / "evaluation" / "summary.json").read_bytes()
-    together = run("evaluate", runs[0], *common, "--with", runs[1], "--samples", 2)
+    together = run("evaluate", tiny_world.cache, runs[0], *common, "--with", runs[1], "--samples", 2)
     assert together.exit_code == 0, together.output
     assert (runs[0] / "evaluation" / "summary.json").read_bytes() == alone
     summary = json.loads((runs[0] / "ensemble" / "summary.json").read_text())

@@ -56,7 +56,11 @@ def test_a_hand_example() -> None:
     assert row["liver_dice"] == pytest.approx(0.75)
     assert row["tumour_dice"] == pytest.approx(1 / 3)
     assert row["liver_hd_mm"] == pytest.approx(2)
-    assert (row["lesions_iou0_found"], row["lesions_iou0_missed"], row["lesions_iou0_invented"]) == (1, 0, 0)
+    assert (row["lesions_iou0_found"], row["lesions_iou0_missed"], row["lesions_iou0_false_positives"]) == (
+        1,
+        0,
+        0,
+    )
     assert (row["lesions_iou0.5_found"], row["lesions_iou0.5_missed"]) == (0, 1)
     assert row["burden"] == row["burden_truth"] == pytest.approx(27 / 512)
 
@@ -207,16 +211,62 @@ def test_a_paired_comparison_by_hand() -> None:
     assert {(d.n_cases, d.mean) for d in nobody} == {(0, None)}
 
 
-def test_evaluate_takes_several_runs(
+def test_two_runs_are_compared(
     run: Callable[..., Result], tiny_world: TinyWorld, tiny_run: Path, tmp_path: Path
 ) -> None:
     runs = [shutil.copytree(tiny_run, tmp_path / name) for name in ("one", "two")]
-    common = (*runs, tiny_world.cache, "--raw", tiny_world.raw, "--device", "cpu")
     case = json.loads((tiny_run / "split.json").read_text())["val"][0]
-    result = run("evaluate", *common, "--case", case, "--out", tmp_path / "both")
+    common = ("--raw", tiny_world.raw, "--device", "cpu", "--case", case, "--out", tmp_path / "both")
+    result = run("compare", tiny_world.cache, *runs, *common)
     assert result.exit_code == 0, result.output
-    assert "1 shared case" in result.output
+    assert "minus" in result.output
+    assert "1 case" in result.output
     content = json.loads((tmp_path / "both" / "comparison.json").read_text())
     assert {d["mean"] for d in content["differences"]} <= {0.0, None}
     for folder in runs:
         assert (folder / "evaluation" / "scores.csv").exists()
+
+
+def test_folds_are_pooled_into_one_table(
+    run: Callable[..., Result], tiny_world: TinyWorld, tiny_run: Path, tmp_path: Path
+) -> None:
+    runs = [Path(shutil.copytree(tiny_run, tmp_path / name)) for name in ("one", "two")]
+    sha256 = {i: tiny_world.store.meta(i).image.sha256 for i in tiny_world.store.case_ids}
+    for folder, left in zip(runs, ("liver_0", "liver_1"), strict=True):
+        split = json.loads((folder / "split.json").read_text())
+        split |= {"train": [i for i in sha256 if i != left], "val": [left]}
+        split["train_sha256"] = [sha256[i] for i in split["train"]]
+        (folder / "split.json").write_text(json.dumps(split))
+    common = ("--raw", tiny_world.raw, "--device", "cpu", "--out", tmp_path / "folds")
+    result = run("pool", tiny_world.cache, *runs, *common)
+    assert result.exit_code == 0, result.output
+    rows = list(csv.DictReader((tmp_path / "folds" / "scores.csv").read_text().splitlines()))
+    assert [(row["case"], row["run"]) for row in rows] == [
+        ("liver_0", str(runs[0])),
+        ("liver_1", str(runs[1])),
+    ]
+    shutil.copy(runs[0] / "split.json", runs[1] / "split.json")
+    twice = run("pool", tiny_world.cache, *runs, *common)
+    assert twice.exit_code == 2
+    assert "1 case (liver_0, …) would be scored by several runs" in " ".join(twice.output.split())
+
+
+@pytest.mark.parametrize(
+    ("command", "order", "said"),
+    [
+        ("evaluate", "RC", "CACHE comes before RUN: liverseg evaluate CACHE RUN"),
+        ("compare", "RRC", "CACHE comes before RUN: liverseg compare CACHE RUN RUN"),
+        ("evaluate", "CRR", "evaluate takes one RUN, got 2; evaluate scores one run, compare compares two"),
+        ("compare", "CR", "compare takes two RUNs, got 1"),
+        ("pool", "CR", "pool takes two or more RUNs, got 1"),
+        ("evaluate", "C", "Missing argument 'RUN...'"),
+    ],
+)
+def test_the_cache_comes_first(
+    run: Callable[..., Result], tiny_world: TinyWorld, tiny_run: Path, command: str, order: str, said: str
+) -> None:
+    paths = [tiny_world.cache if letter == "C" else tiny_run for letter in order]
+    result = run(command, *paths, "--raw", tiny_world.raw)
+    assert result.exit_code == 2
+    words = result.output.replace(str(tiny_world.cache), "CACHE").replace(str(tiny_run), "RUN")
+    assert said in " ".join(words.split())

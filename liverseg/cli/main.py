@@ -48,7 +48,7 @@ def main(debug: bool) -> None:
     \b
     liverseg preprocess data/Task03_Liver data/liver.zarr
     liverseg train      data/liver.zarr runs/liver --config configs/liver.toml
-    liverseg evaluate   runs/liver data/liver.zarr --raw data/Task03_Liver
+    liverseg evaluate   data/liver.zarr runs/liver --raw data/Task03_Liver
     liverseg report     runs/liver
     liverseg predict    runs/liver scan.nii.gz --out segmentations
     """

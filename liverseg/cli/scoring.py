@@ -1,47 +1,72 @@
-"""Commands that score: runs, folds, two runs against each other, label files of any tool, and the report."""
+"""Commands that score: a run, several runs, label files of any tool, and the report."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from data_cache.errors import LiversegError
 from data_cache.text import pluralise
 from liverseg.cli.common import DRAWN, FILE, FOLDER
+from liverseg.cli.score_tables import print_cases, print_differences, print_summary, print_uncertainty
 
 if TYPE_CHECKING:
+    from data_cache.reader import CacheStore
     from liverseg.evaluation.case import CaseEvaluation
+    from liverseg.inference.segment import Predictor
     from liverseg.measure.summary import LabelScores
+    from liverseg.training.split import Split
 
-SIZES = {"below_10_mm": "< 10 mm", "from_10_to_20_mm": "10–20 mm", "above_20_mm": "> 20 mm", "overall": "all"}
-CROPS = {"dice_with_label_crop": "label's crop", "dice_grid_ceiling": "grid's ceiling"}
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+RAW = click.option("--raw", required=True, type=FOLDER, help="The data set that CACHE was built from.")
+CASES = click.option(
+    "--case", "cases", multiple=True, help="Score this case; repeatable. Default: all never trained on."
+)
+DEVICE = click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, …")
+
+
+def _needs_cache_first(command: Command) -> Command:
+    """The arguments CACHE and RUN..., checked for the order that earlier versions took."""
+    runs = click.argument("runs", type=FOLDER, nargs=-1, required=True, metavar="RUN...")
+    return click.argument("cache", type=FOLDER)(runs(command))
+
+
+def _check_order(command: str, cache: Path, runs: tuple[Path, ...], *, n_runs: range) -> None:
+    """Raise UsageError unless the cache comes first and as many runs follow as ``command`` takes."""
+    from data_cache.reader import METADATA
+
+    if not (cache / METADATA).exists() and (runs[-1] / METADATA).exists():
+        line = " ".join(map(str, (runs[-1], cache, *runs[:-1])))
+        raise click.UsageError(f"CACHE comes before RUN: liverseg {command} {line}")
+    if len(runs) not in n_runs:
+        raise click.UsageError(
+            f"{command} takes {WANTED[command]}, got {len(runs)}; evaluate scores one run, compare compares two, "
+            "pool pools the folds of a cross-validation"
+        )
+
+
+WANTED = {"evaluate": "one RUN", "compare": "two RUNs", "pool": "two or more RUNs"}
 
 
 @click.command()
-@click.argument("runs", type=FOLDER, nargs=-1, metavar="RUNS...")
-@click.argument("cache", type=FOLDER)
-@click.option("--raw", required=True, type=FOLDER, help="The data set that CACHE was built from.")
-@click.option(
-    "--out",
-    type=FOLDER,
-    help="Default: RUN/evaluation, or RUN/ensemble. Of several runs: of their common table or comparison.",
-)
-@click.option(
-    "--case", "cases", multiple=True, help="Score this case; repeatable. Default: all never trained on."
-)
-@click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, …")
+@_needs_cache_first
+@RAW
+@click.option("--out", type=FOLDER, help="Default: RUN/evaluation, or RUN/ensemble with --with.")
+@CASES
+@DEVICE
 @click.option("--with", "others", multiple=True, type=FOLDER, help="Average RUN with this run; repeatable.")
 @click.option(
     "--samples",
     default=0,
     type=click.IntRange(min=0),
     metavar="N",
-    help="Draw N segmentations a case, and measure what their uncertainty is worth.",
+    help="Draw N segmentations per case, and measure what their uncertainty is worth.",
 )
 @click.option(
     "--calibrate",
@@ -50,8 +75,8 @@ CROPS = {"dice_with_label_crop": "label's crop", "dice_grid_ceiling": "grid's ce
     help="Fit a temperature and interval widths on the cases of this store that are neither trained on nor scored.",
 )
 def evaluate(
-    runs: tuple[Path, ...],
     cache: Path,
+    runs: tuple[Path, ...],
     *,
     raw: Path,
     out: Path | None,
@@ -61,91 +86,193 @@ def evaluate(
     samples: int,
     calibrate: Path | None,
 ) -> None:
-    """Score RUNS in native space on the cases of CACHE that they were never trained on.
+    """Score RUN in native space on the cases of CACHE that it was never trained on.
 
-    Writes scores.csv, summary.json, one overlay picture a case, and what `liverseg report` shows. Each case is
+    Writes scores.csv, summary.json, one overlay picture per case, and what `liverseg report` shows. Each case is
     scored as a user gets it (predicted crop), with the label's crop, and for what the grid itself allows.
 
-    Several runs are scored one after another, each into its own folder. If they share no case they are folds,
-    and are pooled into one table; two runs that do share cases are compared, case by case.
-
-    With --samples: calibration error and reliability diagram, how well entropy finds wrong voxels and doubtful cases bad ones,
-    whether volume intervals hold the truth, how the samples differ; in uncertainty.json, .csv and pictures.
+    With --samples, uncertainty.json, uncertainty.csv and pictures say how well the probabilities are calibrated,
+    whether uncertain voxels and uncertain cases are the wrong ones, and whether volume intervals hold the truth.
 
     \b
-    Example: liverseg evaluate runs/liver data/liver.zarr --raw data/Task03_Liver
-             liverseg evaluate runs/ssn data/test.zarr --raw data/test --samples 16 --calibrate data/liver.zarr
-             liverseg evaluate runs/a data/test.zarr --raw data/test --with runs/b --with runs/c --samples 3
-             liverseg evaluate runs/fold0 runs/fold1 data/liver.zarr --raw data/Task03_Liver --out runs/folds
+    Example: liverseg evaluate data/liver.zarr runs/liver --raw data/Task03_Liver
+             liverseg evaluate data/test.zarr runs/ssn --raw data/test --samples 16 --calibrate data/liver.zarr
+             liverseg evaluate data/test.zarr runs/a --raw data/test --with runs/b --with runs/c --samples 3
     """
-    if not runs:
-        _complain_of_one_path(cache)
-    if len(runs) > 1 and others:
-        raise click.UsageError("--with makes an ensemble of one RUN and others: name one RUN")
+    _check_order("evaluate", cache, runs, n_runs=range(1, 2))
     if calibrate is not None and not samples:
-        raise click.UsageError("--calibrate is of what --samples measures: add --samples 16")
-    complete = True
-    scored: dict[str, dict[str, LabelScores]] = {}
-    for run in runs:
-        target = out if out is not None and len(runs) == 1 else run / ("ensemble" if others else "evaluation")
-        settings = _Settings(others=others, cases=cases, device=device, samples=samples, calibrate=calibrate)
-        results, asked = _evaluate_run(run, cache, raw=raw, out=target, settings=settings)
-        complete &= len(results) == asked
-        scored[str(run)] = {e.case_id: e.predicted for e in results}
-    if len(runs) > 1:
-        _print_together(scored, out)
-    if not complete:
+        raise click.UsageError("--calibrate needs samples: add --samples 16")
+    (run,) = runs
+    options = _Options(cases=cases, device=device, samples=samples, calibrate=calibrate)
+    folder = out or run / ("ensemble" if others else "evaluation")
+    if not _evaluate_run(cache, (run, *others), raw=raw, out=folder, options=options).complete:
         sys.exit(1)
 
 
-def _complain_of_one_path(path: Path) -> NoReturn:
-    """A single path goes to CACHE, the last one, and click would miss RUNS: but it may well be the run."""
-    from data_cache.reader import METADATA
+@click.command()
+@_needs_cache_first
+@RAW
+@click.option("--out", type=FOLDER, help="Write comparison.json into this folder.")
+@CASES
+@DEVICE
+def compare(
+    cache: Path, runs: tuple[Path, ...], *, raw: Path, out: Path | None, cases: tuple[str, ...], device: str
+) -> None:
+    """Compare two RUNs case by case on the cases of CACHE that neither was trained on.
 
-    if (path / METADATA).exists():
+    Each run is evaluated into its own folder RUN/evaluation. The table has the second run minus the first, with
+    95 % intervals and the p value of Wilcoxon's signed-rank test.
+
+    \b
+    Example: liverseg compare data/test.zarr runs/a runs/b --raw data/test --out runs/a_b
+    """
+    from data_cache.reader import CacheStore
+    from liverseg.console import say
+    from liverseg.evaluation.compare import paired_differences, write_comparison
+    from liverseg.evaluation.evaluate import choose_cases
+    from liverseg.training.split import load_split, together
+
+    _check_order("compare", cache, runs, n_runs=range(2, 3))
+    split = together([load_split(run) for run in runs])
+    chosen, _ = choose_cases(CacheStore.open(cache), split, cases)
+    options = _Options(cases=chosen, device=device)
+    first, second = (
+        _evaluate_run(cache, (run,), raw=raw, out=run / "evaluation", options=options) for run in runs
+    )
+    differences = paired_differences(first.scores, second.scores)
+    print_differences(f"{runs[1]} minus {runs[0]}, {pluralise(len(chosen), 'case')}", differences)
+    if out is not None:
+        write_comparison(out, (str(runs[0]), str(runs[1])), differences)
+        say(f"wrote comparison.json to {out}")
+    if not (first.complete and second.complete):
+        sys.exit(1)
+
+
+@click.command()
+@_needs_cache_first
+@RAW
+@click.option("--out", type=FOLDER, help="Write scores.csv and summary.json of all cases into this folder.")
+@DEVICE
+def pool(cache: Path, runs: tuple[Path, ...], *, raw: Path, out: Path | None, device: str) -> None:
+    """Pool the folds of a cross-validation: each RUN scores the cases of CACHE that it was never trained on.
+
+    Each run is evaluated into its own folder RUN/evaluation. Folds that share a case are refused.
+
+    \b
+    Example: liverseg pool data/liver.zarr runs/fold0 runs/fold1 --raw data/Task03_Liver --out runs/folds
+    """
+    from liverseg.console import say
+    from liverseg.evaluation.compare import write_folds
+    from liverseg.measure.summary import summarise_scores
+
+    _check_order("pool", cache, runs, n_runs=range(2, 1000))
+    _check_folds(cache, runs)
+    options = _Options(device=device)
+    done = {
+        str(run): _evaluate_run(cache, (run,), raw=raw, out=run / "evaluation", options=options)
+        for run in runs
+    }
+    scored = {run: result.scores for run, result in done.items()}
+    everything = [scores for cases in scored.values() for scores in cases.values()]
+    say(f"\n{pluralise(len(runs), 'fold')}, {pluralise(len(everything), 'case')}")
+    print_summary(summarise_scores(everything) if out is None else write_folds(out, scored))
+    if out is not None:
+        say(f"wrote scores.csv and summary.json to {out}")
+    if not all(result.complete for result in done.values()):
+        sys.exit(1)
+
+
+def _check_folds(cache: Path, runs: tuple[Path, ...]) -> None:
+    """Raise UsageError where two runs would score the same case, or a run has no case that it was not trained on."""
+    from data_cache.reader import CacheStore
+    from liverseg.evaluation.compare import shared_cases
+    from liverseg.evaluation.evaluate import choose_cases
+    from liverseg.training.split import load_split
+
+    store = CacheStore.open(cache)
+    chosen = [choose_cases(store, load_split(run), ()) for run in runs]
+    for run, (_, unseen) in zip(runs, chosen, strict=True):
+        if not unseen:
+            raise click.UsageError(f"{run}: was trained on every case of {cache}: not a fold of it")
+    shared = shared_cases([case_ids for case_ids, _ in chosen])
+    if shared:
         raise click.UsageError(
-            f"Missing argument 'RUNS...': {path} is a cache: name the run to score before it"
+            f"{pluralise(len(shared), 'case')} ({shared[0]}, …) would be scored by several runs: these are not the "
+            "folds of one cross-validation; compare two runs with liverseg compare"
         )
-    raise click.UsageError(f"Missing argument 'CACHE': after {path}, name the store that it was trained on")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Settings:
-    """What ``evaluate`` does the same with each run."""
+class _Options:
+    """How a run is evaluated."""
 
-    others: tuple[Path, ...]
-    cases: tuple[str, ...]
+    cases: tuple[str, ...] = ()
     device: str
-    samples: int
-    calibrate: Path | None
+    samples: int = 0
+    calibrate: Path | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Evaluated:
+    """The scores of a run by case, and whether every case could be scored."""
+
+    scores: Mapping[str, LabelScores]
+    complete: bool
 
 
 def _evaluate_run(
-    run: Path, cache: Path, *, raw: Path, out: Path, settings: _Settings
-) -> tuple[list[CaseEvaluation], int]:
-    """What was scored, and how many cases should have been."""
+    cache: Path, runs: tuple[Path, ...], *, raw: Path, out: Path, options: _Options
+) -> _Evaluated:
+    """Evaluate a run, or the ensemble of several, into ``out``, and print the tables."""
     from data_cache.reader import CacheStore
-    from liverseg.console import complain, progress_bar, say, warn
-    from liverseg.evaluation.calibrate import calibrate_apart
+    from liverseg.console import say, warn
     from liverseg.evaluation.evaluate import choose_cases
-    from liverseg.evaluation.evaluate import evaluate as score
-    from liverseg.evaluation.uncertainty_summary import summarise_uncertainties
     from liverseg.inference.segment import load_predictor
     from liverseg.training.split import load_split, together
 
-    runs, store = (run, *settings.others), CacheStore.open(cache)
-    predictor = load_predictor(*runs, device=settings.device, samples=settings.samples)
+    store = CacheStore.open(cache)
+    predictor = load_predictor(*runs, device=options.device, samples=options.samples)
     split = together([load_split(each) for each in runs])
-    case_ids, unseen = choose_cases(store, split, settings.cases)
+    case_ids, unseen = choose_cases(store, split, options.cases)
     if not unseen:
-        warn("some of these cases were trained on: their scores say how well they were learnt, no more")
-    if predictor.n_drawn != settings.samples:
-        warn(DRAWN.format(predictor.n_drawn, settings.samples))
+        warn("some of these cases were trained on: their scores say how well they were learned, no more")
+    if predictor.n_drawn != options.samples:
+        warn(DRAWN.format(predictor.n_drawn, options.samples))
+    scored = _score_cases(predictor, store, split, case_ids, raw=raw, out=out, options=options)
+    if scored:
+        kind = "never trained on" if unseen else "TRAINED ON"
+        print_cases(f"native space, predicted crop, cases {kind}", {e.case_id: e.predicted for e in scored})
+        say(f"wrote scores.csv, summary.json and {pluralise(len(scored), 'overlay')} to {out}")
+        scores_option = "" if out == runs[0] / "evaluation" else f" --scores {out}"
+        say(f"look at them: liverseg report {runs[0]}{scores_option}")
+    else:
+        warn(f"no case could be scored: nothing was written to {out}, anything there is older")
+    return _Evaluated(scores={e.case_id: e.predicted for e in scored}, complete=len(scored) == len(case_ids))
+
+
+def _score_cases(
+    predictor: Predictor,
+    store: CacheStore,
+    split: Split,
+    case_ids: tuple[str, ...],
+    *,
+    raw: Path,
+    out: Path,
+    options: _Options,
+) -> list[CaseEvaluation]:
+    """Score the cases with a progress bar, and print the summaries."""
+    from data_cache.reader import CacheStore
+    from liverseg.console import complain, progress_bar
+    from liverseg.evaluation.calibrate import calibrate_apart
+    from liverseg.evaluation.evaluate import evaluate as score
+    from liverseg.evaluation.evaluate import summarise
+    from liverseg.evaluation.uncertainty_summary import summarise_uncertainties
+
     calibration = None
-    if settings.calibrate is not None:
+    if options.calibrate is not None:
         calibration = calibrate_apart(
             predictor,
-            CacheStore.open(settings.calibrate),
+            CacheStore.open(options.calibrate),
             split,
             scored={store.meta(case_id).image.sha256 for case_id in case_ids},
         )
@@ -167,59 +294,12 @@ def _evaluate_run(
             report=report,
             calibration=calibration,
         )
-    if not scored:
-        warn(f"no case could be scored: nothing was written to {out}, what lies there is older")
-        return scored, len(case_ids)
-    _print_evaluation(scored, kind="never trained on" if unseen else "TRAINED ON")
-    trusts = [e.uncertainty for e in scored if e.uncertainty is not None]
-    if trusts:
-        _print_uncertainty(summarise_uncertainties(trusts, calibration))
-        say(
-            f"wrote uncertainty.json, uncertainty.csv, reliability.png, risk_coverage.png and pictures to {out}"
-        )
-    say(f"wrote scores.csv, summary.json and {pluralise(len(scored), 'overlay')} to {out}")
-    say(f"look at them: liverseg report {run}" + ("" if out == run / "evaluation" else f" --scores {out}"))
-    return scored, len(case_ids)
-
-
-def _print_evaluation(scored: list[CaseEvaluation], *, kind: str) -> None:
-    from liverseg.evaluation.evaluate import summarise
-
     if scored:
-        _print_cases(f"native space, predicted crop, cases {kind}", {e.case_id: e.predicted for e in scored})
-        _print_summary(summarise(scored))
-
-
-def _print_together(scored: Mapping[str, Mapping[str, LabelScores]], out: Path | None) -> None:
-    from liverseg.console import say, warn
-    from liverseg.evaluation.compare import (
-        paired_differences,
-        shared_cases,
-        write_comparison,
-        write_folds,
-    )
-    from liverseg.measure.summary import summarise_scores
-
-    shared = shared_cases(list(scored.values()))
-    if not shared:
-        everything = [scores for cases in scored.values() for scores in cases.values()]
-        say(
-            f"\n{pluralise(len(scored), 'fold')}, {pluralise(len(everything), 'case')}, each scored by a run that never saw it"
-        )
-        _print_summary(summarise_scores(everything) if out is None else write_folds(out, scored))
-    elif len(scored) == 2:
-        first, second = scored
-        differences = paired_differences(scored[first], scored[second])
-        _print_differences(f"{second} minus {first}, {pluralise(len(shared), 'shared case')}", differences)
-        if out is not None:
-            write_comparison(out, (first, second), differences)
-    else:
-        warn(
-            f"{pluralise(len(shared), 'case')} scored by several runs: no folds; compare the runs two by two"
-        )
-        return
-    if out is not None:
-        say(f"wrote to {out}")
+        print_summary(summarise(scored))
+    uncertainties = [e.uncertainty for e in scored if e.uncertainty is not None]
+    if uncertainties:
+        print_uncertainty(summarise_uncertainties(uncertainties, calibration))
+    return scored
 
 
 @click.command()
@@ -229,8 +309,8 @@ def _print_together(scored: Mapping[str, Mapping[str, LabelScores]], out: Path |
 def score(predicted: Path, truth: Path, out: Path | None) -> None:
     """Score label files PREDICTED by any tool against TRUTH: two folders, matched by name, or two files.
 
-    Labels are 0, 1 (liver) and 2 (tumour). The two files of a pair may differ in orientation, not in grid.
-    A file without its counterpart is named, and makes the exit code 1 as a file that fails does.
+    Labels are 0, 1 (liver) and 2 (tumour). The two files of a pair may differ in orientation, but not in grid.
+    A file without a counterpart, or one that cannot be scored, is named, and the exit code is 1.
 
     \b
     Example: liverseg score segmentations data/Task03_Liver/labelsTr --out scores
@@ -252,8 +332,8 @@ def score(predicted: Path, truth: Path, out: Path | None) -> None:
 
         scored = score_pairs(pairs, report=report)
     if scored:
-        _print_cases("native space", scored)
-        _print_summary(summarise_scores(list(scored.values())) if out is None else write_scores(out, scored))
+        print_cases("native space", scored)
+        print_summary(summarise_scores(list(scored.values())) if out is None else write_scores(out, scored))
         if out is not None:
             say(f"wrote scores.csv and summary.json to {out}")
     if alone or len(scored) < len(pairs):
@@ -265,7 +345,7 @@ def score(predicted: Path, truth: Path, out: Path | None) -> None:
 @click.option("--scores", type=FOLDER, help="What evaluate wrote. Default: RUN/evaluation.")
 @click.option("--out", type=FILE, help="Default: report.html beside the scores.")
 def report(run: Path, scores: Path | None, out: Path | None) -> None:
-    """Write one HTML page of RUN: scores, training curves, and a slice viewer of every scored case, worst first.
+    """Write one HTML page about RUN: scores, training curves, and a slice viewer of every scored case, worst first.
 
     The page needs no server and no network, and opens from a file.
 
@@ -280,152 +360,4 @@ def report(run: Path, scores: Path | None, out: Path | None) -> None:
     say(f"wrote {path} ({path.stat().st_size / 2**20:.1f} MiB)")
 
 
-# ---- tables
-
-
-def _print_cases(title: str, cases: Mapping[str, LabelScores]) -> None:
-    from liverseg.console import console, table
-
-    headers = (
-        "case",
-        "liver Dice",
-        "HD95 mm",
-        "mL",
-        "of mL",
-        "tumour Dice",
-        "HD95 mm",
-        "mL",
-        "of mL",
-        "found",
-    )
-    console.print(table(title, headers, (_case_row(name, scores) for name, scores in cases.items())))
-
-
-def _case_row(name: str, scores: LabelScores) -> tuple[str, ...]:
-    from liverseg.console import number
-
-    row = [name]
-    for of in (scores.liver, scores.tumour):
-        row += [number(of.dice), number(of.hd95_mm, 1)]
-        row += [number(of.volume_pred_ml, 1), number(of.volume_truth_ml, 1)]
-    counts = scores.lesions[0].overall
-    real = counts.true_positives + counts.false_negatives
-    invented = f" +{counts.false_positives}" if counts.false_positives else ""
-    return (*row, f"{counts.true_positives}/{real}{invented}")
-
-
-def _print_summary(summary: Mapping[str, Any]) -> None:
-    from liverseg.console import console, number, say, table
-
-    metrics = {"dice": ("Dice", 3), "voe_percent": ("VOE %", 1), "rvd_percent": ("RVD %", 1)}
-    metrics |= {
-        "assd_mm": ("ASSD mm", 2),
-        "hd_mm": ("HD mm", 1),
-        "hd95_mm": ("HD95 mm", 1),
-        "nsd": ("NSD", 3),
-    }
-    metrics |= {key: (f"Dice, {name}", 3) for key, name in CROPS.items() if key in summary["liver"]}
-    rows = [
-        (name, *(_interval(summary[of][key], digits) for of in ("liver", "tumour")))
-        for key, (name, digits) in metrics.items()
-    ]
-    rows.append(("global Dice", *(number(summary[of]["global_dice"]) for of in ("liver", "tumour"))))
-    cases = {of: summary[of]["n_cases_with_it"] for of in ("liver", "tumour")}
-    headers = (
-        "mean [95 %]",
-        f"liver, {pluralise(cases['liver'], 'case')}",
-        f"tumour, {pluralise(cases['tumour'], 'case')}",
-    )
-    console.print(table("summary (cases that have it)", headers, rows))
-    _print_lesions(summary["lesions"])
-    burden = summary["burden"]
-    say(f"tumour burden: RMSE {number(burden['rmse'], 4)}, largest error {number(burden['max_error'], 4)}")
-    say(f"NSD at {summary['nsd_tolerance_mm']:g} mm; rule: {summary['rule']}")
-
-
-def _interval(mean: Mapping[str, float | None], digits: int) -> str:
-    from liverseg.console import number
-
-    if mean["mean"] is None:
-        return "–"
-    text = (
-        f"{number(mean['mean'], digits)} [{number(mean['low95'], digits)}, {number(mean['high95'], digits)}]"
-    )
-    return f"{text}, {mean['n_undefined']} undefined" if mean["n_undefined"] else text
-
-
-def _print_lesions(thresholds: Sequence[Mapping[str, Any]]) -> None:
-    from liverseg.console import console, number, table
-
-    rows = []
-    for at in thresholds:
-        for key, size in SIZES.items():
-            c = at[key]
-            counts = (c["true_positives"] + c["false_negatives"], c["true_positives"], c["false_positives"])
-            ratios = (number(c[ratio], 2) for ratio in ("precision", "recall", "f1"))
-            rows.append((f"IoU > {at['iou_threshold']:g}, {size}", *map(str, counts), *ratios))
-    headers = ("lesions of all cases", "true", "found", "invented", "precision", "recall", "F1")
-    console.print(table("detection", headers, rows))
-
-
-def _print_uncertainty(summary: Mapping[str, Any]) -> None:
-    from liverseg.console import console, number, say, table
-
-    after, fitted = summary["calibration_tempered"], summary["fitted"]
-    rows = []
-    for name in ("liver", "tumour"):
-        counts, covered = summary["calibration"][name], summary["volume_intervals"][name]
-        tempered = "–" if after is None else number(after[name]["ece"], 4)
-        rows.append((name, number(counts["ece"], 4), tempered, *map(_covered, covered.values())))
-    headers = ("class", "ECE", "tempered", "volume in interval", "widened")
-    title = (
-        f"uncertainty, {pluralise(summary['n_cases'], 'case')}, within {summary['near_mm']:g} mm of the liver"
-    )
-    console.print(table(title, headers, rows))
-    errors, rank = summary["errors"], summary["spearman"]
-    say(
-        f"entropy finds wrong voxels: AUROC {number(errors['auroc'])}, average precision {number(errors['auprc'])} "
-        f"of {number(errors['rate'], 4)} by chance"
-    )
-    say(
-        f"doubtful cases are the bad ones: AURC {number(summary['aurc'], 4)} (excess {number(summary['excess_aurc'], 4)}), "
-        f"Spearman with Dice {number(rank['rho'], 2)} (p {number(rank['p_value'])})"
-    )
-    say(
-        f"samples: energy distance² {number(summary['ged_iou']['mean'])}, diversity {number(summary['diversity']['mean'])}"
-    )
-    if fitted is not None and fitted["temperature"] is not None:
-        short = [name for name, factor in fitted["widening_sd"].items() if factor is None]
-        few = (
-            f"; too few of them to widen intervals of {' and '.join(short)}: nine that have it"
-            if short
-            else ""
-        )
-        n_other = pluralise(len(fitted["case_ids"]), "other case")
-        say(f"temperature {fitted['temperature']['temperature']:.2f}, fitted on {n_other}{few}")
-
-
-def _covered(coverage: Mapping[str, Any] | None) -> str:
-    if coverage is None or not coverage["n_cases"]:
-        return "–"
-    return f"{coverage['n_covered']} of {coverage['n_cases']}"
-
-
-def _print_differences(title: str, differences: Sequence[Any]) -> None:
-    from liverseg.console import console, number, table
-
-    rows = [
-        (
-            d.metric,
-            str(d.n_cases),
-            "–" if d.mean is None else f"{d.mean:+.3f} [{d.low95:+.3f}, {d.high95:+.3f}]",
-            f"{d.rose} / {d.fell}",
-            number(d.wilcoxon_p),
-        )
-        for d in differences
-    ]
-    headers = ("metric", "cases", "mean difference [95 %]", "higher / lower", "Wilcoxon p")
-    console.print(table(title, headers, rows))
-
-
-COMMANDS = (evaluate, score, report)
+COMMANDS = (evaluate, compare, pool, score, report)

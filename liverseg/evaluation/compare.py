@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -48,8 +48,8 @@ class PairedDifference:
     wilcoxon_p: float | None
 
 
-def shared_cases(runs: Sequence[Scored]) -> tuple[str, ...]:
-    """Cases that more than one run scored: none in a proper k-fold."""
+def shared_cases(runs: Sequence[Iterable[str]]) -> tuple[str, ...]:
+    """The cases that more than one run scores: none in a proper k-fold."""
     ids = [case_id for scored in runs for case_id in scored]
     return tuple(dict.fromkeys(case_id for case_id in ids if ids.count(case_id) > 1))
 

@@ -12,42 +12,11 @@ from typing import Any
 from data_cache.errors import RunError
 from data_cache.inspection import summarise_case
 from data_cache.reader import CacheStore
-from liverseg.measure.summary import CLASSES, SCORES, SUMMARY, VOLUMES
+from liverseg.evaluation.score_table import CASE_COLUMNS, footnotes, lesion_rows, summary_rows
+from liverseg.measure.summary import SCORES, SUMMARY, VOLUMES
 from liverseg.pictures.curves import read_history, training_charts
 from liverseg.pictures.page import Page, PageCase, html_table, write_page
 from liverseg.pictures.slices import cached_volume
-
-# Column of scores.csv, its header on the page, digits.
-COLUMNS = (
-    ("liver_dice", "liver Dice", 3),
-    ("liver_hd95_mm", "liver HD95 mm", 1),
-    ("liver_volume_ml", "liver mL", 0),
-    ("liver_volume_truth_ml", "true liver mL", 0),
-    ("tumour_dice", "tumour Dice", 3),
-    ("tumour_hd95_mm", "tumour HD95 mm", 1),
-    ("tumour_volume_ml", "tumour mL", 1),
-    ("tumour_volume_truth_ml", "true tumour mL", 1),
-    ("lesions_iou0_found", "lesions found", 0),
-    ("lesions_iou0_missed", "lesions missed", 0),
-    ("lesions_iou0_invented", "lesions invented", 0),
-)
-HEADLINE = (
-    ("dice", "Dice per case", 3),
-    ("dice_with_label_crop", "with the label's crop", 3),
-    ("dice_grid_ceiling", "grid's ceiling", 3),
-    ("voe_percent", "VOE %", 1),
-    ("rvd_percent", "RVD %", 1),
-    ("assd_mm", "ASSD mm", 2),
-    ("hd_mm", "HD mm", 1),
-    ("hd95_mm", "HD95 mm", 1),
-    ("nsd", "NSD", 3),
-)
-SIZES = (
-    ("overall", "all"),
-    ("below_10_mm", "< 10 mm"),
-    ("from_10_to_20_mm", "10–20 mm"),
-    ("above_20_mm", "> 20 mm"),
-)
 
 
 def write_report(run: Path, scores: Path, out: Path) -> Path:
@@ -65,8 +34,8 @@ def write_report(run: Path, scores: Path, out: Path) -> Path:
             *_headline(summary),
             training_charts(read_history(run / "history.csv")),
         ),
-        columns=tuple(header for _, header, _ in COLUMNS),
-        digits=tuple(digits for _, _, digits in COLUMNS),
+        columns=tuple(header for _, header, _ in CASE_COLUMNS),
+        digits=tuple(digits for _, _, digits in CASE_COLUMNS),
         cases=[_case(row, scores) for row in worst_first],
     )
     return write_page(page, out)
@@ -124,7 +93,7 @@ def _read_scores(scores: Path) -> tuple[dict[str, Any], list[dict[str, str]]]:
         raise RunError(f"{failure.filename}: no such file: run liverseg evaluate first") from None
     except (OSError, ValueError) as failure:
         raise RunError(f"{scores}: unreadable: {failure}") from failure
-    if not {"case", *(key for key, _, _ in COLUMNS)} <= rows[0].keys():
+    if not {"case", *(key for key, _, _ in CASE_COLUMNS)} <= rows[0].keys():
         raise RunError(f"{scores / SCORES}: written by an older version: run liverseg evaluate again")
     return summary, rows
 
@@ -148,7 +117,7 @@ def _case(row: Mapping[str, str], scores: Path) -> PageCase:
     return PageCase(
         name=row["case"],
         note=", ".join(notes),
-        cells=tuple(_number(row, key) for key, _, _ in COLUMNS),
+        cells=tuple(_number(row, key) for key, _, _ in CASE_COLUMNS),
         volumes=_volume(scores / VOLUMES / f"{row['case']}.json"),
     )
 
@@ -173,32 +142,6 @@ def _subtitle(summary: Mapping[str, Any]) -> str:
 
 
 def _headline(summary: Mapping[str, Any]) -> Iterator[str]:
-    rows = [
-        (header, *(_interval(summary[name][key], digits) for name in CLASSES))
-        for key, header, digits in HEADLINE
-    ]
-    rows.insert(1, ("global Dice", *(f"{summary[name]['global_dice']:.3f}" for name in CLASSES)))
-    headers = ("mean [95 % interval]", *(f"{n}, {summary[n]['n_cases_with_it']} cases" for n in CLASSES))
-    yield f'<div class="charts"><div><h2>Scores</h2>{html_table(headers, rows)}</div>'
-    lesions = [_lesion_row(at, key, size) for at in summary["lesions"] for key, size in SIZES]
-    headers = ("lesions", "true", "found", "invented", "precision", "recall", "F1")
-    yield f"<div><h2>Lesions</h2>{html_table(headers, lesions)}</div></div>"
-    burden = summary["burden"]
-    yield (
-        f'<p class="muted">Tumour burden: RMSE {burden["rmse"]:.4f}, largest error {burden["max_error"]:.4f}. '
-        f"NSD at {summary['nsd_tolerance_mm']:g} mm. {html.escape(summary['rule'])}.</p>"
-    )
-
-
-def _interval(mean: Mapping[str, float | None], digits: int) -> str:
-    if mean["mean"] is None:
-        return "–"
-    return f"{mean['mean']:.{digits}f} [{mean['low95']:.{digits}f}, {mean['high95']:.{digits}f}]"
-
-
-def _lesion_row(at: Mapping[str, Any], key: str, size: str) -> tuple[str, ...]:
-    counts = at[key]
-    found, missed = counts["true_positives"], counts["false_negatives"]
-    ratios = ("–" if counts[r] is None else f"{counts[r]:.2f}" for r in ("precision", "recall", "f1"))
-    name = f"IoU > {at['iou_threshold']:g}, {size}"
-    return name, str(found + missed), str(found), str(counts["false_positives"]), *ratios
+    yield f'<div class="charts"><div><h2>Scores</h2>{html_table(*summary_rows(summary))}</div>'
+    yield f"<div><h2>Lesions</h2>{html_table(*lesion_rows(summary['lesions']))}</div></div>"
+    yield "".join(f'<p class="muted">{html.escape(line)}.</p>' for line in footnotes(summary))

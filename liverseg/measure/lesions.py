@@ -18,7 +18,7 @@ LARGE_ABOVE_MM = 20.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DetectionCounts:
-    """Lesions found, invented and missed; adds up over cases."""
+    """Lesions found, false positives and missed lesions; counts add up over cases."""
 
     true_positives: int
     false_positives: int
@@ -63,7 +63,7 @@ class DetectionCounts:
 class LesionScores:
     """Detection at one IoU threshold, by equivalent-sphere diameter.
 
-    A found lesion counts in the bin of its true diameter, a missed one too, an invented one in the bin of its
+    A found lesion counts in the bin of its true diameter, a missed one too, a false positive in the bin of its
     own. So each lesion is in exactly one bin, and the bins add up to ``overall``.
     """
 
@@ -177,16 +177,16 @@ def match(overlaps: LesionOverlaps, *, iou_threshold: float) -> tuple[tuple[int,
 
 
 def detection(overlaps: LesionOverlaps, *, iou_threshold: float) -> LesionScores:
-    """Count found, invented and missed lesions by size."""
+    """Count found lesions, false positives and missed lesions by size."""
     pairs = np.array(match(overlaps, iou_threshold=iou_threshold), dtype=np.int64).reshape(-1, 2)
     truth_bins = _size_bins(overlaps.truth_diameters_mm)
-    invented_bins = np.delete(_size_bins(overlaps.pred_diameters_mm), pairs[:, 1])
+    false_bins = np.delete(_size_bins(overlaps.pred_diameters_mm), pairs[:, 1])
     found = np.bincount(truth_bins[pairs[:, 0]], minlength=3)
     missed = np.bincount(truth_bins, minlength=3) - found
-    invented = np.bincount(invented_bins, minlength=3)
+    false = np.bincount(false_bins, minlength=3)
     small, medium, large = (
         DetectionCounts(true_positives=int(tp), false_positives=int(fp), false_negatives=int(fn))
-        for tp, fp, fn in zip(found, invented, missed, strict=True)
+        for tp, fp, fn in zip(found, false, missed, strict=True)
     )
     return LesionScores(
         iou_threshold=iou_threshold, below_10_mm=small, from_10_to_20_mm=medium, above_20_mm=large

@@ -82,7 +82,7 @@ def score_columns(scores: LabelScores) -> dict[str, float | int | None]:
         row |= {f"{name}_volume_ml": of.volume_pred_ml, f"{name}_volume_truth_ml": of.volume_truth_ml}
     for at in scores.lesions:
         counts, prefix = at.overall, f"lesions_iou{at.iou_threshold:g}"
-        row |= {f"{prefix}_found": counts.true_positives, f"{prefix}_invented": counts.false_positives}
+        row |= {f"{prefix}_found": counts.true_positives, f"{prefix}_false_positives": counts.false_positives}
         row[f"{prefix}_missed"] = counts.false_negatives
     return row | {"burden": scores.burden_pred, "burden_truth": scores.burden_truth}
 

@@ -1,0 +1,101 @@
+"""What the scoring commands print."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from data_cache.text import pluralise
+
+if TYPE_CHECKING:
+    from liverseg.evaluation.compare import PairedDifference
+    from liverseg.measure.summary import LabelScores
+
+
+def print_cases(title: str, cases: Mapping[str, LabelScores]) -> None:
+    """The scores of each case."""
+    from liverseg.console import console, table
+    from liverseg.evaluation.score_table import CASE_COLUMNS, case_cells
+    from liverseg.measure.summary import score_columns
+
+    headers = ("case", *(header for _, header, _ in CASE_COLUMNS))
+    rows = [(name, *case_cells(score_columns(scores))) for name, scores in cases.items()]
+    console.print(table(title, headers, rows))
+
+
+def print_summary(summary: Mapping[str, Any]) -> None:
+    """The means over cases, the detection of lesions, and the rules of both."""
+    from liverseg.console import console, say, table
+    from liverseg.evaluation.score_table import footnotes, lesion_rows, summary_rows
+
+    console.print(table("summary (cases that have the class)", *summary_rows(summary)))
+    console.print(table("detection", *lesion_rows(summary["lesions"])))
+    for line in footnotes(summary):
+        say(line)
+
+
+def print_uncertainty(summary: Mapping[str, Any]) -> None:
+    """What the uncertainty of all cases is worth."""
+    from liverseg.console import console, number, say, table
+
+    after, fitted = summary["calibration_tempered"], summary["fitted"]
+    rows = []
+    for name in ("liver", "tumour"):
+        counts, covered = summary["calibration"][name], summary["volume_intervals"][name]
+        tempered = "–" if after is None else number(after[name]["ece"], 4)
+        rows.append((name, number(counts["ece"], 4), tempered, *map(_covered, covered.values())))
+    headers = ("class", "ECE", "ECE, tempered", "volume in interval", "volume in widened interval")
+    title = (
+        f"uncertainty, {pluralise(summary['n_cases'], 'case')}, within {summary['near_mm']:g} mm of the liver"
+    )
+    console.print(table(title, headers, rows))
+    errors, rank = summary["errors"], summary["spearman"]
+    say(
+        f"entropy of wrong voxels against right ones: AUROC {number(errors['auroc'])}, average precision "
+        f"{number(errors['auprc'])} (by chance {number(errors['rate'], 4)})"
+    )
+    say(
+        f"case uncertainty against Dice: Spearman {number(rank['rho'], 2)} (p {number(rank['p_value'])}), "
+        f"AURC {number(summary['aurc'], 4)} (excess {number(summary['excess_aurc'], 4)})"
+    )
+    say(
+        f"samples: energy distance² {number(summary['ged_iou']['mean'])}, "
+        f"diversity {number(summary['diversity']['mean'])}"
+    )
+    if fitted is not None and fitted["temperature"] is not None:
+        say(_fit_line(fitted))
+
+
+def _fit_line(fitted: Mapping[str, Any]) -> str:
+    short = [name for name, factor in fitted["widening_sd"].items() if factor is None]
+    line = (
+        f"temperature {fitted['temperature']['temperature']:.2f}, "
+        f"fitted on {pluralise(len(fitted['case_ids']), 'other case')}"
+    )
+    if short:
+        line += f"; intervals of {' and '.join(short)} not widened: this takes nine cases that have the class"
+    return line
+
+
+def _covered(coverage: Mapping[str, Any] | None) -> str:
+    if coverage is None or not coverage["n_cases"]:
+        return "–"
+    return f"{coverage['n_covered']} of {coverage['n_cases']}"
+
+
+def print_differences(title: str, differences: Sequence[PairedDifference]) -> None:
+    """A table of paired differences, one metric per row."""
+    from liverseg.console import console, number, table
+
+    rows = [
+        (
+            d.metric,
+            str(d.n_cases),
+            "–" if d.mean is None else f"{d.mean:+.3f} [{d.low95:+.3f}, {d.high95:+.3f}]",
+            f"{d.rose} / {d.fell}",
+            number(d.wilcoxon_p),
+        )
+        for d in differences
+    ]
+    headers = ("metric", "cases", "mean difference [95 %]", "higher / lower", "Wilcoxon p")
+    console.print(table(title, headers, rows))
