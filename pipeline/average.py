@@ -20,7 +20,7 @@ class BoxAverage:
     """The mean of a volume over the footprint of each voxel of one view, summed up from blocks in any order.
 
     Args:
-        header: Of the file that the blocks are of.
+        header: Header of the file that the blocks come from.
         box: What the view covers, in canonical orientation.
         shape_zyx: Voxels of the view.
     """

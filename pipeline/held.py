@@ -17,7 +17,7 @@ class HeldBlock:
     Attributes:
         start_kji: Index of its first voxel in the file, slowest axis first.
         shape_kji: Number of voxels.
-        dtype: Of the values, in this machine's byte order.
+        dtype: Type of the values, in this machine's byte order.
         packed: LZ4 of the shuffled bytes: 40 % of a CT's size, and faster than inflating the file again.
     """
 

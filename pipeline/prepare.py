@@ -41,8 +41,8 @@ class HeldScan:
     """A scan that was read once and is held in memory: the view of any box can be cut from it.
 
     Attributes:
-        header: Of the file, for writing a segmentation on the same grid.
-        sha256: Of the file's bytes.
+        header: Header of the file, for writing a segmentation on the same grid.
+        sha256: Checksum of the file's bytes.
         blocks: All voxels as stored if those are small integers, else in HU.
         scan_view: The view of all voxels.
         tally: Range of the native voxels.
@@ -191,7 +191,7 @@ class ImageTally:
     Attributes:
         as_stored: Whether they are averaged as they are stored, and the means scaled to HU.
         slope, intercept: HU = value * slope + intercept, of the values that are averaged.
-        minimum, maximum: Of those values.
+        minimum, maximum: Range of those values.
         replaced: Voxels that were NaN or infinite.
     """
 
@@ -308,7 +308,7 @@ class _ReadLabel:
     """A label that was read once.
 
     Attributes:
-        header: Of its file.
+        header: Header of its file.
         blocks: Its voxels (0, 1, 2), only where there are any.
         labelled: The box of these; None without any.
         scan_fractions_czyx: Class fractions of the whole scan's view.

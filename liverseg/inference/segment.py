@@ -133,7 +133,7 @@ class ScanSegmentation:
         foreground_czyx: Probabilities of liver and tumour on the view of ``box``; zero outside of the liver's
             components.
         box: Native voxels that were looked at closely; None where no liver was found.
-        samples_nczyx: Of each sample, all of what the network said, on the view of ``box`` or else of the whole
+        samples_nczyx: All of what the network said in each sample, on the view of ``box`` or else of the whole
             scan; None where none were drawn.
     """
 

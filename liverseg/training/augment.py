@@ -474,7 +474,7 @@ def draw_contrast(batch_size: int, config: AugmentConfig, *, generator: torch.Ge
 
 @torch.no_grad()
 def apply_contrast(image_bczyx: Tensor, params: ContrastParams) -> Tensor:
-    """``gain * image + offset``, one of each a sample."""
+    """``gain * image + offset``, one of each per sample."""
     if bool((params.gain_b == 1).all()) and not params.offset_b.any():
         return image_bczyx
     gain, offset = (_beside(v, image_bczyx) for v in (params.gain_b, params.offset_b))
@@ -482,7 +482,7 @@ def apply_contrast(image_bczyx: Tensor, params: ContrastParams) -> Tensor:
 
 
 def _beside(value_b: Tensor, image_bczyx: Tensor) -> Tensor:
-    """One number a sample, ready to be multiplied with an image; the host does not wait for the device."""
+    """One number per sample, ready to be multiplied with an image; the host does not wait for the device."""
     return value_b.to(image_bczyx.device, image_bczyx.dtype, non_blocking=True).view(-1, 1, 1, 1, 1)
 
 

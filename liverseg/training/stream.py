@@ -108,7 +108,7 @@ def _draw_view(meta: CaseMeta, config: DataConfig, rng: np.random.Generator) -> 
 
 
 def _height_over_width(meta: CaseMeta, part_zyx: Sequence[Ends]) -> float:
-    """Of a part of the scan, in mm."""
+    """Height over width of a part of the scan, in mm."""
     _, height_mm, width_mm = (
         n * mm * (stop - start)
         for n, mm, (start, stop) in zip(meta.grid.shape_zyx, meta.grid.spacing_zyx_mm, part_zyx, strict=True)
