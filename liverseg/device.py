@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import sys
 import time
 from functools import cache
 from typing import Literal
@@ -12,6 +14,8 @@ from data_cache.errors import ConfigError
 
 Precision = Literal["auto", "bf16", "fp32"]
 PEAK_SECONDS = 0.2
+# Of glibc's malloc.h.
+MALLOPT_TRIM_THRESHOLD, MALLOPT_MMAP_MAX = -1, -4
 
 
 def choose_device(name: str) -> torch.device:
@@ -55,6 +59,18 @@ def trains_in_bf16(precision: Precision, device: torch.device, *, slices: int, p
     """
     two_deep = any(slices >> level == 2 for level in range(poolings + 1))
     return computes_in_bf16(precision, device) and not (device.type == "cpu" and two_deep)
+
+
+def reuse_freed_memory() -> None:
+    """Have this process keep what it frees for its next tensors, instead of giving it back to the system.
+
+    glibc unmaps every large block that is freed, and the system clears its pages again at the next step: a quarter
+    of the time of a training step of 8 base channels on a CPU. The peak is some 10 % higher for it. Without effect
+    where there is no glibc.
+    """
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
+        libc.mallopt(MALLOPT_MMAP_MAX, 0)
+        libc.mallopt(MALLOPT_TRIM_THRESHOLD, -1)
 
 
 @cache

@@ -569,3 +569,29 @@ def test_inspect_draws_it(tiny_world: TinyWorld, tmp_path: Path) -> None:
     result = CliRunner().invoke(main, [*arguments, "--png", str(png)])
     assert result.exit_code == 0, result.output
     assert png.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_reading_in_slabs_and_only_outside_changes_no_voxel(
+    monkeypatch: pytest.MonkeyPatch, threads: int
+) -> None:
+    box, scan = torch.rand(1, 3, 8, 12, 10), torch.rand(1, 3, 8, 12, 10)
+    inner = torch.tensor([[0.2, 0.7], [0.1, 0.9], [0.3, 0.8]])
+    params = draw_spatial(1, AugmentConfig(elastic_probability=1.0, scale=0.3), generator=seeded())
+    grid = sampling_grid((8, 12, 10), params, device=torch.device("cpu"))
+    start, stop = inner.flip(0).T
+
+    def read(volume: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.grid_sample(volume, places, padding_mode="border", align_corners=False)
+
+    outside = (grid.abs() > 1).any(dim=-1)[:, None]
+    expected = torch.where(outside, read(scan, grid * (stop - start) + (start + stop - 1)), read(box, grid))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    context = Context(image_bczyx=scan[:, :1], fractions_bczyx=scan[:, 1:], inner_b32=inner[None])
+    image, fractions = apply_spatial(box[:, :1], box[:, 1:], params, context=context)
+    assert outside.any()
+    torch.testing.assert_close(torch.cat((image, fractions), dim=1), expected)
+    # A part that stays inside reads nothing of what lies around it.
+    still = replace(params, control_bzyx3=0 * params.control_bzyx3, size_b=params.size_b * 0 + 2.0)
+    image, _ = apply_spatial(box[:, :1], box[:, 1:], still, context=context)
+    assert torch.isfinite(image).all()

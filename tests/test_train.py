@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import pickle
+import re
 import shutil
 import signal
 import subprocess
@@ -40,6 +41,7 @@ from liverseg.training.provenance import RUN, git_commit
 from liverseg.training.run_files import HISTORY, PROGRESS
 from liverseg.training.split import SPLIT, k_fold_split, load_split, make_split, save_split
 from liverseg.training.state import (
+    Row,
     class_shares,
     learning_rate,
     new_state,
@@ -48,7 +50,7 @@ from liverseg.training.state import (
     update_average,
 )
 from liverseg.training.train import levels_loss, train
-from liverseg.training.validate import class_dice, native_dice
+from liverseg.training.validate import NOT_VALIDATED, class_dice, native_dice
 
 TIMES = {"seconds", "samples_per_second", "wait_share", "mfu"}
 CPU = torch.device("cpu")
@@ -144,7 +146,7 @@ def test_another_architecture_says_what_differs(
     for name in (LAST, "split.json"):
         (tmp_path / name).write_bytes((tiny_run / name).read_bytes())
     config = replace(tiny_config(), model=NetworkConfig(base_channels=4, depth=3, dropout=0.1))
-    with pytest.raises(RunError, match="base_channels 2 there, 4 here"):
+    with pytest.raises(RunError, match="base_channels: checkpoint has 2, configuration has 4"):
         train(tiny_world.store, tmp_path, config, resume=True, watcher=SILENT)
 
 
@@ -152,8 +154,8 @@ def test_another_architecture_says_what_differs(
     ("change", "words"),
     [
         ({"model": NetworkConfig(base_channels=4, depth=3)}, "another network"),
-        ({"seed": 5}, "cannot change seed 0 there, 5 here"),
-        ({"data": DataConfig(folds=2)}, "cannot change data.folds 3 there, 2 here"),
+        ({"seed": 5}, "cannot change these settings (seed: checkpoint has 0, configuration has 5)"),
+        ({"data": DataConfig(folds=2)}, "(data.folds: checkpoint has 3, configuration has 2)"),
     ],
     ids=["network", "seed", "split"],
 )
@@ -164,7 +166,7 @@ def test_a_resume_that_is_refused_leaves_the_run_as_it_was(
     shutil.copytree(tiny_run, run)
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     config = replace(tiny_config(epochs=7, steps=20), **change)
-    with pytest.raises(RunError, match=words):
+    with pytest.raises(RunError, match=re.escape(words)):
         train(tiny_world.store, run, config, resume=True, watcher=SILENT)
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
 
@@ -256,10 +258,33 @@ def test_patience_ends_a_run_and_resuming_does_not_begin_it_again(
 
 
 def test_out_of_patience_on_a_hand_example() -> None:
-    rows = [{"val_dice_liver": score, "val_dice_tumour": None} for score in (0.1, 0.5, 0.5, 0.4)]
-    # Best was epoch 2, two epochs ago: an equal score is no better one.
+    rows: list[Row] = [
+        {"val_loss": 1.0, "val_dice_liver": score, "val_dice_tumour": None} for score in (0.1, 0.5, 0.5, 0.4)
+    ]
+    # Best was epoch 2, two epochs ago: an equal score is not a better one.
     assert [out_of_patience(rows, patience) for patience in (None, 1, 2, 3)] == [False, True, True, False]
     assert not out_of_patience([], 1)
+    # An epoch that was not validated cannot be the best, but time passes with it.
+    assert [out_of_patience([*rows, {**NOT_VALIDATED}], patience) for patience in (3, 4)] == [True, False]
+    assert not out_of_patience([{**NOT_VALIDATED}] * 5, 1)
+
+
+def test_epochs_between_validations_have_no_scores_and_are_never_the_best(
+    tiny_world: TinyWorld, tmp_path: Path
+) -> None:
+    config = replace(tiny_config(epochs=4, steps=1), watch=WatchConfig(validate_every=3))
+    state = train(tiny_world.store, tmp_path / "run", config, resume=False, watcher=SILENT)
+    assert [row["val_loss"] is not None for row in state.history] == [False, False, True, True]
+    assert load_checkpoint(tmp_path / "run" / BEST)["epoch"] in (3, 4)
+    always = train(
+        tiny_world.store,
+        tmp_path / "always",
+        replace(config, watch=WatchConfig()),
+        resume=False,
+        watcher=SILENT,
+    )
+    for name in ("train_loss", "val_loss"):
+        assert state.history[-1][name] == always.history[-1][name]
 
 
 @pytest.mark.parametrize("norm", get_args(Norm))
@@ -387,7 +412,7 @@ def test_a_checkpoint_of_another_cache_says_what_differs(
     content = load_checkpoint(tiny_run / LAST)
     content["spec"]["margin_fraction"] = 0.1
     torch.save(content, tmp_path / LAST)
-    with pytest.raises(RunError, match=r"spec.margin_fraction 0.1 there, 0.02 here"):
+    with pytest.raises(RunError, match=r"spec.margin_fraction: checkpoint has 0.1, cache has 0.02"):
         train(tiny_world.store, tmp_path, tiny_config(epochs=6, steps=20), resume=True, watcher=SILENT)
 
 
@@ -400,8 +425,8 @@ def test_resuming_says_what_else_is_no_longer_as_it_was(
     told: list[str] = []
     config = tiny_config(epochs=6, steps=21)
     train(tiny_world.store, tmp_path, config, resume=True, watcher=replace(SILENT, started=told.append))
-    assert "software liverseg 0.0.1, torch 1.0 there, liverseg" in told[0]
-    assert "optim.steps_per_epoch 20 there, 21 here" in told[0]
+    assert "software: checkpoint has liverseg 0.0.1, torch 1.0, this is liverseg" in told[0]
+    assert "optim.steps_per_epoch: checkpoint has 20, configuration has 21" in told[0]
     assert len(told) == 2
 
 
@@ -623,6 +648,27 @@ def test_bf16_is_for_gpus_and_for_cpus_that_get_its_gradients_right() -> None:
         assert trains_in_bf16("bf16", CPU, slices=slices, poolings=poolings) == on_cpu
         assert trains_in_bf16("bf16", cuda, slices=slices, poolings=poolings)
     assert not trains_in_bf16("fp32", CPU, slices=64, poolings=4)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's allocator")
+def test_freed_memory_is_used_again_instead_of_being_cleared_by_the_system() -> None:
+    code = """
+import resource, sys, torch
+from liverseg.device import reuse_freed_memory
+torch.set_num_threads(1)
+if sys.argv[1] == "reuse":
+    reuse_freed_memory()
+def faults(): return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(5): torch.ones(2**24)  # until the heap has grown
+before = faults()
+for _ in range(20): torch.ones(2**24)
+print(faults() - before)
+"""
+    faults = [
+        int(subprocess.run([sys.executable, "-c", code, how], capture_output=True, check=True).stdout)
+        for how in ("reuse", "as usual")
+    ]
+    assert 20 * faults[0] < faults[1]
 
 
 def test_matmul_peak_is_measured_once() -> None:

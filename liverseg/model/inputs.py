@@ -41,10 +41,19 @@ def network_input(image_hu: Tensor, config: InputConfig) -> Tensor:
 
 
 def class_fractions(fractions_bczyx: Tensor) -> Tensor:
-    """Cached uint8 shares of liver and tumour to float32 shares of background, liver and tumour (sum 1)."""
-    foreground = fractions_bczyx.float() / FRACTION_ONE
-    background = 1 - foreground.sum(dim=1, keepdim=True)
-    return torch.cat((background, foreground), dim=1)
+    """Cached uint8 shares of liver and tumour as float32 shares of background, liver and tumour (sum 1)."""
+    return add_background(foreground_fractions(fractions_bczyx))
+
+
+def foreground_fractions(fractions_bczyx: Tensor) -> Tensor:
+    """Cached uint8 shares of liver and tumour as float32 shares in [0, 1]."""
+    return fractions_bczyx.float() / FRACTION_ONE
+
+
+def add_background(foreground_bczyx: Tensor) -> Tensor:
+    """Shares of liver and tumour (B, 2, …) to shares of background, liver and tumour, which sum to 1."""
+    background = 1 - foreground_bczyx.sum(dim=1, keepdim=True)
+    return torch.cat((background, foreground_bczyx), dim=1)
 
 
 def decide(foreground_bczyx: Tensor) -> Tensor:

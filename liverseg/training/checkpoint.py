@@ -114,7 +114,7 @@ def changes(content: dict[str, Any], config: TrainConfig, *, path: Path) -> Iter
     """What else is not as it was when a checkpoint was written: the run goes on, but otherwise than it would have."""
     there = content.get("software", "an earlier version")
     if there != software():
-        yield f"software {there} there, {software()} here"
+        yield f"software: checkpoint has {there}, this is {software()}"
     saved = config_from_json(content["config"], source=str(path))
     yield from _changed(to_json(saved), to_json(config))
 

@@ -91,10 +91,12 @@ class OptimConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WatchConfig:
-    """How closely a run is looked at; nothing here changes what is learnt.
+    """How closely a run is watched; nothing here changes what the weights learn.
 
     Attributes:
         log_every: Steps between two looks at the loss, at which the host waits for the device.
+        validate_every: Epochs between two validations; the last epoch always has one. Only a validated epoch can
+            become best.pt.
         pictures_every: Epochs between two pictures of a validation case, truth beside prediction; 0 for none.
         raw: Folder of the raw data set. With it, ``native_every`` epochs, and at the last one, validation cases are
             also scored on their own grid against their own label, in the label's window.
@@ -103,6 +105,7 @@ class WatchConfig:
 
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
     log_every: int = 10
+    validate_every: int = 1
     pictures_every: int = 10
     raw: str | None = None
     native_every: int = 25
@@ -243,6 +246,6 @@ def _optim_faults(config: OptimConfig) -> Iterator[str]:
 
 
 def _watch_faults(config: WatchConfig) -> Iterator[str]:
-    for name, least in (("log_every", 1), ("pictures_every", 0), ("native_every", 1)):
+    for name, least in (("log_every", 1), ("validate_every", 1), ("pictures_every", 0), ("native_every", 1)):
         if getattr(config, name) < least:
             yield f"{name} must be at least {least}, got {getattr(config, name)}"

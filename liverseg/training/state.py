@@ -114,9 +114,14 @@ def selection_score(row: Row) -> float:
     return float(np.mean(scores)) if scores else 0.0
 
 
+def is_validated(row: Row) -> bool:
+    """Whether an epoch was validated: with ``watch.validate_every`` above 1, some are not."""
+    return row["val_loss"] is not None
+
+
 def out_of_patience(history: Sequence[Row], patience: int | None) -> bool:
-    """Whether the best epoch is ``patience`` epochs ago or more."""
-    if patience is None or not history:
+    """Whether the best validated epoch is ``patience`` epochs ago or more."""
+    scores = [selection_score(row) if is_validated(row) else -1.0 for row in history]
+    if patience is None or not scores or max(scores) < 0:
         return False
-    best = int(np.argmax([selection_score(row) for row in history]))
-    return len(history) - 1 - best >= patience
+    return len(scores) - 1 - int(np.argmax(scores)) >= patience

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from data_cache.errors import ConfigError, RunError
 from data_cache.reader import CacheStore
-from liverseg.device import matmul_peak, trains_in_bf16
-from liverseg.model.inputs import class_fractions, network_input
+from liverseg.device import matmul_peak, reuse_freed_memory, trains_in_bf16
+from liverseg.model.inputs import add_background, foreground_fractions, network_input
 from liverseg.model.logit_normal import negative_log_likelihood
 from liverseg.model.losses import LossConfig
 from liverseg.model.losses import loss as loss_of
@@ -35,6 +35,7 @@ from liverseg.training.state import (
     Row,
     TrainState,
     class_shares,
+    is_validated,
     learning_rate,
     new_state,
     out_of_patience,
@@ -42,7 +43,7 @@ from liverseg.training.state import (
     update_average,
 )
 from liverseg.training.stream import Batch, Prefetch, SampleSpec, Volumes, epoch_draws
-from liverseg.training.validate import Validation
+from liverseg.training.validate import NOT_VALIDATED, Validation
 
 CONFIG = "config.toml"
 # The gradient takes two products where the forward pass takes one: that of the input and that of the weights.
@@ -152,6 +153,8 @@ class Trainer:
     def __init__(
         self, store: CacheStore, split: Split, config: TrainConfig, group: ProcessGroup, state: TrainState
     ) -> None:
+        if group.device.type == "cpu":
+            reuse_freed_memory()
         self.config = config
         self.group = group
         self.state = state
@@ -202,20 +205,25 @@ class Trainer:
             "epoch": state.epoch + 1,
             "step": state.step,
             "train_loss": train_loss,
-            **self.validation.score(state.average, native=self._is_native(state.epoch + 1)),
+            **self._scores(state.epoch + 1),
             "learning_rate": learning_rate(state.step - 1, self.config.optim),
             **self._speed(seconds, waited_s),
             "seconds": time.perf_counter() - start,
         }
         state.epoch += 1
         state.history.append(row)
-        score = selection_score(row)
-        is_best = score > state.best_score
-        state.best_score = max(score, state.best_score)
-        return is_best
+        if not is_validated(row) or selection_score(row) <= state.best_score:
+            return False
+        state.best_score = selection_score(row)
+        return True
 
-    def _is_native(self, epoch: int) -> bool:
-        return _is_due(epoch, self.config.watch.native_every) or epoch == self.config.optim.epochs
+    def _scores(self, epoch: int) -> Row:
+        watch, last = self.config.watch, epoch == self.config.optim.epochs
+        native = _is_due(epoch, watch.native_every) or last
+        # What is scored on native grids is scored anyway.
+        if not (_is_due(epoch, watch.validate_every) or last or (native and watch.raw is not None)):
+            return NOT_VALIDATED
+        return self.validation.score(self.state.average, native=native)
 
     def _speed(self, seconds: float, waited_s: float) -> Row:
         rate = self.samples_per_epoch / seconds
@@ -307,18 +315,20 @@ class Trainer:
             return None
         return Context(
             image_bczyx=network_input(batch.context_image_bczyx, self.config.input),
-            fractions_bczyx=class_fractions(batch.context_fractions_bczyx),
+            fractions_bczyx=foreground_fractions(batch.context_fractions_bczyx),
             inner_b32=batch.inner_b32,
         )
 
     def _gradient(self, batch: Batch, params: AugmentParams) -> Tensor:
         """Add the gradient of a batch's loss, over ``accumulate``, to the weights'; returns the loss."""
-        image, fractions = apply(
+        # The background is what interpolated foreground leaves: a channel less to sample.
+        image, foreground = apply(
             network_input(batch.image_bczyx, self.config.input),
-            class_fractions(batch.fractions_bczyx),
+            foreground_fractions(batch.fractions_bczyx),
             params,
             context=self._context(batch),
         )
+        fractions = add_background(foreground)
         with torch.autocast(self.group.device.type, torch.bfloat16, enabled=self.autocast):
             outputs = self.network(image.contiguous(memory_format=torch.channels_last_3d))
         value = outputs_loss(outputs, fractions, self.loss, stochastic=self.config.model.stochastic)

@@ -43,6 +43,9 @@ class ValidationOutput:
     loss: float
 
 
+NOT_VALIDATED: Row = dict.fromkeys(("val_loss", "val_dice_liver", "val_dice_tumour"))
+
+
 class Validation:
     """The held-back cases of a run; each process of a team scores its share of them.
 
