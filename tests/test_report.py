@@ -9,35 +9,39 @@ import json
 import re
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from conftest import random_case, slab
+from conftest import random_case
 from numpy.typing import NDArray
 from PIL import Image
 from tiny import SPEC, TinyWorld
 
 from data_cache.errors import RunError
-from data_cache.geometry import Grid
+from data_cache.geometry import Box, Grid
 from liverseg.cli import main
 from liverseg.evaluation.evaluate import evaluate
 from liverseg.evaluation.report import write_report
 from liverseg.inference.segment import load_predictor
+from liverseg.measure.lesion_list import list_lesions
 from liverseg.measure.summary import CLASSES
 from liverseg.pictures.curves import LOSS, chart, read_history, training_charts
 from liverseg.pictures.histogram import intensity_histogram
 from liverseg.pictures.page import Page, PageCase, write_page
 from liverseg.pictures.slices import (
-    MAX_CASE_BYTES,
+    AROUND_BYTES,
+    CLOSE_BYTES,
     PREDICTION,
     SHOWN_HU,
     TRUTH,
     UNCERTAINTY,
     Layer,
-    cached_volume,
+    _shown_shape,
+    cached_case,
     encoded,
     evaluation_volume,
 )
@@ -68,105 +72,120 @@ def ball(radius: float) -> NDArray[np.bool_]:
 
 # ---- volumes
 
+WHOLE = Box.whole(GRID.shape_zyx)
+
 
 def test_an_overlay_comes_back_exactly_and_an_image_nearly() -> None:
     rng = np.random.default_rng(0)
     image = np.cumsum(rng.normal(0, 8, (5, 30, 40)), axis=2)
     overlay = rng.integers(0, 256, image.shape).astype(np.uint8)
-    volume = encoded(
-        "x", image, overlay, GRID, layers=(), native=slab(0, 5, GRID.shape_zyx), max_bytes=400_000
-    )
+    volume = encoded("x", image, overlay, WHOLE, layers=(), max_bytes=400_000)
     np.testing.assert_array_equal(decoded(volume["overlay"], volume), overlay)
     low, high = SHOWN_HU
     hu = low + decoded(volume["image"], volume) * ((high - low) / 255)
     assert np.abs(hu - np.clip(image, low, high)).mean() < 6
 
 
-def test_noise_stays_under_the_size_of_a_case() -> None:
+def test_noise_stays_under_the_size_of_a_volume() -> None:
     rng = np.random.default_rng(0)
     noise = rng.integers(-350, 450, (64, 128, 128))
     overlay = rng.integers(0, 2, noise.shape).astype(np.uint8)  # 170 KB as a picture
-    volume = encoded(
-        "x",
-        noise,
-        overlay,
-        GRID,
-        layers=(TRUTH,),
-        native=slab(0, 64, GRID.shape_zyx),
-        max_bytes=MAX_CASE_BYTES,
-    )
-    assert len(json.dumps(volume)) < 1.6 * MAX_CASE_BYTES  # noise at the worst quality; scans fit
-    smooth = encoded(
-        "x",
-        noise // 8,
-        None,
-        GRID,
-        layers=(),
-        native=slab(0, 64, GRID.shape_zyx),
-        max_bytes=MAX_CASE_BYTES,
-    )
-    assert len(json.dumps(smooth)) <= MAX_CASE_BYTES
+    volume = encoded("x", noise, overlay, WHOLE, layers=(TRUTH,), max_bytes=AROUND_BYTES)
+    assert len(json.dumps(volume)) < 1.8 * AROUND_BYTES  # noise at the worst quality; scans fit
+    smooth = encoded("x", noise // 8, None, WHOLE, layers=(), max_bytes=AROUND_BYTES)
+    assert len(json.dumps(smooth)) <= AROUND_BYTES
+
+
+def scored(truth: NDArray[np.uint8], predicted: NDArray[np.uint8], grid: Grid = GRID) -> dict[str, Any]:
+    """A case of these labels whose network was as uncertain as can be in the middle of its depth."""
+    image = np.where(truth > 0, 100, 0).astype(np.int16)
+    foreground = np.zeros((2, 10, 12, 14), dtype=np.float32)
+    foreground[0, 3:6] = 0.5
+    box = Box.whole(grid.shape_zyx)
+    return evaluation_volume(image, truth, predicted, grid, foreground_czyx=foreground, box=box)
 
 
 def test_a_scored_case_shows_truth_and_prediction_where_they_are() -> None:
     truth, predicted = ball(20.0).astype(np.uint8), ball(17.0).astype(np.uint8)
     truth[ball(8.0)] = 2
-    image = np.where(truth > 0, 100, 0).astype(np.int16)
-    foreground = np.zeros((2, 10, 12, 14), dtype=np.float32)
-    foreground[0, 3:6] = 0.5
-    box = slab(0, 20, GRID.shape_zyx)
-    volume = evaluation_volume(image, truth, predicted, GRID, foreground_czyx=foreground, box=box)
-    # Small enough to be shown voxel by voxel, all of its depth being within 40 mm of the liver.
+    case = scored(truth, predicted)
+    assert case["shape"] == [20, 24, 28]
+    (volume,) = case["volumes"]  # with 12 mm around it, the liver's box is the scan
+    # Small enough to be shown voxel by voxel.
     assert volume["shape"] == [20, 24, 28]
-    assert volume["native"] == [0, 20]
+    assert volume["box"] == [[0, 20], [0, 24], [0, 28]]
     bytes_zyx = decoded(volume["overlay"], volume)
     np.testing.assert_array_equal(layer_values(bytes_zyx, TRUTH), truth)
     np.testing.assert_array_equal(layer_values(bytes_zyx, PREDICTION), predicted)
     uncertain = layer_values(bytes_zyx, UNCERTAINTY)
     assert uncertain[8].min() == uncertain[8].max() == round(15 * np.log(2) / np.log(3))
     assert not uncertain[18].any()
+    (lesion,) = case["lesions"]
+    assert lesion["status"] == "missed"
+    assert lesion["at"] == [10, 12, 14]
+    assert lesion["ml"] == pytest.approx((truth == 2).sum() * GRID.voxel_volume_ml, abs=0.01)
 
 
-def test_a_long_scan_is_cut_to_the_liver_and_thinned() -> None:
+def test_a_long_scan_has_a_close_view_of_the_liver_and_one_around_it() -> None:
     grid = Grid.from_array((300, 64, 64), np.diag([5.0, 5.0, 2.0, 1.0]))
     truth = np.zeros(grid.shape_zyx, dtype=np.uint8)
     truth[100:150, 20:40, 20:40] = 1
-    volume = evaluation_volume(
-        np.zeros(grid.shape_zyx, dtype=np.int16),
-        truth,
-        truth,
-        grid,
-        foreground_czyx=np.zeros((2, 4, 4, 4), dtype=np.float32),
-        box=slab(90, 160, grid.shape_zyx),
-    )
-    assert volume["native"] == [80, 170]  # 40 mm are 20 slices
-    shown = layer_values(decoded(volume["overlay"], volume), TRUTH) > 0
-    voxel_ml = np.prod(volume["spacing"]) / 1000
-    assert shown.sum() * voxel_ml == pytest.approx(truth.sum() * grid.voxel_volume_ml, rel=0.1)
+    close, around = scored(truth, truth, grid)["volumes"]
+    assert close["box"] == [[94, 156], [17, 43], [17, 43]]  # 12 mm are 6 slices and 3 voxels
+    assert close["shape"] == [62, 26, 26]  # voxel by voxel
+    assert around["box"] == [[80, 170], [0, 64], [0, 64]]  # 40 mm are 20 slices
+    for volume in (close, around):
+        shown = layer_values(decoded(volume["overlay"], volume), TRUTH) > 0
+        shares = [(b - a) / n for (a, b), n in zip(volume["box"], volume["shape"], strict=True)]
+        assert shown.sum() * np.prod(shares) == pytest.approx(truth.astype(bool).sum(), rel=0.05)
+
+
+def test_shown_voxels_are_as_many_as_a_page_bears_and_never_finer_than_the_scan() -> None:
+    for spacing_mm in ((0.7, 0.7, 5.0), (0.7, 0.7, 1.0), (2.0, 2.0, 2.0)):
+        grid = Grid.from_array((200, 400, 400), np.diag([*spacing_mm, 1.0]))
+        shape = _shown_shape(Box.whole(grid.shape_zyx), grid, 1_000_000)
+        assert 0.9e6 < np.prod(shape) <= 1_000_000
+        assert all(n <= whole for n, whole in zip(shape, grid.shape_zyx, strict=True))
+    thick = Grid.from_array((40, 400, 400), np.diag([0.7, 0.7, 5.0, 1.0]))
+    assert _shown_shape(Box.whole(thick.shape_zyx), thick, 1_000_000)[0] == 40
 
 
 def test_no_label_shows_the_whole_scan() -> None:
     nothing = np.zeros(GRID.shape_zyx, dtype=np.uint8)
-    volume = evaluation_volume(
-        nothing.astype(np.int16),
-        nothing,
-        nothing,
-        GRID,
-        foreground_czyx=np.zeros((2, 4, 4, 4), np.float32),
-        box=slab(0, 20, GRID.shape_zyx),
-    )
-    assert volume["native"] == [0, 20]
+    case = scored(nothing, nothing)
+    assert [volume["box"] for volume in case["volumes"]] == [[[0, 20], [0, 24], [0, 28]]]
+    assert case["lesions"] == []
 
 
-def test_cached_fractions_come_in_fifteenths() -> None:
+def test_cached_fractions_come_in_fifteenths_and_the_liver_includes_its_tumours() -> None:
     case = random_case()
     view = case.views["liver"]
     assert view.fractions_czyx is not None
-    volume = cached_volume("liver", view, case.meta.boxes["liver"])
+    box = case.meta.boxes["liver"]
+    (volume,) = cached_case(case.meta.grid, [("liver", view, box)])["volumes"]
     bytes_zyx = decoded(volume["overlay"], volume)
-    np.testing.assert_allclose(bytes_zyx >> 4, view.fractions_czyx[0] / 17, atol=0.5)
-    np.testing.assert_allclose(bytes_zyx & 15, view.fractions_czyx[1] / 17, atol=0.5)
-    assert cached_volume("x", replace(view, fractions_czyx=None), case.meta.boxes["liver"])["overlay"] is None
+    liver, tumour = view.fractions_czyx.astype(float)
+    np.testing.assert_allclose(bytes_zyx >> 4, np.minimum(liver + tumour, 255) / 17, atol=0.5)
+    np.testing.assert_allclose(bytes_zyx & 15, tumour / 17, atol=0.5)
+    (alone,) = cached_case(case.meta.grid, [("x", replace(view, fractions_czyx=None), box)])["volumes"]
+    assert alone["overlay"] is None
+
+
+def test_lesions_are_listed_with_what_was_missed_first() -> None:
+    truth, predicted = (np.zeros((20, 20, 20), dtype=bool) for _ in range(2))
+    truth[2:4, 2:4, 2:4] = truth[10:14, 10:14, 10:14] = True
+    predicted[10:13, 10:14, 10:14] = predicted[17:19, 2:4, 15:18] = True
+    lesions = list_lesions(predicted, truth, (2.0, 1.0, 1.0))
+    assert [lesion.status for lesion in lesions] == ["missed", "false positive", "found"]
+    assert [round(1000 * lesion.volume_ml) for lesion in lesions] == [16, 24, 128]
+    assert all((truth | predicted)[lesion.at_zyx] for lesion in lesions)
+    alone = list_lesions(predicted, None, (2.0, 1.0, 1.0))
+    assert [round(1000 * lesion.volume_ml) for lesion in alone] == [96, 24]
+    assert {lesion.status for lesion in alone} == {"predicted"}
+    crescent = np.zeros((1, 9, 9), dtype=bool)
+    crescent[0, 1:8, 1] = crescent[0, 1, 1:8] = crescent[0, 7, 1:8] = True
+    (lesion,) = list_lesions(crescent, None, (1.0, 1.0, 1.0))
+    assert crescent[lesion.at_zyx]
 
 
 def test_a_histogram_counts_each_class_by_its_fraction() -> None:
@@ -195,17 +214,54 @@ def data_of(page: str, name: str) -> Any:
 
 def test_strange_names_are_shown_and_do_nothing(tmp_path: Path) -> None:
     name = '</script><img src=x onerror="alert(1)">{{css}}'
-    case = PageCase(name=name, note="a < b", cells=(None, 0.5), volumes=iter(["{}"]))
+    case = PageCase(name=name, note="a < b", cells=(None, 0.5), content=lambda: '{"a": "<"}')
     page = Page(
-        title=name, subtitle="&", sections=("<p>kept</p>",), columns=("a", "b"), digits=(0, 2), cases=[case]
+        title=name,
+        subtitle="&",
+        sections=("<p>kept</p>",),
+        order="worst & first",
+        columns=("a", "b"),
+        digits=(0, 2),
+        cases=[case],
     )
-    text = write_page(page, tmp_path / "new" / "page.html").read_text()
+    text = write_page(page, tmp_path / "new" / "page.html").path.read_text()
     assert data_of(text, "cases") == [{"name": name, "note": "a < b"}]
-    assert data_of(text, "volumes-0") == [{}]
+    assert data_of(text, "case-0") == {"a": "<"}
+    assert "worst &amp; first" in text
     assert "<img" not in text
     assert "<p>kept</p>" in text
     assert '<td data-value="">–</td><td data-value="0.5">0.50</td>' in text
     assert not re.search(r"""(src|href)=["'](?!data:)""", text)  # nothing is fetched
+
+
+def test_many_cases_are_an_index_and_a_file_each(tmp_path: Path) -> None:
+    names = ["liver_0", "../up", "liver_2"]
+    cases = [
+        PageCase(name=name, note="", cells=(0.5,), content=partial(json.dumps, {"n": n}))
+        for n, name in enumerate(names)
+    ]
+    page = Page(title="t", subtitle="", sections=(), order="", columns=("a",), digits=(2,), cases=cases)
+    written = write_page(page, tmp_path / "r.html", max_cases=2)
+    folder = tmp_path / "r_cases"
+    assert sorted(p.name for p in folder.iterdir()) == ["case_1.html", "liver_0.html", "liver_2.html"]
+    assert written.case_bytes == tuple(
+        (folder / f).stat().st_size for f in ("liver_0.html", "case_1.html", "liver_2.html")
+    )
+    assert "an index of 3 files in" in written.line()
+    index = written.path.read_text()
+    assert re.findall(r'class="open" href="([^"]+)"', index) == [
+        f"r_cases/{f}.html" for f in ("liver_0", "case_1", "liver_2")
+    ]
+    assert "3 files, 0.1 MB together" in index
+    assert "<canvas" not in index
+    middle = (folder / "case_1.html").read_text()
+    assert data_of(middle, "nav") == {
+        "previous": "liver_0.html",
+        "next": "liver_2.html",
+        "index": "../r.html",
+    }
+    assert data_of(middle, "case-0") == {"n": 1}
+    assert write_page(page, tmp_path / "one.html").case_bytes == ()
 
 
 def test_curves_leave_out_what_is_not_there(tmp_path: Path) -> None:
@@ -255,29 +311,45 @@ def evaluated(tiny_world: TinyWorld, tiny_run: Path, tmp_path_factory: pytest.Te
 def test_a_report_has_the_scores_and_the_worst_case_first(
     evaluated: Path, tiny_run: Path, tmp_path: Path
 ) -> None:
-    text = write_report(tiny_run, evaluated, tmp_path / "report.html").read_text()
+    text = write_report(tiny_run, evaluated, tmp_path / "report.html").path.read_text()
     rows = {row["case"]: row for row in csv.DictReader((evaluated / "scores.csv").read_text().splitlines())}
     names = [case["name"] for case in data_of(text, "cases")]
     assert set(names) == set(rows)
 
-    def badness(name: str) -> float:
-        liver, tumour = (float(rows[name][f"{c}_dice"]) for c in CLASSES)
-        return (liver + tumour) / 2 if float(rows[name]["tumour_volume_truth_ml"]) else liver
+    def badness(name: str) -> tuple[float, float]:
+        row = {
+            key: float(value)
+            for key, value in rows[name].items()
+            if key.endswith(("_dice", "_ml", "_missed", "_false_positives"))
+        }
+        wrong = row["lesions_iou0_missed"] + row["lesions_iou0_false_positives"]
+        both = row["tumour_volume_truth_ml"] or row["tumour_volume_ml"]
+        return -wrong, float(np.mean([row[f"{c}_dice"] for c in (CLASSES if both else CLASSES[:1])]))
 
     assert names == sorted(names, key=badness)
     turned = shutil.copytree(evaluated, tmp_path / "turned")
     head, *lines = (turned / "scores.csv").read_text().splitlines()
     (turned / "scores.csv").write_text("\n".join([head, *lines[::-1]]))
-    again = write_report(tiny_run, turned, tmp_path / "again.html").read_text()
+    again = write_report(tiny_run, turned, tmp_path / "again.html").path.read_text()
     assert [case["name"] for case in data_of(again, "cases")] == names
     summary = json.loads((evaluated / "summary.json").read_text())
     assert f"{summary['liver']['dice']['mean']:.3f} [" in text
     for index, name in enumerate(names):
-        (volume,) = data_of(text, f"volumes-{index}")
-        assert [layer["name"] for layer in volume["layers"]] == ["truth", "prediction", "uncertainty"]
+        case = data_of(text, f"case-{index}")
+        for volume in case["volumes"]:
+            assert [layer["name"] for layer in volume["layers"]] == ["truth", "prediction", "uncertainty"]
+        lesions = [lesion["status"] for lesion in case["lesions"]]
+        for status, column in (
+            ("missed", "missed"),
+            ("found", "found"),
+            ("false positive", "false_positives"),
+        ):
+            assert lesions.count(status) == int(rows[name][f"lesions_iou0_{column}"])
         assert f'data-index="{index}">{name}<' in text
-        assert len(json.dumps(volume)) <= MAX_CASE_BYTES
+        assert len(json.dumps(case)) <= CLOSE_BYTES + AROUND_BYTES
     assert "polyline" in text
+    assert "optim.epochs = 6" in text  # what is not the default
+    assert "trained</dt>" in text
 
 
 def test_a_report_without_an_evaluation_says_what_to_do(
@@ -299,7 +371,7 @@ def test_the_page_of_a_cache_shows_both_views(tiny_world: TinyWorld, tmp_path: P
     assert result.exit_code == 0, result.output
     text = page.read_text()
     assert [case["name"] for case in data_of(text, "cases")] == ["liver_1", "liver_0"]
-    volumes = data_of(text, "volumes-0")
+    volumes = data_of(text, "case-0")["volumes"]
     assert [volume["name"] for volume in volumes] == ["liver view", "scan view"]
     assert all(volume["shape"] == list(SPEC.shape_zyx) for volume in volumes)
     everything = CliRunner().invoke(main, ["inspect", str(tiny_world.cache), "--html", str(page)])

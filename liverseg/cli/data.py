@@ -115,8 +115,7 @@ def inspect(
     if html:
         from liverseg.evaluation.report import write_cache_page
 
-        path = write_cache_page(store, cases or store.case_ids, html)
-        say(f"wrote {path} ({path.stat().st_size / 2**20:.1f} MiB)")
+        say(f"wrote {write_cache_page(store, cases or store.case_ids, html).line()}")
 
 
 def _draw_case(store: CacheStore, case: str, view: str | None, png: Path, *, augment: bool) -> Path:

@@ -356,8 +356,7 @@ def report(run: Path, scores: Path | None, out: Path | None) -> None:
     from liverseg.evaluation.report import write_report
 
     folder = scores or run / "evaluation"
-    path = write_report(run, folder, out or folder / "report.html")
-    say(f"wrote {path} ({path.stat().st_size / 2**20:.1f} MiB)")
+    say(f"wrote {write_report(run, folder, out or folder / 'report.html').line()}")
 
 
 COMMANDS = (evaluate, compare, pool, score, report)

@@ -1,4 +1,4 @@
-"""A run as one HTML page: headline scores, training curves, and every scored case to look at, worst first."""
+"""A run as a page: where it comes from, headline scores, training curves, and every scored case, worst first."""
 
 from __future__ import annotations
 
@@ -6,21 +6,31 @@ import csv
 import html
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from data_cache.errors import RunError
+from data_cache.errors import CacheError, RunError
 from data_cache.inspection import summarise_case
-from data_cache.reader import CacheStore
+from data_cache.reader import CacheStore, read_schema
+from data_cache.records import to_json
 from liverseg.evaluation.score_table import CASE_COLUMNS, footnotes, lesion_rows, summary_rows
-from liverseg.measure.summary import SCORES, SUMMARY, VOLUMES
+from liverseg.measure.summary import CLASSES, SCORES, SUMMARY, VOLUMES
 from liverseg.pictures.curves import read_history, training_charts
-from liverseg.pictures.page import Page, PageCase, html_table, write_page
-from liverseg.pictures.slices import cached_volume
+from liverseg.pictures.page import Page, PageCase, PageFiles, html_table, write_page
+from liverseg.pictures.slices import cached_case
+from liverseg.training.config import TrainConfig, load_config
+from liverseg.version import __version__
+
+ORDER = (
+    "Worst first: the most missed and false-positive lesions, then the lowest mean Dice of the liver and, where the "
+    "truth or the prediction has one, the tumour."
+)
 
 
-def write_report(run: Path, scores: Path, out: Path) -> Path:
-    """Write the page of a run, from what ``evaluate`` wrote into the folder ``scores``; returns ``out``.
+def write_report(run: Path, scores: Path, out: Path) -> PageFiles:
+    """Write the page of a run to ``out``, from what ``evaluate`` wrote into the folder ``scores``.
 
     Raises:
         RunError: The folder does not hold a finished evaluation.
@@ -31,9 +41,11 @@ def write_report(run: Path, scores: Path, out: Path) -> Path:
         title=f"{run.resolve().name}: liver and tumour segmentation",
         subtitle=_subtitle(summary),
         sections=(
+            _facts(run, scores, summary),
             *_headline(summary),
             training_charts(read_history(run / "history.csv")),
         ),
+        order=ORDER,
         columns=tuple(header for _, header, _ in CASE_COLUMNS),
         digits=tuple(digits for _, _, digits in CASE_COLUMNS),
         cases=[_case(row, scores) for row in worst_first],
@@ -41,8 +53,8 @@ def write_report(run: Path, scores: Path, out: Path) -> Path:
     return write_page(page, out)
 
 
-def write_cache_page(store: CacheStore, case_ids: Sequence[str], out: Path) -> Path:
-    """Write a page of cached cases, both views and their fractions; returns ``out``.
+def write_cache_page(store: CacheStore, case_ids: Sequence[str], out: Path) -> PageFiles:
+    """Write a page of cached cases to ``out``, both views and their fractions.
 
     Raises:
         CacheError: A case is not in the store, or damaged.
@@ -53,6 +65,7 @@ def write_cache_page(store: CacheStore, case_ids: Sequence[str], out: Path) -> P
         title=f"{store.path.name}: cached cases",
         subtitle=f"{len(case_ids)} of {len(store.case_ids)} cases of {z}×{y}×{x}, spec {store.schema.fingerprint}",
         sections=(),
+        order="",
         columns=("native x×y×z", "mm", "axes", "liver mL", "tumour mL"),
         digits=(0, 0, 0, 0, 1),
         cases=[
@@ -66,7 +79,7 @@ def write_cache_page(store: CacheStore, case_ids: Sequence[str], out: Path) -> P
                     summary.liver_ml,
                     summary.tumour_ml,
                 ),
-                volumes=_cached_volumes(store, meta.case_id),
+                content=partial(_cached_case, store, meta.case_id),
             )
             for summary in summaries
             for meta in (summary.meta,)
@@ -75,10 +88,11 @@ def write_cache_page(store: CacheStore, case_ids: Sequence[str], out: Path) -> P
     return write_page(page, out)
 
 
-def _cached_volumes(store: CacheStore, case_id: str) -> Iterator[str]:
-    boxes = store.meta(case_id).boxes
-    for view in sorted(boxes):  # liver before scan: what is trained on first
-        yield json.dumps(cached_volume(f"{view} view", store.read(case_id, view), boxes[view]))
+def _cached_case(store: CacheStore, case_id: str) -> str:
+    meta = store.meta(case_id)
+    # liver before scan: what is trained on first
+    views = [(f"{name} view", store.read(case_id, name), box) for name, box in sorted(meta.boxes.items())]
+    return json.dumps(cached_case(meta.grid, views))
 
 
 # ---- what an evaluation wrote
@@ -102,10 +116,12 @@ def _number(row: Mapping[str, str], key: str) -> float | None:
     return float(row[key]) if row[key] else None
 
 
-def _worst_first(row: Mapping[str, str]) -> float:
-    """The mean Dice of what the case has: a liver always counts, a tumour where there is one."""
-    liver, tumour = float(row["liver_dice"]), float(row["tumour_dice"])
-    return (liver + tumour) / 2 if float(row["tumour_volume_truth_ml"]) > 0 else liver
+def _worst_first(row: Mapping[str, str]) -> tuple[float, float]:
+    """See ``ORDER``."""
+    wrong_lesions = float(row["lesions_iou0_missed"]) + float(row["lesions_iou0_false_positives"])
+    has_tumour = float(row["tumour_volume_truth_ml"]) > 0 or float(row["tumour_volume_ml"]) > 0
+    names = CLASSES if has_tumour else ("liver",)
+    return -wrong_lesions, sum(float(row[f"{name}_dice"]) for name in names) / len(names)
 
 
 def _case(row: Mapping[str, str], scores: Path) -> PageCase:
@@ -118,15 +134,80 @@ def _case(row: Mapping[str, str], scores: Path) -> PageCase:
         name=row["case"],
         note=", ".join(notes),
         cells=tuple(_number(row, key) for key, _, _ in CASE_COLUMNS),
-        volumes=_volume(scores / VOLUMES / f"{row['case']}.json"),
+        content=partial(_content, scores / VOLUMES / f"{row['case']}.json"),
     )
 
 
-def _volume(path: Path) -> Iterator[str]:
+def _content(path: Path) -> str:
     try:
-        yield path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise RunError(f"{path}: no such file: run liverseg evaluate again") from None
+    if '"lesions"' not in text:
+        raise RunError(f"{path}: written by an older version: run liverseg evaluate again")
+    return text
+
+
+# ---- where it comes from
+
+
+def _facts(run: Path, scores: Path, summary: Mapping[str, Any]) -> str:
+    """What a reader must know before the first number: data, network, settings, dates, versions."""
+    facts = {
+        "network": ", ".join(map(str, summary.get("models", ()))) or None,
+        "samples": str(summary["samples"]) if summary.get("samples") else None,
+        "evaluated": f"{_date(scores / SUMMARY)}, report by liverseg {__version__}",
+        **_training_facts(run),
+        "settings": _settings(run / "config.toml"),
+    }
+    lines = [f"<dt>{name}</dt><dd>{html.escape(text)}</dd>" for name, text in facts.items() if text]
+    return f'<dl class="facts">{"".join(lines)}</dl>'
+
+
+def _training_facts(run: Path) -> dict[str, str | None]:
+    """From the latest start in ``run.json``; nothing without it."""
+    path = run / "run.json"
+    if not path.exists():
+        return {}
+    start = json.loads(path.read_text(encoding="utf-8"))[-1]
+    versions = ", ".join(f"{name} {version}" for name, version in start["versions"].items())
+    return {
+        "trained": f"{start['time']}, on {start['device']}",
+        "training data": _data_set(Path(start["cache"])),
+        "versions": f"{versions}; commit {start['commit']}" if start["commit"] else versions,
+    }
+
+
+def _data_set(cache: Path) -> str:
+    """What a cache was built from, where it can still be read, and where it is."""
+    try:
+        info = read_schema(cache).data_set
+    except CacheError:
+        info = None
+    if info is None:
+        return str(cache)
+    parts = [info.name, *([info.licence] if info.licence else []), *(["synthetic"] if info.phantom else [])]
+    return f"{', '.join(parts)}: {cache}"
+
+
+def _settings(path: Path) -> str | None:
+    """The settings that are not the defaults."""
+    if not path.exists():
+        return None
+    default, chosen = _flat(to_json(TrainConfig())), _flat(to_json(load_config(path)))
+    changed = [f"{key} = {value}" for key, value in chosen.items() if value != default[key]]
+    return " · ".join(changed) or "all defaults"
+
+
+def _flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in content.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+def _date(path: Path) -> str:
+    return datetime.fromtimestamp(path.stat().st_mtime, UTC).strftime("%Y-%m-%d %H:%M UTC")
 
 
 # ---- the headline

@@ -37,7 +37,9 @@ def jpeg_uri(grey_yx: NDArray[np.uint8], *, max_bytes: int) -> str:
 def png_uri(bytes_yx: NDArray[np.uint8]) -> str:
     """A PNG, which keeps each byte."""
     file = io.BytesIO()
-    Image.fromarray(bytes_yx).save(file, "PNG", optimize=True)
+    Image.fromarray(bytes_yx).save(
+        file, "PNG", compress_level=6
+    )  # optimised: 7 s instead of 0.4 for 3 % less
     return _data_uri("image/png", file)
 
 
