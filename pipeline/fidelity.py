@@ -15,6 +15,7 @@ from data_cache.errors import CacheError
 from data_cache.geometry import Box
 from data_cache.reader import CacheStore
 from data_cache.schema import FRACTION_ONE, CacheSchema, CaseMeta
+from pipeline.lesion_fidelity import LesionFidelity, TumourBox, by_diameter, lesion_fidelities
 from pipeline.nifti import VolumeHeader, VolumeStream
 from pipeline.prepare import foreground_and_tumour, retry_with_stdlib_gzip
 from pipeline.restore import native_labels
@@ -30,6 +31,7 @@ class CaseFidelity:
     Attributes:
         liver, tumour: Through the cached fractions; liver is label ≥ 1.
         nearest_liver, nearest_tumour: Through ids sampled at the nearest voxel on the same grid.
+        lesions: Each 26-connected tumour of the truth.
     """
 
     case: str
@@ -37,6 +39,7 @@ class CaseFidelity:
     tumour: float | None
     nearest_liver: float | None
     nearest_tumour: float | None
+    lesions: tuple[LesionFidelity, ...]
 
 
 def measure(
@@ -75,7 +78,7 @@ def measure_case(meta: CaseMeta, *, raw: Path, store: Path, schema: CacheSchema)
     )
     if "liver" not in meta.boxes:
         return CaseFidelity(
-            case=meta.case_id, liver=None, tumour=None, nearest_liver=None, nearest_tumour=None
+            case=meta.case_id, liver=None, tumour=None, nearest_liver=None, nearest_tumour=None, lesions=()
         )
     fractions = CacheStore(store, schema, {meta.case_id: meta}).read(meta.case_id, "liver").fractions_czyx
     assert fractions is not None
@@ -181,19 +184,21 @@ def _compare(
     use_stdlib: bool,
 ) -> CaseFidelity:
     with VolumeStream.open(path, use_stdlib=use_stdlib) as stream:
-        header = stream.header
+        header, spacing_mm = stream.header, stream.header.grid.spacing_zyx_mm
         restored = (
             native_labels(foreground_czyx, box, header),
             nearest_labels(nearest_kji, box, header),
         )
         counts = [(_Overlap(), _Overlap()) for _ in restored]
         runs = [Runs(blocks) for blocks in restored]
-        for _, truth in _label_blocks(stream):
-            for run, (liver, tumour) in zip(runs, counts, strict=True):
-                predicted = run.take(len(truth))
+        tumours = TumourBox()
+        for first, truth in _label_blocks(stream):
+            predictions = [run.take(len(truth)) for run in runs]
+            for predicted, (liver, tumour) in zip(predictions, counts, strict=True):
                 if truth.any() or predicted.any():
                     liver.add(truth > 0, predicted > 0)
                     tumour.add(truth == 2, predicted == 2)
+            tumours.add(first, truth == 2, predictions[0] == 2)
     (liver, tumour), (nearest_liver, nearest_tumour) = counts
     return CaseFidelity(
         case=case_id,
@@ -201,6 +206,9 @@ def _compare(
         tumour=tumour.dice,
         nearest_liver=nearest_liver.dice,
         nearest_tumour=nearest_tumour.dice,
+        lesions=lesion_fidelities(
+            *tumours.masks(), tuple(spacing_mm[axis.canonical] for axis in header.axes_kji)
+        ),
     )
 
 
@@ -233,12 +241,11 @@ class Runs:
 # ---- results
 
 
-def mean(values: Sequence[float | None]) -> float | None:
-    """Over the cases that have the class; None where none has."""
-    present = [value for value in values if value is not None]
-    return float(np.mean(present)) if present else None
-
-
 def to_json(results: Sequence[CaseFidelity]) -> dict[str, Any]:
-    """``{"cases": [{"case", "liver", "tumour", "nearest_liver", "nearest_tumour"}, …]}``."""
-    return {"cases": [asdict(result) for result in results]}
+    """The fields of each ``CaseFidelity`` as ``cases`` and of each ``SizeFidelity`` as ``by_diameter``."""
+    return {
+        "cases": [asdict(result) for result in results],
+        "by_diameter": [
+            asdict(size) for size in by_diameter([lesion for result in results for lesion in result.lesions])
+        ],
+    }

@@ -28,6 +28,7 @@ from data_cache.geometry import Grid
 from data_cache.reader import CacheStore, natural_order
 from data_cache.schema import FRACTION_ONE, LABEL_NAMES, CaseMeta, PreprocessSpec, View
 from pipeline.decathlon import CaseFiles, RawDataSet
+from pipeline.lesions import CUBE, equivalent_diameters_mm
 from pipeline.prepare import prepare_case
 from pipeline.workers import Failure, run_parallel
 
@@ -172,15 +173,10 @@ def tumour_volumes_ml(view: View) -> tuple[float, ...]:
     if view.fractions_czyx is None:
         return ()
     tumour_zyx = view.fractions_czyx[1]
-    ids, n_tumours = ndimage.label(tumour_zyx > 0, structure=np.ones((3, 3, 3)))
+    ids, n_tumours = ndimage.label(tumour_zyx > 0, structure=CUBE)
     sums = np.bincount(ids.ravel(), tumour_zyx.ravel(), minlength=n_tumours + 1)[1:]
     volumes_ml = sums * (view.grid.voxel_volume_ml / FRACTION_ONE)
     return tuple(sorted(map(float, volumes_ml), reverse=True))
-
-
-def diameter_mm(volume_ml: float) -> float:
-    """Diameter of the sphere with this volume, (6·V / π)^(1/3)."""
-    return math.cbrt(6000.0 * volume_ml / math.pi)
 
 
 # ---- all cases
@@ -285,7 +281,7 @@ def _tumours(cases: Sequence[CaseFingerprint]) -> dict[str, Any]:
         "n_cases_with_any": sum(count > 0 for count in counts),
         "per_case": _spread(counts),
         "volume_ml": _spread(volumes_ml),
-        "diameter_mm": _spread([diameter_mm(v) for v in volumes_ml]),
+        "diameter_mm": _spread(equivalent_diameters_mm(np.array(volumes_ml, dtype=np.float64))),
     }
 
 

@@ -29,6 +29,7 @@ from liverseg.cli import main
 from pipeline.build import build
 from pipeline.decathlon import read_data_set
 from pipeline.fidelity import CaseFidelity, Runs, measure
+from pipeline.lesion_fidelity import LesionFidelity, TumourBox, by_diameter, lesion_fidelities
 from pipeline.nifti import VolumeStream, to_canonical
 from pipeline.restore import native_labels
 from pipeline.workers import Failure
@@ -93,6 +94,7 @@ def test_both_ways_equal_whole_volumes_in_every_orientation(file_axes: str, tmp_
     assert failed == []
     assert result == CaseFidelity(
         case="liver_0",
+        lesions=result.lesions,
         liver=dice(restored >= 1, truth >= 1),
         tumour=dice(restored == 2, truth == 2),
         nearest_liver=dice(nearest >= 1, truth >= 1),
@@ -120,7 +122,12 @@ def test_a_grid_of_the_native_size_loses_nothing(tmp_path: Path) -> None:
     label[2, 2, :] = 2
     (result,), _ = measured(tmp_path, one_case(tmp_path, label))
     assert result == CaseFidelity(
-        case="liver_0", liver=1.0, tumour=1.0, nearest_liver=1.0, nearest_tumour=1.0
+        case="liver_0",
+        liver=1.0,
+        tumour=1.0,
+        nearest_liver=1.0,
+        nearest_tumour=1.0,
+        lesions=(LesionFidelity(diameter_mm=result.lesions[0].diameter_mm, dice=1.0, volume_ratio=1.0),),
     )
 
 
@@ -128,7 +135,7 @@ def test_classes_that_the_truth_lacks_are_none(tmp_path: Path) -> None:
     (result,), failed = measured(tmp_path, one_case(tmp_path, np.zeros((8, 9, 10), dtype=np.uint8)))
     assert failed == []
     assert result == CaseFidelity(
-        case="liver_0", liver=None, tumour=None, nearest_liver=None, nearest_tumour=None
+        case="liver_0", liver=None, tumour=None, nearest_liver=None, nearest_tumour=None, lesions=()
     )
 
 
@@ -158,11 +165,22 @@ def test_command(phantoms: Path, tmp_path: Path) -> None:
     result = CliRunner().invoke(main, command)
     assert result.exit_code == 0, result.output
     cases = json.loads(out.read_text())
-    assert list(cases) == ["cases"]
+    assert list(cases) == ["cases", "by_diameter"]
     assert [case["case"] for case in cases["cases"]] == [f"liver_{i}" for i in range(6)]
-    assert set(cases["cases"][0]) == {"case", "liver", "tumour", "nearest_liver", "nearest_tumour"}
+    assert set(cases["cases"][0]) == {
+        "case",
+        "liver",
+        "tumour",
+        "nearest_liver",
+        "nearest_tumour",
+        "lesions",
+    }
     assert all(0.5 < case["liver"] <= 1 and case["liver"] > case["nearest_liver"] for case in cases["cases"])
     assert "mean" in result.output
+    lesions = [lesion for case in cases["cases"] for lesion in case["lesions"]]
+    assert [size["diameter_mm"] for size in cases["by_diameter"]] == ["< 10", "10-20", "> 20"]
+    assert sum(size["lesions"] for size in cases["by_diameter"]) == len(lesions) > 0
+    assert "what the grid allows at each size" in result.output
 
 
 def test_command_fails_where_a_case_does(phantoms: Path, tmp_path: Path) -> None:
@@ -171,7 +189,7 @@ def test_command_fails_where_a_case_does(phantoms: Path, tmp_path: Path) -> None
     out = tmp_path / "fidelity.json"
     command = ["fidelity", str(tmp_path), str(store), "--json", str(out), "--jobs", "1"]
     assert CliRunner().invoke(main, command).exit_code == 1
-    assert json.loads(out.read_text()) == {"cases": []}
+    assert json.loads(out.read_text())["cases"] == []
     assert CliRunner().invoke(main, ["fidelity", str(tmp_path / "nowhere"), str(store)]).exit_code == 1
 
 
@@ -203,3 +221,63 @@ def test_runs_are_the_blocks_cut_otherwise(sizes: list[int], cuts: list[int]) ->
             assert len(taken[-1]) == n
         left -= n
     assert np.array_equal(np.concatenate(taken), whole[: len(whole) - left])
+
+
+# ---- by lesion
+
+
+def test_lesions_by_hand() -> None:
+    # Two lesions of 4 and 2 voxels in a row of 3 mm³ voxels; 1 voxel of the first is missed, and of three voxels
+    # beyond it the last is nearer to the second, of which all is there.
+    truth, predicted = np.zeros((1, 1, 12), dtype=bool), np.zeros((1, 1, 12), dtype=bool)
+    truth[..., 0:4] = truth[..., 8:10] = True
+    predicted[..., 1:6] = predicted[..., 7:10] = True
+    first, second = lesion_fidelities(truth, predicted, (1.0, 1.0, 3.0))
+    # 3 shared of 4 true and 3 + 2 found; 2 shared of 2 and 2 + 1.
+    assert (first.dice, second.dice) == (2 * 3 / (4 + 5), 2 * 2 / (2 + 3))
+    assert (first.volume_ratio, second.volume_ratio) == (5 / 4, 3 / 2)
+    assert first.diameter_mm == pytest.approx((6 * 12 / np.pi) ** (1 / 3))
+    assert lesion_fidelities(predicted & False, predicted, (1.0, 1.0, 3.0)) == ()
+    (lost, _) = lesion_fidelities(truth, truth & False, (1.0, 1.0, 3.0))
+    assert (lost.dice, lost.volume_ratio) == (0, 0)
+
+
+def test_what_lies_beyond_counts_for_the_nearest_in_mm() -> None:
+    # One voxel between two lesions: two voxels of 1 mm from the one, one of 5 mm from the other.
+    truth, predicted = np.zeros((2, 1, 4), dtype=bool), np.zeros((2, 1, 4), dtype=bool)
+    truth[0, 0, 0] = truth[1, 0, 3] = True
+    predicted[0, 0, 3] = True
+    assert [lesion.volume_ratio for lesion in lesion_fidelities(truth, predicted, (5.0, 1.0, 1.0))] == [1, 0]
+    assert [lesion.volume_ratio for lesion in lesion_fidelities(truth, predicted, (1.0, 1.0, 1.0))] == [0, 1]
+
+
+def test_sizes_add_up_to_all_lesions() -> None:
+    lesions = [
+        LesionFidelity(diameter_mm=diameter_mm, dice=dice, volume_ratio=2 * dice)
+        for diameter_mm, dice in ((9.9, 0.0), (10.0, 0.25), (20.0, 0.75), (5.0, 0.5))
+    ]
+    small, medium, large = by_diameter(lesions)
+    assert (small.lesions, small.found, small.dice, small.volume_ratio) == (2, 1, 0.25, 0.5)
+    assert (medium.lesions, medium.found, medium.dice, medium.volume_ratio) == (2, 2, 0.5, 1.0)
+    assert (large.lesions, large.found, large.dice, large.volume_ratio) == (0, 0, None, None)
+
+
+@given(seed=st.integers(0, 999), cuts=st.lists(st.integers(1, 11), max_size=3, unique=True))
+def test_the_box_of_the_tumours_is_cut_from_the_volume(seed: int, cuts: list[int]) -> None:
+    rng = np.random.default_rng(seed)
+    truth, predicted = rng.random((2, 12, 5, 6)) < 0.03
+    box, first = TumourBox(), 0
+    for a, b in zip(np.split(truth, sorted(cuts)), np.split(predicted, sorted(cuts)), strict=True):
+        box.add(first, a, b)
+        first += len(a)
+    filled = np.argwhere(truth | predicted)
+    if not len(filled):
+        return
+    around = tuple(slice(a, b + 1) for a, b in zip(filled.min(axis=0), filled.max(axis=0), strict=True))
+    np.testing.assert_array_equal(box.masks(), (truth[around], predicted[around]))
+
+
+def test_no_tumour_is_an_empty_box() -> None:
+    box = TumourBox()
+    box.add(0, np.zeros((2, 3, 4), dtype=bool), np.zeros((2, 3, 4), dtype=bool))
+    assert [mask.shape for mask in box.masks()] == [(0, 0, 0)] * 2

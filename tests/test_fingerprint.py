@@ -26,6 +26,7 @@ from pipeline import fingerprint as fp
 from pipeline.build import build
 from pipeline.decathlon import CaseFiles, read_data_set
 from pipeline.fingerprint import CaseFingerprint, Moments
+from pipeline.lesions import equivalent_diameters_mm
 from pipeline.nifti import read_canonical
 from pipeline.workers import Failure
 
@@ -152,7 +153,8 @@ def test_tumours_are_connected_over_corners_and_weighed_by_their_fractions() -> 
 
 
 def test_diameter_of_a_sphere() -> None:
-    assert fp.diameter_mm(4 / 3 * math.pi * 10**3 / 1000) == pytest.approx(20.0)
+    volumes_ml = np.array([4 / 3 * math.pi * 10**3 / 1000, 0])
+    assert equivalent_diameters_mm(volumes_ml) == pytest.approx([20.0, 0.0])
 
 
 def test_ratios_are_scaled_to_the_rarest_class() -> None:

@@ -13,13 +13,13 @@ from hypothesis.extra import numpy as hnp
 from liverseg.measure.lesions import (
     DetectionCounts,
     burden_errors,
-    equivalent_diameters_mm,
     lesion_overlaps,
     match,
     score_lesions,
     tumour_burden,
 )
 from liverseg.measure.overlap import Mask, Spacing
+from pipeline.lesions import equivalent_diameters_mm
 
 ONE_MM: Spacing = (1.0, 1.0, 1.0)
 Voxel = tuple[int, int, int]
@@ -63,7 +63,7 @@ def test_overlaps_are_those_of_flood_filled_lesions(pred: Mask, truth: Mask) -> 
     expected = sorted(len(t & p) / len(t | p) for t in truths for p in preds if t & p)
     got = lesion_overlaps(pred, truth, ONE_MM)
     assert sorted(got.pair_iou) == pytest.approx(expected)
-    sizes = equivalent_diameters_mm(np.array([len(t) for t in truths], dtype=np.int64), ONE_MM)
+    sizes = equivalent_diameters_mm(np.array([len(t) for t in truths]) / 1000)
     assert sorted(got.truth_diameters_mm) == pytest.approx(sorted(sizes))
     assert got.pred_diameters_mm.size == len(preds)
 

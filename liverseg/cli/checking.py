@@ -163,7 +163,7 @@ def fidelity(raw: Path, cache: Path, json_path: Path | None, jobs: int | None) -
     """Show the best Dice that the grid of CACHE allows: RAW's labels through the cache and back.
 
     Liver is label 1 or 2. Beside the cached fractions: ids sampled at the nearest voxel, the usual way. A
-    case that fails is reported, does not stop the others, and makes the exit code 1.
+    second table has the lesions by size, each compared with what comes back of it. A case that fails is reported, does not stop the others, and makes the exit code 1.
 
     \b
     Example: liverseg fidelity data/Task03_Liver data/liver.zarr --json fidelity.json
@@ -192,6 +192,7 @@ def fidelity(raw: Path, cache: Path, json_path: Path | None, jobs: int | None) -
         results = measure(raw, store, jobs=jobs or physical_cores(), report=report)
     if results:
         console.print(_fidelity_table(cache, results))
+        console.print(_size_table(results))
     if json_path:
         json_path.parent.mkdir(parents=True, exist_ok=True)
         write_json(json_path, to_json(results))
@@ -202,7 +203,7 @@ def fidelity(raw: Path, cache: Path, json_path: Path | None, jobs: int | None) -
 
 def _fidelity_table(cache: Path, results: list[CaseFidelity]) -> Any:
     from liverseg.console import number, table
-    from pipeline.fidelity import mean
+    from pipeline.lesion_fidelity import mean
 
     fields = ("liver", "nearest_liver", "tumour", "nearest_tumour")
     columns = [[getattr(result, field) for result in results] for field in fields]
@@ -213,6 +214,24 @@ def _fidelity_table(cache: Path, results: list[CaseFidelity]) -> Any:
     means = ("mean", *(number(mean(column), 4) for column in columns))
     title = f"{cache}: Dice of the label after cache and back, at native resolution"
     return table(title, ("case", "liver", "nearest ids", "tumour", "nearest ids"), [*rows, means])
+
+
+def _size_table(results: list[CaseFidelity]) -> Any:
+    from liverseg.console import number, table
+    from pipeline.lesion_fidelity import by_diameter
+
+    rows = [
+        (
+            size.diameter_mm,
+            str(size.lesions),
+            str(size.found),
+            number(size.dice, 4),
+            number(size.volume_ratio, 3),
+        )
+        for size in by_diameter([lesion for result in results for lesion in result.lesions])
+    ]
+    headers = ("diameter mm", "lesions", "that come back", "mean Dice", "volume, share of the true one")
+    return table("The same by lesion: what the grid allows at each size", headers, rows)
 
 
 # ---- fingerprint

@@ -11,9 +11,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from liverseg.measure.overlap import Mask, Spacing, union_box
-
-SMALL_BELOW_MM = 10.0
-LARGE_ABOVE_MM = 20.0
+from pipeline.lesions import CUBE, equivalent_diameters_mm, size_bins
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,10 +147,11 @@ def lesion_overlaps(pred_zyx: Mask, truth_zyx: Mask, spacing_zyx_mm: Spacing) ->
     pred_ids, pred_voxels = _components(pred_zyx[box])
     truth_ids, truth_voxels = _components(truth_zyx[box])
     pair_truth, pair_pred, shared = _shared_voxels(pred_ids, truth_ids)
+    voxel_ml = math.prod(spacing_zyx_mm) / 1000
     union = truth_voxels[pair_truth] + pred_voxels[pair_pred] - shared
     return LesionOverlaps(
-        truth_diameters_mm=equivalent_diameters_mm(truth_voxels, spacing_zyx_mm),
-        pred_diameters_mm=equivalent_diameters_mm(pred_voxels, spacing_zyx_mm),
+        truth_diameters_mm=equivalent_diameters_mm(truth_voxels * voxel_ml),
+        pred_diameters_mm=equivalent_diameters_mm(pred_voxels * voxel_ml),
         pair_truth=pair_truth,
         pair_pred=pair_pred,
         pair_iou=shared / union,
@@ -179,8 +178,8 @@ def match(overlaps: LesionOverlaps, *, iou_threshold: float) -> tuple[tuple[int,
 def detection(overlaps: LesionOverlaps, *, iou_threshold: float) -> LesionScores:
     """Count found lesions, false positives and missed lesions by size."""
     pairs = np.array(match(overlaps, iou_threshold=iou_threshold), dtype=np.int64).reshape(-1, 2)
-    truth_bins = _size_bins(overlaps.truth_diameters_mm)
-    false_bins = np.delete(_size_bins(overlaps.pred_diameters_mm), pairs[:, 1])
+    truth_bins = size_bins(overlaps.truth_diameters_mm)
+    false_bins = np.delete(size_bins(overlaps.pred_diameters_mm), pairs[:, 1])
     found = np.bincount(truth_bins[pairs[:, 0]], minlength=3)
     missed = np.bincount(truth_bins, minlength=3) - found
     false = np.bincount(false_bins, minlength=3)
@@ -191,12 +190,6 @@ def detection(overlaps: LesionOverlaps, *, iou_threshold: float) -> LesionScores
     return LesionScores(
         iou_threshold=iou_threshold, below_10_mm=small, from_10_to_20_mm=medium, above_20_mm=large
     )
-
-
-def equivalent_diameters_mm(n_voxels: NDArray[np.int64], spacing_zyx_mm: Spacing) -> NDArray[np.float64]:
-    """Diameters of the spheres with the volumes of these many voxels, (6·V / π)^(1/3); none for none."""
-    diameters: NDArray[np.float64] = np.cbrt(n_voxels * (6.0 * math.prod(spacing_zyx_mm) / math.pi))
-    return diameters
 
 
 def tumour_burden(label_zyx: NDArray[np.uint8]) -> float:
@@ -232,7 +225,7 @@ def _ratio(part: int, whole: int) -> float | None:
 def _components(mask_zyx: Mask) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
     """Lesion numbers from 1 in the mask's shape, and the voxels of each (index 0 is lesion 1)."""
     ids = np.zeros(mask_zyx.shape, dtype=np.int32)
-    n_lesions = ndimage.label(mask_zyx, structure=np.ones((3, 3, 3)), output=ids) if mask_zyx.size else 0
+    n_lesions = ndimage.label(mask_zyx, structure=CUBE, output=ids) if mask_zyx.size else 0
     return ids, np.bincount(ids[mask_zyx], minlength=n_lesions + 1)[1:]
 
 
@@ -245,8 +238,3 @@ def _shared_voxels(
     # One number a pair: a sort of the shared voxels finds all pairs, however many lesions there are.
     keys, shared = np.unique(truth_ids[both].astype(np.int64) * n_pred + pred_ids[both], return_counts=True)
     return keys // n_pred - 1, keys % n_pred - 1, shared
-
-
-def _size_bins(diameters_mm: NDArray[np.float64]) -> NDArray[np.int64]:
-    """0 below 10 mm, 1 from 10 to 20 mm with both ends, 2 above."""
-    return (diameters_mm >= SMALL_BELOW_MM).astype(np.int64) + (diameters_mm > LARGE_ABOVE_MM)

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from scipy import ndimage, special
 
 from data_cache.geometry import Grid
-from liverseg.measure.lesions import equivalent_diameters_mm
 from pipeline.labels import decide
+from pipeline.lesions import CUBE, equivalent_diameters_mm
 
 Samples = NDArray[np.float32]  # foreground_nczyx
 
@@ -136,7 +136,7 @@ def lesion_candidates(
         smallest_mm: What is smaller than a sphere of this diameter in every sample is left out as noise.
     """
     tumour_nzyx = np.stack([decide(foreground_czyx) == 2 for foreground_czyx in foreground_nczyx])
-    lesion_zyx, n_lesions = ndimage.label(tumour_nzyx.any(axis=0), structure=np.ones((3, 3, 3)))
+    lesion_zyx, n_lesions = ndimage.label(tumour_nzyx.any(axis=0), structure=CUBE)
     if not n_lesions:
         return []
     numbers = np.arange(1, n_lesions + 1)
@@ -144,7 +144,7 @@ def lesion_candidates(
     voxels_nl = np.stack(counted)
     peaks = ndimage.maximum(mean_foreground(foreground_nczyx)[1], lesion_zyx, numbers)
     centres_zyx = ndimage.center_of_mass(tumour_nzyx.sum(axis=0, dtype=np.float64), lesion_zyx, numbers)
-    diameters_mm = equivalent_diameters_mm(voxels_nl.max(axis=0), grid.spacing_zyx_mm)
+    diameters_mm = equivalent_diameters_mm(voxels_nl.max(axis=0) * grid.voxel_volume_ml)
     found = [
         LesionCandidate(
             probability=float((voxels_nl[:, i] > 0).mean()),

@@ -19,9 +19,9 @@ from pipeline.fingerprint import (
     HU_FIRST,
     CaseFingerprint,
     Moments,
-    diameter_mm,
     total_histogram,
 )
+from pipeline.lesions import equivalent_diameters_mm
 
 CLASS_COLOURS = {"background": MUTED, "liver": LIVER_TRUTH, "tumour": TUMOUR_PRED}
 SHOWN_HU = (-200, 300)  # where liver, tumour and the fat around them are
@@ -154,7 +154,8 @@ def _draw_volumes(axis: Axes, cases: Sequence[CaseFingerprint]) -> None:
 
 def _draw_tumour_sizes(axis: Axes, cases: Sequence[CaseFingerprint]) -> None:
     """Diameters of the spheres with the tumours' volumes."""
-    diameters = np.array([diameter_mm(v) for case in cases for v in case.tumour_volumes_ml])
+    volumes_ml = np.array([v for case in cases for v in case.tumour_volumes_ml], dtype=np.float64)
+    diameters = equivalent_diameters_mm(volumes_ml)
     _draw_histogram(axis, diameters, colour=TUMOUR_PRED, log=True)
     name_chart(axis, "tumour size", x="diameter of the sphere of equal volume, mm", y="tumours")
 
