@@ -18,7 +18,9 @@ from numpy.typing import NDArray
 
 from data_cache.errors import LabelError, VolumeError
 from data_cache.reader import natural_order
-from pipeline.listing import FILE, Finding, Scan, check_listing
+from pipeline.dialects import FILE
+from pipeline.listing import Finding, Scan, check_listing
+from pipeline.names import nearby
 from pipeline.nifti import CorruptStreamError, VolumeHeader, VolumeStream
 from pipeline.prepare import HU_RANGE, check_same_grid, foreground_and_tumour, retry_with_stdlib_gzip
 from pipeline.workers import Failure, run_parallel
@@ -108,7 +110,7 @@ def _attempt(
 ) -> Any:
     """What ``read`` gives, or None and a fault."""
     if not path.exists():
-        faults.append(_fault(scan, f"{_short(path, root)} is missing", AGAIN))
+        faults.append(_fault(scan, f"{_short(path, root)} is missing{_relative(nearby(path), root)}", AGAIN))
         return None
     try:
         return retry_with_stdlib_gzip(lambda use_stdlib: read(path, use_stdlib))

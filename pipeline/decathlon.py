@@ -1,9 +1,9 @@
-"""A raw data set in the layout of the Medical Segmentation Decathlon: dataset.json and its pairs of files."""
+"""A raw data set in the layout of the Medical Segmentation Decathlon or of nnU-Net: its cases and their files."""
 
 from __future__ import annotations
 
-import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,9 @@ from typing import Any
 from data_cache.errors import DataSetError
 from data_cache.reader import natural_order
 from data_cache.schema import DataSetInfo
+from pipeline.dialects import FILE, Pair, read_listing, swapped_labels
+from pipeline.names import CHANNEL, volume_stem
 
-SUFFIXES = (".nii.gz", ".nii")
 NO_CASE_ID = "does not name a case (letters, digits, . _ - and .nii or .nii.gz)"
 RENAME = "rename it, in dataset.json too, or take it out"
 SYNTHETIC_WORDS = ("phantom", "synthetic")
@@ -30,15 +31,16 @@ class CaseFiles:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RawDataSet:
-    """A Decathlon folder.
+    """A folder in the layout of the Decathlon or of nnU-Net.
 
     Attributes:
         root: Folder of dataset.json.
         info: What dataset.json says of the data set.
-        cases: What dataset.json lists under "training".
-        tests: Images without labels, listed under "test".
+        cases: Labelled cases.
+        tests: Images without labels.
         unlisted: Images in imagesTr that dataset.json does not name.
-        misnamed: What it lists under "training" by an image whose name is no case id; ``case_id`` is that name.
+        misnamed: Labelled cases whose image's name is not a case id; ``case_id`` is that name.
+        notes: What was read otherwise than dataset.json says.
     """
 
     root: Path
@@ -47,37 +49,37 @@ class RawDataSet:
     tests: tuple[Path, ...]
     unlisted: tuple[Path, ...]
     misnamed: tuple[CaseFiles, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def read_data_set(root: Path) -> RawDataSet:
-    """Parse ``root/dataset.json``.
+    """Parse ``root/dataset.json``, in any of the dialects that ``pipeline.dialects`` knows.
 
     Raises:
-        DataSetError: There is none, it does not list pairs of images and labels, or none of them names a case;
-            lists every fault. Files that it lists need not exist: a missing one is its case's fault, not the
-            data set's.
+        DataSetError: There is none, it does not list pairs of images and labels, none of them names a case, or liver and
+            tumour are swapped; the message lists every fault. Files that it lists need not exist: a missing one is its
+            case's fault, not the data set's.
     """
-    path = root / "dataset.json"
-    content = _load(root, path)
-    faults: list[str] = []
-    listed = [case for entry in _entries(content, "training", faults) for case in _case(root, entry, faults)]
-    cases = [case for case in listed if _names_a_case(case.image)]
-    misnamed = [case for case in listed if not _names_a_case(case.image)]
-    tests = [root / str(entry) for entry in _entries(content, "test", faults, required=False)]
-    faults += _repeated_ids(cases)
+    listing = read_listing(root)
+    listed = [_case(pair) for pair in listing.pairs]
+    cases = [case for case in listed if _names_a_case(case)]
+    misnamed = [case for case in listed if not _names_a_case(case)]
+    swapped = swapped_labels(listing.content)
+    faults = [*listing.faults, *_repeated_ids(cases), *([swapped] if swapped else [])]
     if not cases:
         faults += [f"{case.image} {NO_CASE_ID}: {RENAME}" for case in misnamed]
     if not cases and not faults:
         faults.append("lists no training case")
     if faults:
-        raise DataSetError(f"{path}: " + "; ".join(faults))
+        raise DataSetError(f"{root / FILE}: " + "; ".join(faults))
     return RawDataSet(
         root=root,
-        info=_info(content, root),
+        info=_info(listing.content, root),
         cases=tuple(cases),
-        tests=tuple(tests),
+        tests=listing.tests,
         unlisted=_unlisted(root, listed),
         misnamed=tuple(misnamed),
+        notes=listing.notes,
     )
 
 
@@ -92,14 +94,7 @@ def take_shard(data_set: RawDataSet, number: int, count: int) -> RawDataSet:
     return replace(data_set, cases=tuple(ordered[number - 1 :: count]))
 
 
-def volume_stem(path: Path) -> str | None:
-    """The file's name without .nii or .nii.gz; None for other files and for AppleDouble litter (``._x``)."""
-    if path.name.startswith("."):
-        return None
-    return next((path.name.removesuffix(s) for s in SUFFIXES if path.name.endswith(s)), None)
-
-
-def _info(content: dict[str, Any], root: Path) -> DataSetInfo:
+def _info(content: Mapping[str, Any], root: Path) -> DataSetInfo:
     name, description = _stated(content, "name"), _stated(content, "description")
     said = f"{name} {description}".lower()
     return DataSetInfo(
@@ -112,48 +107,24 @@ def _info(content: dict[str, Any], root: Path) -> DataSetInfo:
     )
 
 
-def _stated(content: dict[str, Any], *keys: str) -> str | None:
+def _stated(content: Mapping[str, Any], *keys: str) -> str | None:
     """The first of these keys that says anything."""
     said = (str(content[key]).strip() for key in keys if content.get(key) is not None)
     return next(filter(None, said), None)
 
 
-def _load(root: Path, path: Path) -> dict[str, Any]:
-    if not root.is_dir():
-        raise DataSetError(f"{root}: no such folder: name the folder that holds dataset.json and imagesTr")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise DataSetError(
-            f"{root}: has no dataset.json: name the folder of a Decathlon task, such as Task03_Liver"
-        ) from None
-    except (OSError, ValueError) as failure:
-        raise DataSetError(f"{path}: unreadable: {failure}") from failure
-    if not isinstance(content, dict):
-        raise DataSetError(f"{path}: holds a {type(content).__name__}, not an object")
-    return content
+def _case(pair: Pair) -> CaseFiles:
+    """A pair with its case id: the image's name, without nnU-Net's channel where the label has none."""
+    stem = volume_stem(pair.image) or pair.image.name
+    plain = stem.removesuffix(CHANNEL)
+    return CaseFiles(
+        case_id=plain if plain == volume_stem(pair.label) else stem, image=pair.image, label=pair.label
+    )
 
 
-def _entries(content: dict[str, Any], key: str, faults: list[str], *, required: bool = True) -> list[Any]:
-    entries = content.get(key)
-    if isinstance(entries, list):
-        return entries
-    if required or entries is not None:
-        faults.append(f"{key!r} is no list of cases")
-    return []
-
-
-def _case(root: Path, entry: Any, faults: list[str]) -> list[CaseFiles]:
-    if not isinstance(entry, dict) or not all(isinstance(entry.get(k), str) for k in ("image", "label")):
-        faults.append(f"{entry!r} has no image and label")
-        return []
-    image, label = root / entry["image"], root / entry["label"]
-    return [CaseFiles(case_id=volume_stem(image) or image.name, image=image, label=label)]
-
-
-def _names_a_case(image: Path) -> bool:
-    stem = volume_stem(image)
-    return stem is not None and _CASE_ID.fullmatch(stem) is not None and stem != "zarr.json"
+def _names_a_case(case: CaseFiles) -> bool:
+    is_id = _CASE_ID.fullmatch(case.case_id) is not None and case.case_id != "zarr.json"
+    return is_id and volume_stem(case.image) is not None
 
 
 def _repeated_ids(cases: list[CaseFiles]) -> list[str]:

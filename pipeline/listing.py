@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from data_cache.errors import DataSetError
-from pipeline.decathlon import NO_CASE_ID, RENAME, SUFFIXES, RawDataSet, read_data_set, volume_stem
+from pipeline.decathlon import NO_CASE_ID, RENAME, RawDataSet, read_data_set
+from pipeline.dialects import FILE, WANTED, label_meanings, load_content
+from pipeline.names import SUFFIXES, volume_stem
 
-FILE = "dataset.json"
 FOLDERS = ("imagesTr", "labelsTr", "imagesTs")
-TUMOUR_WORDS = ("cancer", "tumor", "tumour", "lesion", "metasta")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,8 +55,9 @@ def check_listing(root: Path) -> tuple[list[Scan], list[Finding]]:
     except DataSetError as failure:
         what = str(failure).removeprefix(f"{root / FILE}: ").removeprefix(f"{root}: ")
         return _paired(root), [_fault(what, "correct it: preprocess reads its cases from it")]
-    content = json.loads((root / FILE).read_text(encoding="utf-8"))
+    content = load_content(root)
     findings = [*_counts(content, data_set), *_labels(content), *_names(data_set), *_extra_files(data_set)]
+    findings += [_warning(note, "correct dataset.json") for note in data_set.notes]
     return _listed(data_set), findings
 
 
@@ -82,35 +82,27 @@ def _test(root: Path, image: Path) -> Scan:
 # ---- the file's own statements
 
 
-def _counts(content: dict[str, Any], data_set: RawDataSet) -> list[Finding]:
+def _counts(content: Mapping[str, Any], data_set: RawDataSet) -> list[Finding]:
     listed = {"numTraining": len(data_set.cases) + len(data_set.misnamed), "numTest": len(data_set.tests)}
     return [
-        _fault(f"{key} is {content[key]!r}, but {n} are listed", "complete the list, or correct the number")
+        _fault(f"{key} is {content[key]!r}, but {n} are listed", "complete the list or correct the number")
         for key, n in listed.items()
         if key in content and content[key] != n
     ]
 
 
-def _labels(content: dict[str, Any]) -> list[Finding]:
+def _labels(content: Mapping[str, Any]) -> list[Finding]:
     """Compare the label names with 0 background, 1 liver, 2 tumour (the Decathlon says cancer)."""
-    labels = content.get("labels")
-    wanted = "expected 0 background, 1 liver, 2 cancer"
-    if not isinstance(labels, dict):
-        return [_warning(f"has no label names ({wanted})", "make sure that 1 is liver and 2 is tumour")]
-    meant = {str(key): _meaning(str(name)) for key, name in labels.items()}
-    what = f"labels are {', '.join(f'{key} {name}' for key, name in labels.items())}; {wanted}"
-    if meant == {"0": "background", "1": "liver", "2": "tumour"}:
+    meanings = label_meanings(content)
+    expected = "expected 0 background, 1 liver, 2 cancer"
+    if meanings is None:
+        return [_warning(f"has no label names ({expected})", "make sure that 1 is liver and 2 is tumour")]
+    if meanings == WANTED:
         return []
-    if meant.get("1") == "tumour" or meant.get("2") == "liver":
-        return [_fault(f"liver and tumour are swapped: {what}", "swap the values in every label file")]
-    return [_warning(what, "make sure that 1 is liver and 2 is tumour in the files")]
-
-
-def _meaning(name: str) -> str:
-    name = name.lower()
-    if any(word in name for word in TUMOUR_WORDS):  # before "liver", for names such as "liver tumour"
-        return "tumour"
-    return next((known for known in ("background", "liver") if known in name), name)
+    listed = ", ".join(f"{value} {name}" for value, name in sorted(meanings.items()))
+    return [
+        _warning(f"labels are {listed}; {expected}", "make sure that 1 is liver and 2 is tumour in the files")
+    ]
 
 
 def _names(data_set: RawDataSet) -> list[Finding]:

@@ -85,7 +85,8 @@ def test_missing_file(raw: Path, which: Callable[[Path], Path]) -> None:
     which(raw).unlink()
     found = only(raw)
     assert (found.case, found.severity) == ("liver_1", "fault")
-    assert found.what == f"{which(raw).relative_to(raw)} is missing"
+    folder = "its folder holds liver_0.nii.gz, liver_2.nii.gz"
+    assert found.what == f"{which(raw).relative_to(raw)} is missing; {folder}"
 
 
 def test_extra_files_are_warnings_and_litter_is_none(raw: Path) -> None:

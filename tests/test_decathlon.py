@@ -11,7 +11,9 @@ from conftest import write_listing
 
 from data_cache.errors import DataSetError
 from data_cache.schema import DataSetInfo
-from pipeline.decathlon import read_data_set, volume_stem
+from pipeline.decathlon import read_data_set
+from pipeline.dialects import label_meanings
+from pipeline.names import volume_stem
 
 
 def entry(name: str) -> dict[str, str]:
@@ -82,10 +84,10 @@ def test_every_fault_is_listed(tmp_path: Path) -> None:
     message = str(caught.value)
     assert message.startswith(f"{tmp_path / 'dataset.json'}: ")
     for fault in (
-        "{'image': './imagesTr/liver_1.nii.gz'} has no image and label",
-        "'./imagesTr/liver_2.nii.gz' has no image and label",
-        "{'image': 3, 'label': 4} has no image and label",
-        "'test' is no list of cases",
+        "{'image': './imagesTr/liver_1.nii.gz'} does not name one image and one label",
+        "'./imagesTr/liver_2.nii.gz' does not name one image and one label",
+        "{'image': 3, 'label': 4} does not name one image and one label",
+        "'test' is not a list of cases",
         "lists the case 'liver_0' 2 times",
     ):
         assert fault in message
@@ -117,9 +119,9 @@ def test_two_files_of_one_case_id_are_refused(tmp_path: Path, names: tuple[str, 
 @pytest.mark.parametrize(
     ("content", "fault"),
     [
-        ({}, "'training' is no list of cases"),
-        ({"training": None}, "'training' is no list of cases"),
-        ({"training": {}}, "'training' is no list of cases"),
+        ({}, "'training' is not a list of cases"),
+        ({"training": None}, "'training' is not a list of cases"),
+        ({"training": {}}, "'training' is not a list of cases"),
         ({"training": []}, "lists no training case"),
         ([], "holds a list, not an object"),
         ("text", "holds a str, not an object"),
@@ -164,6 +166,8 @@ def test_images_that_are_not_listed_are_told_and_litter_is_not(tmp_path: Path) -
     [
         ("liver_0.nii.gz", "liver_0"),
         ("liver_0.nii", "liver_0"),
+        ("A.NII.GZ", "A"),
+        ("A.Nii", "A"),
         ("a.b.nii.gz", "a.b"),
         ("._liver_0.nii.gz", None),
         (".nii.gz", None),
@@ -173,3 +177,149 @@ def test_images_that_are_not_listed_are_told_and_litter_is_not(tmp_path: Path) -
 )
 def test_stems(name: str, stem: str | None) -> None:
     assert volume_stem(Path("x") / name) == stem
+
+
+# ---- dialects
+
+
+def files(root: Path, *names: str) -> Path:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+    return root
+
+
+def read(root: Path) -> list[tuple[str, str, str]]:
+    """Case, image and label, relative to the folder."""
+    data_set = read_data_set(root)
+    relative = [(c.case_id, c.image.relative_to(root), c.label.relative_to(root)) for c in data_set.cases]
+    return [(case_id, image.as_posix(), label.as_posix()) for case_id, image, label in relative]
+
+
+A = [("a", "imagesTr/a.nii.gz", "labelsTr/a.nii.gz")]
+ENTRY_A = {"training": [entry("a.nii.gz")]}
+V2 = {"channel_names": {"0": "CT"}, "labels": {"background": 0, "liver": 1, "tumor": 2}, "numTraining": 1}
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-32"])
+def test_encodings_that_editors_leave(tmp_path: Path, encoding: str) -> None:
+    (tmp_path / "dataset.json").write_text(json.dumps(ENTRY_A | {"name": "Leber µ"}), encoding=encoding)
+    assert read(tmp_path) == A
+    assert read_data_set(tmp_path).info.name == "Leber µ"
+
+
+def test_nested_beyond_what_python_parses(tmp_path: Path) -> None:
+    (tmp_path / "dataset.json").write_text("[" * 200_000)
+    with pytest.raises(DataSetError, match="dataset.json: unreadable"):
+        read_data_set(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "image", "label"),
+    [
+        ("a.nii.gz", "imagesTr/a.nii", "labelsTr/a.nii"),
+        ("a.nii", "imagesTr/a.nii.gz", "labelsTr/a.nii.gz"),
+        ("a.nii.gz", "imagesTr/a_0000.nii.gz", "labelsTr/a.nii.gz"),
+        ("a.nii.gz", "imagesTr/a.NII.GZ", "labelsTr/a.nii.gz"),
+        ("a_0000.nii.gz", "imagesTr/a.nii.gz", "labelsTr/a.nii.gz"),
+    ],
+)
+def test_a_file_under_another_name_is_taken_and_said(
+    tmp_path: Path, name: str, image: str, label: str
+) -> None:
+    listing(files(tmp_path, image, label), {"training": [entry(name)]})
+    assert read(tmp_path) == [("a", image, label)]
+    (note,) = read_data_set(tmp_path).notes
+    assert f"imagesTr/{name} is {image}" in note
+    assert read_data_set(tmp_path).unlisted == ()
+
+
+def test_windows_separators(tmp_path: Path) -> None:
+    files(tmp_path, "imagesTr/a.nii.gz", "labelsTr/a.nii.gz")
+    pair = {"image": ".\\imagesTr\\a.nii.gz", "label": ".\\labelsTr\\a.nii.gz"}
+    assert read(listing(tmp_path, {"training": [pair]})) == A
+
+
+def test_monai_lists(tmp_path: Path) -> None:
+    content = {
+        "training": [{"image": ["imagesTr/a.nii.gz"], "label": "labelsTr/a.nii.gz", "fold": 0}],
+        "validation": [{"image": "imagesTr/b.nii.gz", "label": ["labelsTr/b.nii.gz"]}],
+        "test": [{"image": "imagesTs/c.nii.gz"}, "imagesTs/d.nii.gz"],
+    }
+    assert read(listing(tmp_path, content)) == [*A, ("b", "imagesTr/b.nii.gz", "labelsTr/b.nii.gz")]
+    assert [path.name for path in read_data_set(tmp_path).tests] == ["c.nii.gz", "d.nii.gz"]
+
+
+@pytest.mark.parametrize("image", [["a.nii.gz", "b.nii.gz"], [], "", None, {"0": "a.nii.gz"}])
+def test_an_entry_of_several_images_or_none_is_a_fault(tmp_path: Path, image: Any) -> None:
+    with pytest.raises(DataSetError, match="does not name one image and one label"):
+        read_data_set(listing(tmp_path, {"training": [{"image": image, "label": "a.nii.gz"}]}))
+
+
+def test_nnunet_2_lists_nothing_and_the_folders_say_what_there_is(tmp_path: Path) -> None:
+    names = (
+        "imagesTr/a_0000.nii.gz",
+        "labelsTr/a.nii.gz",
+        "imagesTs/t_0000.nii.gz",
+        "imagesTr/b_0000.nii.gz",
+    )
+    listing(files(tmp_path, *names), V2 | {"file_ending": ".nii.gz"})
+    assert read(tmp_path) == [("a", "imagesTr/a_0000.nii.gz", "labelsTr/a.nii.gz")]
+    data_set = read_data_set(tmp_path)
+    assert [path.name for path in data_set.tests] == ["t_0000.nii.gz"]
+    assert [path.name for path in data_set.unlisted] == ["b_0000.nii.gz"]  # an image without a label
+
+
+def test_nnunet_2_lists_cases_under_dataset(tmp_path: Path) -> None:
+    content = V2 | {"dataset": {"a": {"images": ["imagesTr/a_0000.nii.gz"], "label": "labelsTr/a.nii.gz"}}}
+    assert read(listing(tmp_path, content)) == [("a", "imagesTr/a_0000.nii.gz", "labelsTr/a.nii.gz")]
+
+
+@pytest.mark.parametrize(
+    ("changes", "fault"),
+    [
+        ({"file_ending": ".nrrd"}, r"file_ending is '.nrrd': expected .nii.gz or .nii: convert the files"),
+        ({"channel_names": {"0": "CT", "1": "PET"}}, "lists 2 channels: expected one, CT"),
+    ],
+)
+def test_nnunet_data_that_is_not_ct_in_nifti(tmp_path: Path, changes: dict[str, Any], fault: str) -> None:
+    files(tmp_path, "imagesTr/a_0000.nii.gz", "labelsTr/a.nii.gz")
+    with pytest.raises(DataSetError, match=fault):
+        read_data_set(listing(tmp_path, V2 | changes))
+
+
+RIGHT = {0: "background", 1: "liver", 2: "tumour"}
+
+
+@pytest.mark.parametrize(
+    ("labels", "meanings"),
+    [
+        ({"0": "background", "1": "liver", "2": "cancer"}, RIGHT),
+        ({"background": 0, "liver": 1, "tumor": 2}, RIGHT),
+        ({"background": "0", "liver": "1", "Liver Tumour": "2"}, RIGHT),
+        ({"background": 0, "whole liver": [1, 2], "lesion": [2]}, RIGHT),
+        ({"background": 0, "whole liver": [1, 2], "lesion": 2}, RIGHT),
+        ({"background": 0, "tumor": 1, "liver": 2}, {0: "background", 1: "tumour", 2: "liver"}),
+        ({}, None),
+        (["background", "liver"], None),
+        ({"liver": 1.5, "tumor": None}, {}),
+    ],
+)
+def test_what_labels_mean(labels: Any, meanings: dict[int, str] | None) -> None:
+    assert label_meanings({"labels": labels}) == meanings
+
+
+@pytest.mark.parametrize("labels", [{"1": "cancer", "2": "liver"}, {"tumor": 1, "liver": 2}, {"liver": [2]}])
+def test_swapped_labels_stop_everything(tmp_path: Path, labels: dict[str, Any]) -> None:
+    with pytest.raises(
+        DataSetError, match=r"liver and tumour are swapped: .*: swap the values in every label"
+    ):
+        read_data_set(listing(tmp_path, ENTRY_A | {"labels": labels}))
+
+
+def test_the_folder_above_or_below_is_named(tmp_path: Path) -> None:
+    write_listing(files(tmp_path / "Task03", "imagesTr/liver_0.nii.gz"), ["liver_0"])
+    with pytest.raises(DataSetError, match="it is in .*Task03: name that folder"):
+        read_data_set(tmp_path)
+    with pytest.raises(DataSetError, match="it is in .*Task03: name that folder"):
+        read_data_set(tmp_path / "Task03" / "imagesTr")

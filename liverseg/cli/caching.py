@@ -86,6 +86,8 @@ def preprocess(
 
     _check_backend(backend, scheduler, jobs=jobs, timeout_s=timeout_s)
     data_set = read_data_set(raw)
+    for note in data_set.notes:
+        warn(f"{raw}: {note}")
     for path in data_set.unlisted:
         warn(f"{path}: not in dataset.json, left out")
     for case in data_set.misnamed:

@@ -20,7 +20,7 @@ from liverseg.measure.summary import (
     score_labels,
     summarise_scores,
 )
-from pipeline.decathlon import volume_stem
+from pipeline.names import volume_stem
 from pipeline.nifti import read_canonical
 from pipeline.prepare import check_same_grid
 

@@ -12,8 +12,8 @@ import numpy as np
 
 from data_cache.errors import VolumeError
 from pipeline.check import SAMPLED_VOXELS, ImageFacts, intensity_findings
-from pipeline.decathlon import volume_stem
 from pipeline.dicom import convert_series, is_dicom_source, looks_like_dicom
+from pipeline.names import volume_stem
 from pipeline.prepare import HeldScan
 
 

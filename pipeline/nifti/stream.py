@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_cache.errors import VolumeError
+from pipeline.names import nearby
 from pipeline.nifti.header import CorruptStreamError, VolumeHeader, read_header, to_canonical
 
 # What inflating raises; gzip.BadGzipFile is an OSError.
@@ -103,7 +104,8 @@ class VolumeStream:
         try:
             raw = _HashingFile(path, later=prefetch)
         except OSError as failure:
-            raise VolumeError(f"{path}: cannot be opened: {failure.strerror}") from None
+            there = nearby(path) if isinstance(failure, FileNotFoundError) else ""
+            raise VolumeError(f"{path}: cannot be opened: {failure.strerror or failure}{there}") from None
         try:
             stream = _inflating(raw, use_stdlib=use_stdlib)
             with _corruption_named(path):

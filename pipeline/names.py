@@ -1,0 +1,39 @@
+"""Names of NIfTI files, and what lies near a file that is missing."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator
+from pathlib import Path
+
+SUFFIXES = (".nii.gz", ".nii")
+CHANNEL = "_0000"  # nnU-Net: the first and only channel of an image
+MAX_NEARBY = 3
+
+
+def volume_stem(path: Path) -> str | None:
+    """The file's name without .nii or .nii.gz, in whatever case; None for other files and AppleDouble litter (``._x``)."""
+    name = path.name
+    if name.startswith("."):
+        return None
+    return next((name[: -len(suffix)] for suffix in SUFFIXES if name.lower().endswith(suffix)), None)
+
+
+def other_names(path: Path) -> Iterator[Path]:
+    """Names under which a listed NIfTI file may lie instead: packed or not, with nnU-Net's channel or without."""
+    stem = volume_stem(path)
+    if stem is None:
+        return
+    for other in (stem, f"{stem}{CHANNEL}", stem.removesuffix(CHANNEL)):
+        for suffix in (*SUFFIXES, *(s.upper() for s in SUFFIXES)):
+            yield path.with_name(other + suffix)
+
+
+def nearby(path: Path) -> str:
+    """What to say after "no such file": the most similar names in its folder, or that there is no such folder."""
+    folder = path.parent
+    if not folder.is_dir():
+        return f"; the folder {folder} does not exist"
+    names = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
+    similar = sorted(difflib.get_close_matches(path.name, names, n=MAX_NEARBY))
+    return f"; its folder holds {', '.join(similar)}" if similar else ""
