@@ -30,7 +30,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 def write_text(path: Path, text: str) -> None:
     """Write a text file in UTF-8, completely or not at all."""
     with replacing(path) as file:
-        file.write(text.encode())
+        file.write(text.encode("utf-8", "backslashreplace"))  # names of files need not be UTF-8
 
 
 def write_json(path: Path, content: object) -> None:

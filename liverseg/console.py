@@ -18,7 +18,7 @@ from rich.table import Table
 
 from data_cache.inspection import CaseSummary
 from data_cache.schema import CacheSchema, CaseMeta
-from data_cache.text import pluralise
+from data_cache.text import pluralise, visible
 
 
 def _console(*, stderr: bool) -> Console:
@@ -33,17 +33,17 @@ errors = _console(stderr=True)
 
 def say(text: str, *, style: str = "") -> None:
     """Print a line as it is: brackets in file names are no markup."""
-    console.print(escape(text), style=style)
+    console.print(escape(visible(text)), style=style)
 
 
 def complain(text: str) -> None:
     """Print one line to the standard error stream."""
-    errors.print(f"[bold red]error:[/] {escape(text)}")
+    errors.print(f"[bold red]error:[/] {escape(visible(text))}")
 
 
 def warn(text: str) -> None:
     """Print one line to the standard error stream."""
-    errors.print(f"[yellow]warning:[/] {escape(text)}")
+    errors.print(f"[yellow]warning:[/] {escape(visible(text))}")
 
 
 def progress_bar() -> Progress:
@@ -55,7 +55,7 @@ def progress_bar() -> Progress:
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", markup=False),
         console=console,
         transient=True,
     )
@@ -68,11 +68,11 @@ def number(value: float | None, digits: int = 3) -> str:
 
 def table(title: str, headers: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
     """A table whose first column is left-aligned; cells fold where the terminal is narrow, none is cut."""
-    result = Table(title=escape(title), title_justify="left")
+    result = Table(title=escape(visible(title)), title_justify="left")
     for i, header in enumerate(headers):
         result.add_column(header, justify="left" if i == 0 else "right", overflow="fold")
     for row in rows:
-        result.add_row(*map(escape, row))
+        result.add_row(*(escape(visible(cell)) for cell in row))
     return result
 
 

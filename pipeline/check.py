@@ -6,6 +6,7 @@ A *fault* stops ``preprocess`` or would let it cache something wrong; a *warning
 from __future__ import annotations
 
 import hashlib
+import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -109,7 +110,7 @@ def _attempt(
     scan: Scan, root: Path, path: Path, read: Callable[[Path, bool], Any], faults: list[Finding]
 ) -> Any:
     """What ``read`` gives, or None and a fault."""
-    if not path.exists():
+    if not os.path.exists(path):
         faults.append(_fault(scan, f"{_short(path, root)} is missing{_relative(nearby(path), root)}", AGAIN))
         return None
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -136,6 +137,7 @@ def _unlisted(root: Path, cases: list[CaseFiles]) -> tuple[Path, ...]:
     folder = root / "imagesTr"
     if not folder.is_dir():
         return ()
-    listed = {case.image.resolve() for case in cases}
+    # Not Path.resolve, which raises on a loop of links.
+    listed = {os.path.realpath(case.image) for case in cases}
     images = (path for path in sorted(folder.iterdir()) if volume_stem(path) is not None)
-    return tuple(path for path in images if path.resolve() not in listed)
+    return tuple(path for path in images if os.path.realpath(path) not in listed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -227,10 +228,10 @@ def _single(value: Any) -> str | None:
 
 def _on_disk(root: Path, path: Path, moved: list[str]) -> Path:
     """The listed file, or the one that lies there in its place; ``moved`` gets a line about the latter."""
-    if path.exists():
+    if os.path.exists(path):  # not Path.exists, which raises on a name that is too long
         return path
     windows = root / str(path.relative_to(root)).replace("\\", "/") if path.is_relative_to(root) else path
-    there = next((other for other in (windows, *other_names(windows)) if other.exists()), None)
+    there = next((other for other in (windows, *other_names(windows)) if os.path.exists(other)), None)
     if there is None:
         return windows
     moved.append(f"{_below(root, path)} is {_below(root, there)}")

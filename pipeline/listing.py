@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -143,14 +144,14 @@ def _shared_labels(data_set: RawDataSet) -> list[Finding]:
 def _extra_files(data_set: RawDataSet) -> list[Finding]:
     root = data_set.root
     cases = (*data_set.cases, *data_set.misnamed)
-    listed = {path.resolve() for case in cases for path in (case.image, case.label)}
-    listed |= {path.resolve() for path in data_set.tests}
+    listed = {os.path.realpath(path) for case in cases for path in (case.image, case.label)}
+    listed |= {os.path.realpath(path) for path in data_set.tests}
     # Hidden files, such as the AppleDouble files of macOS, are ignored.
     found = [
         path
         for folder in FOLDERS
         for path in _files(root / folder)
-        if not path.name.startswith(".") and path.resolve() not in listed
+        if not path.name.startswith(".") and os.path.realpath(path) not in listed
     ]
     return [
         Finding(

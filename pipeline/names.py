@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -30,10 +31,11 @@ def other_names(path: Path) -> Iterator[Path]:
 
 
 def nearby(path: Path) -> str:
-    """What to say after "no such file": the most similar names in its folder, or that there is no such folder."""
+    """What to say after "no such file": the most similar names in its folder."""
     folder = path.parent
-    if not folder.is_dir():
-        return f"; the folder {folder} does not exist"
-    names = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
+    try:
+        names = [name for name in os.listdir(folder) if not name.startswith(".")]
+    except (OSError, ValueError):
+        return f"; its folder {folder} cannot be listed"
     similar = sorted(difflib.get_close_matches(path.name, names, n=MAX_NEARBY))
     return f"; its folder holds {', '.join(similar)}" if similar else ""

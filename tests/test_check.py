@@ -116,7 +116,7 @@ def test_flipped_bit_in_the_checksum(raw: Path) -> None:
 
 def test_no_nifti_at_all(raw: Path) -> None:
     image(raw).write_bytes(gzip.compress(b"nothing of the kind" * 100))
-    assert "is no NIfTI file" in only(raw).what
+    assert "is not a NIfTI file" in only(raw).what
 
 
 def test_two_dimensional_image(raw: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from data_cache.errors import LiversegError
+from data_cache.text import visible
 from liverseg.cli.common import DRAWN, FILE, FOLDER, in_debug
 from liverseg.cli.failures import in_words
 
@@ -89,7 +90,7 @@ def predict(
     with progress_bar() as bar:
         task = bar.add_task("predict", total=len(found), note="")
         for scan in found:
-            bar.update(task, note=scan.name)
+            bar.update(task, note=visible(scan.name))
             try:
                 result = predict_scan(
                     scan,

@@ -5,36 +5,64 @@ A command imports what it needs when it runs: ``liverseg --help`` must not load 
 
 from __future__ import annotations
 
+import io
 import sys
 from typing import Any
 
 import click
 
+from data_cache.text import visible
 from liverseg.cli import applying, caching, checking, data, laboratory, learning, measuring, scoring
+from liverseg.cli.arguments import misplaced
 from liverseg.cli.failures import in_words
 
 INTERRUPTED = 130
+CALLED = "liverseg.called"
 
 
 class _Commands(click.Group):
     """Turns every failure into one line and an exit code: 1 for a failure, 2 for wrong usage, 130 when interrupted."""
+
+    def main(self, *args: Any, **options: Any) -> Any:
+        """Run a command; a terminal or a file that is not UTF-8 gets escapes, not an error."""
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="backslashreplace")
+        return super().main(*args, **options)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """click's, remembered for hints."""
+        name, command, rest = super().resolve_command(ctx, args)
+        ctx.meta[CALLED] = (command, list(rest))
+        return name, command, rest
 
     def invoke(self, ctx: click.Context) -> Any:
         if ctx.params["debug"]:
             return super().invoke(ctx)
         try:
             return super().invoke(ctx)
-        except (click.exceptions.Exit, click.ClickException, click.Abort):
+        except (click.exceptions.Exit, click.Abort):
             raise
+        except click.UsageError as failure:
+            lines = "\n".join(map(visible, failure.format_message().split("\n")))
+            raise click.UsageError(lines + _hint(ctx), ctx=failure.ctx) from None
         except KeyboardInterrupt:
             message = "interrupted: finished work is kept; run the same command again to resume"
             code = INTERRUPTED
         except Exception as failure:
-            message, code = in_words(failure, ctx.invoked_subcommand), 1
+            message, code = in_words(failure, ctx.invoked_subcommand) + _hint(ctx), 1
         from liverseg.console import complain
 
         complain(message)
         sys.exit(code)
+
+
+def _hint(ctx: click.Context) -> str:
+    command, arguments = ctx.meta.get(CALLED, (None, []))
+    hint = "" if command is None else misplaced(command, ctx, arguments)
+    return f" ({hint})" if hint else ""
 
 
 @click.group(

@@ -127,13 +127,15 @@ def _folder(path: Path) -> list[ScanInput]:
         return [_series(path, notes=(beside,) if beside else ())]
     if volumes:
         return [_nifti(p) for p in volumes]
-    refusal = _data_set(path) or _not_a_scan_folder(entries)
+    refusal = _known_folder(path) or _not_a_scan_folder(entries)
     return [_refused(path, refusal)] if refusal else [_series(path)]
 
 
 def _file(path: Path) -> ScanInput:
     if is_dicom_source(path):
         return _series(path)
+    if path.suffix == ".safetensors":
+        return _refused(path, "is an exported model, not a scan: expected RUN first, then SCANS")
     if looks_like_dicom(path):
         return _refused(path, f"is one file of a DICOM series: name its folder, {path.parent}")
     return _nifti(path)
@@ -153,8 +155,12 @@ def _refused(path: Path, refusal: str) -> ScanInput:
     return ScanInput(name=volume_stem(path) or path.name, path=path, is_dicom=False, refusal=refusal)
 
 
-def _data_set(path: Path) -> str:
-    """What to name instead of the folder of a whole data set."""
+def _known_folder(path: Path) -> str:
+    """What to name instead of a training run, a cache or the folder of a whole data set."""
+    if any((path / name).is_file() for name in ("best.pt", "last.pt")):
+        return "is a training run, not a scan: expected RUN first, then SCANS"
+    if (path / "zarr.json").is_file():
+        return "is a cache, not a scan: name NIfTI files or DICOM folders"
     images = [name for name in ("imagesTs", "imagesTr") if (path / name).is_dir()]
     if not images:
         return ""

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from data_cache.errors import VolumeError
 from data_cache.files import write_json
 from data_cache.geometry import Box
+from data_cache.text import visible
 from liverseg.inference.dicom_seg import SUFFIX, write_dicom_seg
 from liverseg.inference.inputs import NiftiScan, ScanInput, scan_notes
 from liverseg.inference.segment import Predictor, ScanSegmentation, segment
@@ -159,7 +160,7 @@ def _predict_file(
 
 def _write_statistics(path: Path, prediction: Prediction) -> None:
     # Names, not paths: a folder often carries the patient's name.
-    names = {"image": prediction.image.name, "label": prediction.label.name}
+    names = {"image": visible(prediction.image.name), "label": visible(prediction.label.name)}
     write_json(path, asdict(prediction) | names)
 
 
@@ -176,7 +177,8 @@ def _draw_preview(
 
     box = found.box or thin.scan_box
     name, _, words = prediction.line().partition(": ")
-    title = f"{Path(name).name}\n{words.partition(' (')[0]}"
+    shown = visible(Path(name).name).replace("$", r"\$")  # a dollar sign would start a formula
+    title = f"{shown}\n{words.partition(' (')[0]}"
     label_kji = np.concatenate(list(native_labels(found.foreground_czyx, box, thin.header)))
     label_zyx = to_canonical(label_kji, thin.header.axes_kji)
     save(preview_figure(image, label_zyx, thin.header.grid.spacing_zyx_mm, title=title), path)

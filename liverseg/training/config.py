@@ -176,7 +176,7 @@ def save_config(config: TrainConfig, path: Path) -> None:
 
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file: configs/ has examples") from None
     except (OSError, ValueError) as failure:

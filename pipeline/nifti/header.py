@@ -34,6 +34,11 @@ SUPPORTED_DTYPES = (
 MAX_SLICE_BYTES = 256 << 20  # bounds what a header can make us allocate
 MAX_AXIS_VOXELS = 32767  # NIfTI-1's own limit; weights for a longer axis of NIfTI-2 could take gigabytes
 MAX_DEFLATE_RATIO = 1032  # what deflate can reach at most, so what a header can claim for a .gz of some size
+HEAD_BYTES = 256
+OTHER_FORMATS = {
+    "NRRD": (b"NRRD",),
+    "MetaImage": (b"ObjectType", b"NDims", b"Comment"),
+}  # what they start with
 # nibabel's own logger goes to the terminal, beside the error that is raised.
 _SILENT = logging.Logger("nibabel", level=logging.CRITICAL + 1)
 
@@ -92,7 +97,7 @@ def read_header(path: Path, stream: io.BufferedIOBase) -> VolumeHeader:
     nifti = _parse_nifti(path, stream)
     shape_ijk = _shape_ijk(path, nifti)
     dtype = _dtype(path, nifti)
-    slope, intercept = _scaling(nifti)
+    slope, intercept = _scaling(path, nifti)
     affine, notes = _affine(path, nifti)
     ornt = orientations.io_orientation(affine)
     axes_ijk = [FileAxis(canonical=2 - int(axis), flipped=flip < 0) for axis, flip in ornt]
@@ -119,7 +124,7 @@ def _parse_nifti(path: Path, stream: io.BufferedIOBase) -> nib.Nifti1Header:
     kinds: dict[int, Any] = {348: nib.Nifti1Header, 540: nib.Nifti2Header}
     size = next((n for n in kinds if start in (n.to_bytes(4, "little"), n.to_bytes(4, "big"))), None)
     if size is None:
-        raise VolumeError(f"{path}: is no NIfTI file (it starts with {start!r}): convert it with dcm2niix")
+        raise VolumeError(f"{path}: {_other_format(path, start + stream.read(HEAD_BYTES))}")
     raw = start + stream.read(size - 4)
     if len(raw) < size:
         raise CorruptStreamError(f"{path}: ends inside its header ({len(raw)} of {size} bytes)")
@@ -133,6 +138,20 @@ def _parse_nifti(path: Path, stream: io.BufferedIOBase) -> nib.Nifti1Header:
     if not math.isfinite(header["vox_offset"]):
         raise VolumeError(f"{path}: its NIfTI header is broken: vox_offset {header['vox_offset']}")
     return header
+
+
+def _other_format(path: Path, head: bytes) -> str:
+    """What a file is that is not NIfTI, and how to make one of it."""
+    if head[128:132] == b"DICM":
+        return "is a DICOM file: name the folder of its series instead"
+    target = f"{path.name.partition('.')[0]}.nii.gz"
+    for name, start in OTHER_FORMATS.items():
+        if head.startswith(start):
+            return (
+                f"is a {name} file, not NIfTI: convert it with SimpleITK in Python: "
+                f"sitk.WriteImage(sitk.ReadImage({path.name!r}), {target!r})"
+            )
+    return f"is not a NIfTI file (it starts with {head[:4]!r}): expected .nii or .nii.gz, such as dcm2niix writes"
 
 
 def _shape_ijk(path: Path, nifti: nib.Nifti1Header) -> tuple[int, int, int]:
@@ -155,11 +174,18 @@ def _dtype(path: Path, nifti: nib.Nifti1Header) -> np.dtype[Any]:
     return dtype
 
 
-def _scaling(nifti: nib.Nifti1Header) -> tuple[float, float]:
+def _scaling(path: Path, nifti: nib.Nifti1Header) -> tuple[float, float]:
     slope, intercept = float(nifti["scl_slope"]), float(nifti["scl_inter"])
-    if slope == 0 or not math.isfinite(slope):  # NIfTI-1: a slope of 0 says that there is no scaling
+    if slope == 0 or math.isnan(
+        slope
+    ):  # NIfTI-1: a slope of 0 says that there is no scaling; many tools write NaN
         return 1.0, 0.0
-    return slope, intercept if math.isfinite(intercept) else 0.0
+    if not (math.isfinite(slope) and math.isfinite(intercept)):
+        raise VolumeError(
+            f"{path}: its header has the slope {slope:g} and the intercept {intercept:g}: expected finite numbers, or a "
+            "slope of 0 for no scaling"
+        )
+    return slope, intercept
 
 
 def _affine(path: Path, nifti: nib.Nifti1Header) -> tuple[NDArray[np.float64], list[str]]:

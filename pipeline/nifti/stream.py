@@ -103,9 +103,10 @@ class VolumeStream:
         """Open a file and parse its header."""
         try:
             raw = _HashingFile(path, later=prefetch)
-        except OSError as failure:
+        except (OSError, ValueError) as failure:  # ValueError: a NUL in the name
             there = nearby(path) if isinstance(failure, FileNotFoundError) else ""
-            raise VolumeError(f"{path}: cannot be opened: {failure.strerror or failure}{there}") from None
+            reason = getattr(failure, "strerror", None) or failure
+            raise VolumeError(f"{path}: cannot be opened: {reason}{there}") from None
         try:
             stream = _inflating(raw, use_stdlib=use_stdlib)
             with _corruption_named(path):

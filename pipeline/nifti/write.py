@@ -23,6 +23,11 @@ except ImportError:  # no wheel for this platform: the standard library inflates
     igzip = None  # type: ignore[assignment]
 
 LARGEST_BYTE = 255
+GEOMETRY_FIELDS = (
+    *("dim", "pixdim", "xyzt_units", "qform_code", "sform_code"),
+    *("quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z"),
+    *("srow_x", "srow_y", "srow_z", "magic"),
+)
 
 
 def write_labels(path: Path, header: VolumeHeader, blocks: Iterable[NDArray[np.uint8]]) -> None:
@@ -81,7 +86,7 @@ def _byte_header(
     header: VolumeHeader, description: bytes, *, slope: float = 1.0, shown_to: float = 0.0
 ) -> bytes:
     """Header of uint8 voxels on the grid of ``header``; ``shown_to`` 0 leaves the display range to the viewer."""
-    nifti = header.nifti.copy()
+    nifti = _geometry(header.nifti)
     nifti.set_data_dtype(np.uint8)
     nifti.set_slope_inter(slope, 0.0)
     nifti["vox_offset"] = nifti.single_vox_offset
@@ -90,6 +95,14 @@ def _byte_header(
     block: bytes = nifti.binaryblock
     # The four bytes in between mean that there are no extensions.
     return block.ljust(nifti.single_vox_offset, b"\0")
+
+
+def _geometry(nifti: nib.Nifti1Header) -> nib.Nifti1Header:
+    """A header with the grid of another and nothing else of it: its free texts often hold a patient's name."""
+    kept = type(nifti)(endianness=nifti.endianness)
+    for field in GEOMETRY_FIELDS:
+        kept[field] = nifti[field]
+    return kept
 
 
 def _deflating(file: BinaryIO, *, compress: bool) -> Any:
