@@ -135,7 +135,7 @@ def swap_views(case: Path) -> None:
         (remove_view, "liver/image"),
         (remove_attributes, "liver_1"),
         (empty_chunk, "liver/image: damaged"),
-        (swap_views, "liver/image: holds uint8"),
+        (swap_views, "liver/image: expected int16 (6, 5, 4), found uint8"),
     ],
 )
 def test_what_is_missing_is_found(
