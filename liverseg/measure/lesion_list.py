@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from liverseg.measure.lesions import equivalent_diameters_mm, lesion_overlaps, match
+from liverseg.measure.lesions import lesion_overlaps, match
 from liverseg.measure.overlap import Mask, Spacing, union_box
+from pipeline.lesions import equivalent_diameters_mm
 
 Status = Literal["missed", "false positive", "found", "predicted"]
 ORDER: tuple[Status, ...] = ("missed", "false positive", "found", "predicted")
@@ -25,7 +26,7 @@ class Lesion:
     Attributes:
         status: ``found`` and ``missed`` lesions are the truth's, ``false positive`` ones the prediction's;
             ``predicted`` where there is no truth.
-        diameter_mm: Of the sphere with its volume.
+        diameter_mm: Diameter of the sphere with its volume.
         at_zyx: A voxel inside it, in its largest slice, near the middle.
     """
 
@@ -95,10 +96,11 @@ def _inner_voxel(lesion_zyx: NDArray[np.bool_], spacing_zyx_mm: Spacing) -> tupl
 
 
 def _lesion(status: Status, at: tuple[int, int, int], n_voxels: int, spacing_zyx_mm: Spacing) -> Lesion:
-    (diameter_mm,) = equivalent_diameters_mm(np.array([n_voxels]), spacing_zyx_mm)
+    volume_ml = n_voxels * math.prod(spacing_zyx_mm) / 1000
+    (diameter_mm,) = equivalent_diameters_mm(np.array([volume_ml]))
     return Lesion(
         status=status,
         diameter_mm=float(diameter_mm),
-        volume_ml=n_voxels * math.prod(spacing_zyx_mm) / 1000,
+        volume_ml=volume_ml,
         at_zyx=at,
     )
