@@ -82,7 +82,7 @@ def test_a_map_is_read_back_by_nibabel(tmp_path: Path, name: str) -> None:
 
 def test_a_map_that_is_too_short_is_not_written(tmp_path: Path) -> None:
     header = header_of(write_nifti(tmp_path / "a.nii", np.zeros(SHAPE, np.uint8)))
-    with pytest.raises(ValueError, match=r"156 voxels for a volume of \(12, 13, 20\)"):
+    with pytest.raises(ValueError, match=r"expected the voxels of a volume of \(12, 13, 20\), got 156"):
         write_map(
             tmp_path / "map.nii.gz", header, [np.zeros((1, 13, 12), np.float32)], maximum=1.0, description=""
         )
