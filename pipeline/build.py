@@ -54,6 +54,7 @@ def build(
     report: Callable[[CaseResult], None],
     options: WorkerOptions = DEFAULT_OPTIONS,
     verify_sources: bool = False,
+    force: bool = False,
 ) -> list[CaseResult]:
     """Bring ``store`` up to date with ``data_set``.
 
@@ -66,6 +67,7 @@ def build(
         report: Called with each result as it arrives.
         options: Limits on the workers, and who is told about them.
         verify_sources: A case is up to date only if the sha256 of its files matches, too.
+        force: Build cases whose image is not a CT in HU on a believable grid, too.
 
     Raises:
         CacheError: ``store`` is not a cache, or was built with another spec. A case that fails does not raise.
@@ -83,7 +85,7 @@ def build(
         jobs = _bounded_jobs(pending, spec, jobs=min(jobs, len(pending)), warn=options.warn)
     # Where workers fill all cores, there is none to spare for a second thread in each.
     prefetch = options.scheduler is None and jobs < physical_cores()
-    task = partial(build_case, store=store, spec=spec, root=data_set.root, prefetch=prefetch)
+    task = partial(build_case, store=store, spec=spec, root=data_set.root, prefetch=prefetch, force=force)
     fresh = run_parallel(task, pending, jobs=jobs, options=options)
     try:
         with contextlib.closing(fresh):  # stops the workers first, so that their leftovers count as such
@@ -137,7 +139,13 @@ def _is_unchanged(path: Path, source: SourceFile, *, verify: bool) -> bool:
 
 
 def build_case(
-    files: CaseFiles, *, store: Path, spec: PreprocessSpec, root: Path, prefetch: bool = False
+    files: CaseFiles,
+    *,
+    store: Path,
+    spec: PreprocessSpec,
+    root: Path,
+    prefetch: bool = False,
+    force: bool = False,
 ) -> CaseResult:
     """Build one case.
 
@@ -147,11 +155,14 @@ def build_case(
         spec: The preprocessing settings.
         root: Folder of the data set; the store records the files' paths relative to it.
         prefetch: Inflate in a second thread, for when a core would otherwise be idle.
+        force: As for ``prepare_case``.
 
     Raises:
         LiversegError: The files cannot be read or do not fit together, or the store cannot be written.
     """
-    case = prepare_case(files.case_id, files.image, files.label, spec, root=root, prefetch=prefetch)
+    case = prepare_case(
+        files.case_id, files.image, files.label, spec, root=root, prefetch=prefetch, force=force
+    )
     write_case(store, case, spec)
     return CaseResult(case_id=files.case_id, outcome="done", notes=case.meta.notes)
 

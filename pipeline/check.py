@@ -23,17 +23,12 @@ from pipeline.dialects import FILE
 from pipeline.listing import Finding, Scan, check_listing
 from pipeline.names import nearby
 from pipeline.nifti import CorruptStreamError, VolumeHeader, VolumeStream
-from pipeline.prepare import HU_RANGE, check_same_grid, foreground_and_tumour, retry_with_stdlib_gzip
+from pipeline.prepare import check_same_grid, foreground_and_tumour, retry_with_stdlib_gzip
+from pipeline.sanity import Intensities, VoxelSample, scan_doubts
 from pipeline.workers import Failure, run_parallel
-
-SAMPLED_VOXELS = 200_000  # of an image, evenly spread: enough for percentiles, and bounded
-NARROW_HU = 300.0  # fat to enhanced liver alone is wider
-AIR_BELOW_HU = -500.0
-BRIGHT_HU = 3000.0  # dense bone is below 2000, and metal fills no half per cent
 
 AGAIN = "copy or download it again"
 CONVERT = "convert it again from DICOM, such as with dcm2niix"
-RESCALE = "undo the normalisation or apply the rescale slope and intercept: HU are needed"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,18 +46,16 @@ class ScanCheck:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ImageFacts:
-    """What is learnt of an image while it streams by; HU over its finite voxels, NaN where there are none.
+    """What is learnt of an image while it streams by.
 
     Attributes:
-        sample_hu: Evenly spread finite voxels.
+        intensities: Those of its finite voxels.
         n_not_finite: NaN and infinite voxels.
     """
 
     header: VolumeHeader
     voxels_sha256: str
-    minimum_hu: float
-    maximum_hu: float
-    sample_hu: NDArray[np.float64]
+    intensities: Intensities
     n_not_finite: int
 
 
@@ -94,7 +87,7 @@ def check_scan(scan: Scan, *, root: Path) -> ScanCheck:
     """Check one scan and its label; whatever is wrong with them is a finding."""
     faults: list[Finding] = []
     image = _attempt(scan, root, scan.image, read_image, faults)
-    findings = [] if image is None else [*intensity_findings(scan.name, image), *_notes(scan, image.header)]
+    findings = [] if image is None else [*image_findings(scan.name, image), *_notes(scan, image.header)]
     if scan.label is not None:
         label = _attempt(scan, root, scan.label, _read_label, faults)
         if label is not None:
@@ -129,23 +122,18 @@ def read_image(path: Path, use_stdlib: bool = False) -> ImageFacts:
     with VolumeStream.open(path, use_stdlib=use_stdlib) as stream:
         header = stream.header
         digest = hashlib.sha256(f"{header.shape_kji} {header.dtype.str}".encode())
-        # Odd, so that the sample does not stay in one column of voxels.
-        step = max(1, int(np.prod(header.shape_kji)) // SAMPLED_VOXELS) | 1
-        low, high, not_finite, samples = np.inf, -np.inf, 0, []
+        sample, not_finite, low, high = VoxelSample(header.shape_kji), 0, np.inf, -np.inf
         for _, block in stream.blocks():
             digest.update(block.data)
             stored, n_bad = _finite(block)
             not_finite += n_bad
             if stored.size:
+                sample.add(stored)
                 low, high = min(low, float(stored.min())), max(high, float(stored.max()))
-                samples.append(stored[::step].astype(np.float64) * header.slope + header.intercept)
-        ends = [value * header.slope + header.intercept for value in (low, high)] if samples else [np.nan]
         return ImageFacts(
             header=header,
             voxels_sha256=digest.hexdigest(),
-            minimum_hu=min(ends),
-            maximum_hu=max(ends),
-            sample_hu=np.concatenate(samples) if samples else np.empty(0),
+            intensities=sample.intensities((low, high), slope=header.slope, intercept=header.intercept),
             n_not_finite=not_finite,
         )
 
@@ -159,48 +147,14 @@ def _finite(block_kji: NDArray[Any]) -> tuple[NDArray[Any], int]:
     return (flat[finite] if n_bad else flat), n_bad
 
 
-def intensity_findings(case: str, image: ImageFacts) -> list[Finding]:
-    """Whether the values can be Hounsfield units of a body in air.
-
-    Air is -1000 HU, fat -100, tissue 0 to 200. So values that are all at least 0, or all within
-    ``NARROW_HU``, are no HU, and where none is above ``AIR_BELOW_HU`` there is no body: faults. Without air, or
-    with much that is brighter than bone, they may be.
-    """
+def image_findings(case: str, image: ImageFacts) -> list[Finding]:
+    """What ``preprocess`` and ``predict`` would say of the image, or refuse it for."""
     found = []
     if image.n_not_finite:
         what = f"the image has {image.n_not_finite} NaN or infinite voxels"
         found.append(_finding("warning", case, what, "preprocess makes them air: see that they are outside"))
-    if not image.sample_hu.size:
-        return [*found, _finding("fault", case, "the image has no finite voxel", CONVERT)]
-    low, high = image.minimum_hu, image.maximum_hu
-    span = f"values are {low:g} to {high:g}"
-    bright = float(np.percentile(image.sample_hu, 99.5))
-    if low == high:
-        found.append(_finding("fault", case, f"all voxels of the image are {low:g}", CONVERT))
-    elif high < AIR_BELOW_HU:
-        found.append(_finding("fault", case, f"{span}: nothing but air", CONVERT))
-    elif low >= 0 or high - low < NARROW_HU:
-        found.append(_finding("fault", case, f"{span}, no HU: {_guess(low, high)}", RESCALE))
-    elif low > AIR_BELOW_HU:
-        what = f"{span}: no air, so perhaps no HU, or clipped"
-        found.append(_finding("warning", case, what, "see that soft tissue is at 0 to 100"))
-    if bright > BRIGHT_HU:
-        what = f"{span}, and 0.5 % of the voxels are above {bright:g}: too bright for HU"
-        found.append(_finding("warning", case, what, "see that soft tissue is at 0 to 100"))
-    if low < HU_RANGE[0] or high > HU_RANGE[1]:
-        what = f"{span}: beyond int16, clipped in the cache"
-        found.append(_finding("warning", case, what, RESCALE))
-    return found
-
-
-def _guess(low: float, high: float) -> str:
-    if high <= 1 and low >= 0:
-        return "normalised to 0..1?"
-    if high <= 255 and low >= 0:
-        return "grey values of a picture?"
-    if low >= 0:
-        return "HU + 1024, the rescale intercept lost?"
-    return "normalised?"
+    doubts = scan_doubts(image.header, image.intensities)
+    return found + [_finding(doubt.severity, case, doubt.what, doubt.remedy) for doubt in doubts]
 
 
 def _notes(scan: Scan, header: VolumeHeader) -> list[Finding]:

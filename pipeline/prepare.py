@@ -16,7 +16,6 @@ from data_cache.errors import LabelError
 from data_cache.geometry import Box, Grid, corner_distance_mm, resampled_grid
 from data_cache.schema import (
     FRACTION_ONE,
-    MISSING_HU,
     Case,
     CaseMeta,
     HuStatistics,
@@ -28,12 +27,12 @@ from pipeline.average import BoxAverage, Slices, canonical_box
 from pipeline.held import HeldBlock
 from pipeline.nifti import CorruptStreamError, VolumeHeader, VolumeStream, to_canonical
 from pipeline.nifti.stream import as_int16
+from pipeline.sanity import HU_RANGE, Doubt, VoxelSample, require_plausible, scan_doubts
 
 T = TypeVar("T")
 OpenStream = Callable[[Path], VolumeStream]
 
 GRID_TOLERANCE_VOXELS = 0.1  # how far corresponding corners of an image and its label may be apart
-HU_RANGE = (MISSING_HU + 1, 32767)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -47,6 +46,7 @@ class HeldScan:
         scan_view: The view of all voxels.
         tally: Range of the native voxels.
         notes: What was assumed or replaced while reading.
+        doubts: What speaks against its being a CT in HU on a believable grid.
     """
 
     header: VolumeHeader
@@ -55,6 +55,7 @@ class HeldScan:
     scan_view: View
     tally: ImageTally
     notes: tuple[str, ...]
+    doubts: tuple[Doubt, ...]
 
     @property
     def scan_box(self) -> Box:
@@ -92,7 +93,14 @@ def read_scan(image: Path, spec: PreprocessSpec) -> HeldScan:
 
 
 def prepare_case(
-    case_id: str, image: Path, label: Path, spec: PreprocessSpec, *, root: Path, prefetch: bool = False
+    case_id: str,
+    image: Path,
+    label: Path,
+    spec: PreprocessSpec,
+    *,
+    root: Path,
+    prefetch: bool = False,
+    force: bool = False,
 ) -> Case:
     """Read a scan and its label once each, into the views of a case.
 
@@ -105,12 +113,14 @@ def prepare_case(
         spec: Shape, crop and margins of the views.
         root: Folder that the paths in the metadata are relative to.
         prefetch: Inflate in a thread of its own, for where a core would be idle.
+        force: Take an image that is not a CT in HU on a believable grid; what speaks against it is then a note.
 
     Returns:
         A case with the view "scan", and "liver" where the label has any liver or tumour.
 
     Raises:
         VolumeError: A file is missing, damaged or not a NIfTI volume.
+        ImplausibleScanError: The image is not a CT in HU, or its grid cannot be a body's.
         LabelError: The label has other values, or lies on another grid than the image.
     """
     return retry_with_stdlib_gzip(
@@ -121,6 +131,7 @@ def prepare_case(
             spec,
             root=root,
             open_stream=partial(VolumeStream.open, use_stdlib=use_stdlib, prefetch=prefetch),
+            force=force,
         )
     )
 
@@ -139,7 +150,7 @@ def _read_scan(image: Path, spec: PreprocessSpec, *, use_stdlib: bool) -> HeldSc
     with VolumeStream.open(image, use_stdlib=use_stdlib, prefetch=True) as stream:
         box = Box.whole(stream.header.grid.shape_zyx)
         held: list[HeldBlock] = []
-        (view,), tally = _image_views(stream, [box], spec, hold=held.append)
+        (view,), tally, doubts = _image_views(stream, [box], spec, hold=held.append)
         return HeldScan(
             header=stream.header,
             sha256=stream.sha256,
@@ -147,11 +158,19 @@ def _read_scan(image: Path, spec: PreprocessSpec, *, use_stdlib: bool) -> HeldSc
             scan_view=view,
             tally=tally,
             notes=(*stream.header.notes, *tally.notes(spec)),
+            doubts=doubts,
         )
 
 
 def _prepare_case(
-    case_id: str, image: Path, label: Path, spec: PreprocessSpec, *, root: Path, open_stream: OpenStream
+    case_id: str,
+    image: Path,
+    label: Path,
+    spec: PreprocessSpec,
+    *,
+    root: Path,
+    open_stream: OpenStream,
+    force: bool,
 ) -> Case:
     with open_stream(image) as stream:
         header, grid = stream.header, stream.header.grid
@@ -159,7 +178,8 @@ def _prepare_case(
         boxes = {"scan": Box.whole(grid.shape_zyx)}
         if read.labelled is not None:
             boxes["liver"] = spec.close_box(read.labelled, grid)
-        images, tally = _image_views(stream, list(boxes.values()), spec)
+        images, tally, doubts = _image_views(stream, list(boxes.values()), spec)
+        require_plausible(image, doubts, force=force)
         source = _source(stream, root)
     fractions = [read.scan_fractions_czyx, *(read.fractions(box, spec) for box in list(boxes.values())[1:])]
     views = {
@@ -176,7 +196,7 @@ def _prepare_case(
         boxes=boxes,
         voxel_counts=read.voxel_counts,
         hu=_hu_statistics(tally, views["scan"].image_zyx),
-        notes=(*header.notes, *read.notes, *tally.notes(spec)),
+        notes=(*header.notes, *read.notes, *tally.notes(spec), *map(str, doubts)),
     )
     return Case(meta=meta, views=views)
 
@@ -254,23 +274,28 @@ def _image_views(
     spec: PreprocessSpec,
     *,
     hold: Callable[[HeldBlock], None] | None = None,
-) -> tuple[list[View], ImageTally]:
-    """The view of each box, in one pass; ``hold`` is given each block as well."""
+) -> tuple[list[View], ImageTally, tuple[Doubt, ...]]:
+    """The view of each box, and what speaks against the scan, in one pass; ``hold`` is given each block as well."""
     header, tally = stream.header, ImageTally.of(stream.header)
+    sample = VoxelSample(header.shape_kji)
     averages = [BoxAverage(header, box, spec.shape_zyx) for box in boxes]
     for first, block_kji in stream.blocks():
         values, n_replaced = (block_kji, 0) if tally.as_stored else _finite_hu(block_kji, header, spec)
         block = ImageTally.including(ImageTally.of(header), values)
         tally = tally.including(values, replaced=n_replaced)
+        sample.add(values)
         for average in averages:
             average.add((first, 0, 0), values, largest=block.largest)
         if hold is not None:
             small = values if tally.as_stored else np.rint(values).astype(np.int16)
             hold(HeldBlock.of((first, 0, 0), small))
-    return [
+    ends = (tally.minimum, tally.maximum)
+    intensities = sample.intensities(ends, slope=tally.slope, intercept=tally.intercept)
+    views = [
         _view(tally.to_hu(average), None, resampled_grid(header.grid, box, spec.shape_zyx))
         for average, box in zip(averages, boxes, strict=True)
-    ], tally
+    ]
+    return views, tally, tuple(scan_doubts(header, intensities))
 
 
 def _finite_hu(

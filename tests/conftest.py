@@ -81,6 +81,7 @@ def write_nifti(
     affine = oriented_affine("RAS") if affine is None else affine
     header.set_qform(affine, code=codes[1])
     header.set_sform(affine, code=codes[0])
+    header.set_xyzt_units("mm")
     header["scl_slope"], header["scl_inter"] = scaling
     header["magic"] = header.single_magic
     header["vox_offset"] = header.single_vox_offset + len(extension)
@@ -164,7 +165,9 @@ def random_scan(
 ) -> tuple[NDArray[np.int16], NDArray[np.uint8]]:
     """An image in HU, and a label with a box of liver and a smaller one of tumour in it."""
     rng = np.random.default_rng(seed)
-    image = rng.integers(-1024, 1500, shape_ijk).astype(np.int16)
+    anything = rng.integers(-1024, 1500, shape_ijk)
+    # Mostly soft tissue: uniform noise is not a CT, and is refused.
+    image = np.where(rng.random(shape_ijk) < 0.7, rng.integers(0, 100, shape_ijk), anything).astype(np.int16)
     label = np.zeros(shape_ijk, dtype=np.uint8)
     label[tuple(slice(n // 4, n - n // 4) for n in shape_ijk)] = 1
     label[tuple(slice(n // 2, n // 2 + 2) for n in shape_ijk)] = 2

@@ -28,6 +28,7 @@ from liverseg.inference.model_file import describe, export_model, load_trained
 from liverseg.inference.segment import load_predictor, resample_to_box, segment
 from pipeline.nifti import write_slices
 from pipeline.prepare import read_scan
+from pipeline.sanity import ImplausibleScanError
 
 Run = Callable[..., Result]
 
@@ -129,25 +130,34 @@ def test_a_long_scan_takes_little_memory(tiny_run: Path, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda hu: hu + 1024, "HU + 1024, the rescale intercept lost?: undo the normalisation or apply"),
+        (
+            lambda hu: hu + 1024,
+            "HU + 1024, the rescale intercept lost? or MR or PET?: undo the normalisation or apply",
+        ),
         (lambda hu: np.full_like(hu, 7), "all voxels of the image are 7: convert it again from DICOM"),
         (lambda hu: hu // 100 - 950, "nothing but air: convert it again from DICOM"),
-        (lambda hu: np.clip(hu, 0, 255), "grey values of a picture?: undo"),
+        (lambda hu: np.clip(hu, 0, 255), "gray values of a picture?: undo"),
     ],
     ids=["intercept", "constant", "air", "grey"],
 )
-def test_values_that_cannot_be_hu_are_said(
+def test_values_that_cannot_be_hu_are_refused_unless_forced(
     run: Run, tiny_run: Path, image: Path, tmp_path: Path, change: Any, words: str
 ) -> None:
     original = nib.Nifti1Image.from_filename(image)
     hu = np.maximum(np.asarray(original.dataobj), -1024).astype(np.int16)
     nib.save(nib.Nifti1Image(change(hu).astype(np.int16), original.affine), tmp_path / "odd.nii.gz")
-    result = run("predict", tiny_run, tmp_path / "odd.nii.gz", "--out", tmp_path / "out")
-    assert result.exit_code == 0, result.output
-    (line,) = [line for line in result.output.splitlines() if line.startswith("warning:")]
-    assert words in line
-    assert line.startswith(f"warning: {tmp_path / 'odd.nii.gz'}: ")
-    assert any(words in note for note in liverseg.load(tiny_run).segment(tmp_path / "odd.nii.gz").notes)
+    odd = tmp_path / "odd.nii.gz"
+    refused = run("predict", tiny_run, odd, "--out", tmp_path / "out")
+    assert refused.exit_code == 1
+    assert f"error: {odd}: " in refused.output
+    assert words in refused.output
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(ImplausibleScanError, match="--force"):
+        liverseg.load(tiny_run).segment(odd)
+    forced = run("predict", tiny_run, odd, "--out", tmp_path / "out", "--force")
+    assert forced.exit_code == 0, forced.output
+    assert any(line.startswith(f"warning: {odd}: ") and words in line for line in forced.output.splitlines())
+    assert any(words in note for note in liverseg.load(tiny_run).segment(odd, force=True).notes)
 
 
 def test_a_scan_in_hu_has_no_warning(run: Run, tiny_run: Path, image: Path, tmp_path: Path) -> None:

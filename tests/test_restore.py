@@ -61,7 +61,8 @@ def test_a_label_comes_back_from_the_cache(tmp_path: Path, file_axes: str) -> No
     image, label = write_pair(
         tmp_path, "a", label_ijk.astype(np.int16), label_ijk, affine=oriented_affine(file_axes)
     )
-    case = prepare_case("a", image, label, PreprocessSpec(shape_zyx=(32, 40, 40)), root=tmp_path)
+    spec = PreprocessSpec(shape_zyx=(32, 40, 40))
+    case = prepare_case("a", image, label, spec, root=tmp_path, force=True)
     header = header_of(image)
     for name, view in case.views.items():
         restored = restored_ijk(probabilities(view), case.meta.boxes[name], header)
@@ -75,7 +76,7 @@ def test_at_the_native_resolution_it_comes_back_exactly(tmp_path: Path) -> None:
     image_ijk, label_ijk = random_scan((9, 8, 10))
     image, label = write_pair(tmp_path, "a", image_ijk, label_ijk, affine=oriented_affine("PIR"))
     spec = PreprocessSpec(shape_zyx=header_of(image).grid.shape_zyx)
-    case = prepare_case("a", image, label, spec, root=tmp_path)
+    case = prepare_case("a", image, label, spec, root=tmp_path, force=True)
     restored = restored_ijk(probabilities(case.views["scan"]), case.meta.boxes["scan"], header_of(image))
     np.testing.assert_array_equal(restored, label_ijk)
 

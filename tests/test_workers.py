@@ -177,13 +177,13 @@ def raw(tmp_path: Path) -> Path:
 
 
 def slow_case(
-    files: CaseFiles, *, store: Path, spec: PreprocessSpec, root: Path, prefetch: bool
+    files: CaseFiles, *, store: Path, spec: PreprocessSpec, root: Path, prefetch: bool, force: bool
 ) -> CaseResult:
     """In place of ``build_case``: one that never ends, while it writes."""
     if files.case_id == "liver_2":
         (store / ".partial" / f"{os.uname().nodename}@{os.getpid()}@0@liver_2").mkdir(parents=True)
         time.sleep(1000)
-    return BUILD_CASE(files, store=store, spec=spec, root=root, prefetch=prefetch)
+    return BUILD_CASE(files, store=store, spec=spec, root=root, prefetch=prefetch, force=force)
 
 
 BUILD_CASE = pipeline.build.build_case

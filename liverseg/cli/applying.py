@@ -42,6 +42,7 @@ ANY = click.Path(path_type=Path)
     help="Also write a DICOM Segmentation per series; all SCANS must be DICOM. It carries the patient and study "
     "attributes that DICOM requires, and nothing else of the series.",
 )
+@click.option("--force", is_flag=True, help="Segment what is no CT in HU, or of an impossible grid, too.")
 def predict(
     run: Path,
     scans: tuple[Path, ...],
@@ -55,6 +56,7 @@ def predict(
     preview: bool,
     statistics: bool,
     dicom_seg: bool,
+    force: bool,
 ) -> None:
     """Segment SCANS with RUN, a training run or a file from `liverseg export`: one label per scan, on the scan's grid.
 
@@ -100,6 +102,7 @@ def predict(
                     statistics=statistics,
                     dicom_seg=dicom_seg,
                     series=series,
+                    force=force,
                 )
             except Exception as failure:  # of whatever kind: one scan must not end a night's batch
                 if not isinstance(failure, LiversegError) and in_debug():

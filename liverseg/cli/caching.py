@@ -52,6 +52,9 @@ HEARTBEAT_S = 30.0
     help=f"Stop a case that takes longer.  [default: {TIMEOUT_S:.0f}]",
 )
 @click.option("--verify-sources", is_flag=True, help="Compare the sha256 of files, not only size and time.")
+@click.option(
+    "--force", is_flag=True, help="Build scans that are no CT in HU, or of an impossible grid, too."
+)
 @click.option("--shard", type=Shard(), help="Only the i-th of n parts of the cases, as 1/4: one a machine.")
 @click.option("--backend", default="local", show_default=True, type=click.Choice(["local", "dask"]))
 @click.option("--scheduler", metavar="ADDRESS", help="Of the dask cluster, such as tcp://10.0.0.1:8786.")
@@ -62,6 +65,7 @@ def preprocess(
     crop: Crop,
     timeout_s: float | None,
     verify_sources: bool,
+    force: bool,
     shard: tuple[int, int] | None,
     backend: str,
     scheduler: str | None,
@@ -115,6 +119,7 @@ def preprocess(
             report=report,
             options=options,
             verify_sources=verify_sources,
+            force=force,
         )
     outcomes = [result.outcome for result in results]
     done, skipped, failed = (outcomes.count(o) for o in ("done", "skipped", "failed"))

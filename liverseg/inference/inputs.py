@@ -8,13 +8,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from data_cache.errors import VolumeError
-from pipeline.check import SAMPLED_VOXELS, ImageFacts, intensity_findings
 from pipeline.dicom import convert_series, is_dicom_source, looks_like_dicom
 from pipeline.names import volume_stem
-from pipeline.prepare import HeldScan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,27 +81,6 @@ def find_scans(paths: Sequence[Path]) -> list[ScanInput]:
                 "with its own --out"
             )
     return scans
-
-
-def scan_notes(scan: HeldScan) -> tuple[str, ...]:
-    """What was assumed while reading a scan, and whether its values can be HU, in the words of ``liverseg check``.
-
-    Judged from the view of the whole scan. Without the rescale intercept a liver is at 1100, and nothing is found
-    in it.
-    """
-    values = scan.scan_view.image_zyx.ravel()
-    low, high = scan.tally.range_hu
-    step = max(1, values.size // SAMPLED_VOXELS) | 1
-    facts = ImageFacts(
-        header=scan.header,
-        voxels_sha256="",
-        minimum_hu=low,
-        maximum_hu=high,
-        sample_hu=values[::step].astype(np.float64),
-        n_not_finite=0,
-    )
-    faults = [f for f in intensity_findings(scan.header.path.name, facts) if f.severity == "fault"]
-    return (*scan.notes, *(f"{fault.what}: {fault.remedy}" for fault in faults))
 
 
 # ---- what a path is

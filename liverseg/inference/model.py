@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from data_cache.errors import VolumeError
 from data_cache.geometry import Box, Grid
-from liverseg.inference.inputs import NiftiScan, find_scans, scan_notes
+from liverseg.inference.inputs import NiftiScan, find_scans
 from liverseg.inference.segment import Predictor, segment
 from liverseg.inference.uncertainty_files import UncertaintySummary, summarise_uncertainty
 from pipeline.nifti import (
@@ -30,6 +30,7 @@ from pipeline.nifti import (
 )
 from pipeline.prepare import read_scan
 from pipeline.restore import native_labels
+from pipeline.sanity import require_plausible
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
@@ -113,20 +114,29 @@ class Model:
     predictor: Predictor
 
     def segment(
-        self, image: str | os.PathLike[str] | NiftiImage | NDArray[Any], *, affine: NDArray[Any] | None = None
+        self,
+        image: str | os.PathLike[str] | NiftiImage | NDArray[Any],
+        *,
+        affine: NDArray[Any] | None = None,
+        force: bool = False,
     ) -> Segmentation:
         """Segment a scan.
 
         Args:
             image: A NIfTI file, a folder or zip of one DICOM series, a nibabel image, or an array (x, y, z) in HU.
             affine: Of an array: 4×4, from its voxels to RAS+ mm, as nibabel has it.
+            force: Segment what is not a CT in HU, or has an impossible grid, too.
 
         Raises:
             VolumeError: It cannot be read, is a folder of several scans, or an array without affine.
+            ImplausibleScanError: It is not a CT in HU on a believable grid, and ``force`` is not set.
         """
-        open_scan = _opener(image, affine)
+        open_scan = _opener(image, affine, force=force)
         with open_scan() as nifti:
             thin = read_scan(nifti.path, self.predictor.spec)
+        require_plausible(
+            image if isinstance(image, str | os.PathLike) else "image", thin.doubts, force=force
+        )
         found = segment(thin, self.predictor)
         box = found.box or thin.scan_box
         blocks = native_labels(found.foreground_czyx, box, thin.header)
@@ -137,7 +147,7 @@ class Model:
             grid=thin.header.grid,
             foreground_czyx=found.foreground_czyx,
             box=found.box,
-            notes=(*nifti.notes, *scan_notes(thin)),
+            notes=(*nifti.notes, *thin.notes, *map(str, thin.doubts)),
             header=thin.header,
             open_scan=open_scan,
             samples_nczyx=samples,
@@ -145,7 +155,9 @@ class Model:
         )
 
 
-def _opener(image: object, affine: NDArray[Any] | None) -> Callable[[], AbstractContextManager[NiftiScan]]:
+def _opener(
+    image: object, affine: NDArray[Any] | None, *, force: bool
+) -> Callable[[], AbstractContextManager[NiftiScan]]:
     if not isinstance(image, str | os.PathLike):
         return partial(_written, image, affine)
     if affine is not None:
@@ -153,7 +165,7 @@ def _opener(image: object, affine: NDArray[Any] | None) -> Callable[[], Abstract
     scan, *others = find_scans([Path(image)])
     if others:
         raise VolumeError(f"{image}: holds {1 + len(others)} scans: name one of them")
-    return scan.as_nifti
+    return partial(scan.as_nifti, force=force)
 
 
 @contextmanager

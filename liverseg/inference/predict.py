@@ -16,13 +16,14 @@ from data_cache.files import write_json
 from data_cache.geometry import Box
 from data_cache.text import visible
 from liverseg.inference.dicom_seg import SUFFIX, write_dicom_seg
-from liverseg.inference.inputs import NiftiScan, ScanInput, scan_notes
+from liverseg.inference.inputs import NiftiScan, ScanInput
 from liverseg.inference.segment import Predictor, ScanSegmentation, segment
 from liverseg.inference.uncertainty_files import UncertaintySummary, map_values, write_uncertainty
 from pipeline.labels import decide
 from pipeline.nifti import to_canonical, write_labels
 from pipeline.prepare import HeldScan, read_scan
 from pipeline.restore import native_labels, one_thread
+from pipeline.sanity import require_plausible
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +72,7 @@ def predict_scan(
     statistics: bool = False,
     dicom_seg: bool = False,
     series: str | None = None,
+    force: bool = False,
 ) -> Prediction:
     """Segment a scan and write ``out/NAME.nii.gz``, where NAME is the scan's.
 
@@ -82,14 +84,16 @@ def predict_scan(
         statistics: Also write ``NAME.json``, volumes and times.
         dicom_seg: Also write ``NAME_seg.dcm``; the scan must be a DICOM series.
         series: SeriesInstanceUID to take, where the DICOM files are of several series.
+        force: Segment what is not a CT in HU, or has an impossible grid, too.
 
     With samples, the folder ``NAME_uncertainty`` is also written: see ``write_uncertainty``.
 
     Raises:
         VolumeError: The scan cannot be read, or its label would overwrite it.
+        ImplausibleScanError: The scan is not a CT in HU on a believable grid, and ``force`` is not set.
     """
     started = time.perf_counter()
-    with scan.as_nifti(series=series) as nifti:
+    with scan.as_nifti(series=series, force=force) as nifti:
         return _predict_file(
             nifti,
             scan,
@@ -99,6 +103,7 @@ def predict_scan(
             statistics=statistics,
             dicom_seg=dicom_seg,
             series=series,
+            force=force,
             started=started,
         )
 
@@ -113,6 +118,7 @@ def _predict_file(
     statistics: bool,
     dicom_seg: bool,
     series: str | None,
+    force: bool,
     started: float,
 ) -> Prediction:
     label = out / f"{scan.name}.nii.gz"
@@ -122,6 +128,7 @@ def _predict_file(
     times = [started]
     with one_thread():
         thin = read_scan(nifti.path, predictor.spec)
+    require_plausible(scan.path, thin.doubts, force=force)
     times.append(time.perf_counter())
     found = segment(thin, predictor)
     times.append(time.perf_counter())
@@ -146,7 +153,7 @@ def _predict_file(
         read_s=read_s,
         network_s=network_s,
         write_s=write_s,
-        notes=(*nifti.notes, *scan_notes(thin)),
+        notes=(*nifti.notes, *thin.notes, *map(str, thin.doubts)),
         uncertainty=uncertainty,
     )
     if statistics:

@@ -39,6 +39,9 @@ OTHER_FORMATS = {
     "NRRD": (b"NRRD",),
     "MetaImage": (b"ObjectType", b"NDims", b"Comment"),
 }  # what they start with
+UNITS = {1: ("meters", 1000.0), 2: ("mm", 1.0), 3: ("micrometers", 0.001)}  # NIfTI-1's codes, and mm in one
+SAME_PLACE_VOXELS = 1.0  # sform and qform are stored in float32, and rounded by many tools
+SKEWED = 0.02  # cosine between two axes that are not at right angles
 # nibabel's own logger goes to the terminal, beside the error that is raised.
 _SILENT = logging.Logger("nibabel", level=logging.CRITICAL + 1)
 
@@ -94,11 +97,11 @@ class CorruptStreamError(VolumeError):
 
 
 def read_header(path: Path, stream: io.BufferedIOBase) -> VolumeHeader:
-    nifti = _parse_nifti(path, stream)
+    nifti, pixdim = _parse_nifti(path, stream)
     shape_ijk = _shape_ijk(path, nifti)
     dtype = _dtype(path, nifti)
     slope, intercept = _scaling(path, nifti)
-    affine, notes = _affine(path, nifti)
+    affine, notes = _affine(path, nifti, pixdim)
     ornt = orientations.io_orientation(affine)
     axes_ijk = [FileAxis(canonical=2 - int(axis), flipped=flip < 0) for axis, flip in ornt]
     header = VolumeHeader(
@@ -119,7 +122,8 @@ def read_header(path: Path, stream: io.BufferedIOBase) -> VolumeHeader:
     return header
 
 
-def _parse_nifti(path: Path, stream: io.BufferedIOBase) -> nib.Nifti1Header:
+def _parse_nifti(path: Path, stream: io.BufferedIOBase) -> tuple[nib.Nifti1Header, NDArray[np.float64]]:
+    """The header, and the spacing that it claims: nibabel repairs a zero to 1 mm without a word."""
     start = stream.read(4)
     kinds: dict[int, Any] = {348: nib.Nifti1Header, 540: nib.Nifti2Header}
     size = next((n for n in kinds if start in (n.to_bytes(4, "little"), n.to_bytes(4, "big"))), None)
@@ -130,6 +134,7 @@ def _parse_nifti(path: Path, stream: io.BufferedIOBase) -> nib.Nifti1Header:
         raise CorruptStreamError(f"{path}: ends inside its header ({len(raw)} of {size} bytes)")
     try:
         header: nib.Nifti1Header = kinds[size](raw, check=False)
+        pixdim = np.array(header["pixdim"][1:4], dtype=np.float64)
         header.check_fix(logger=_SILENT)
     except Exception as failure:  # nibabel raises HeaderDataError, ValueError and what its checks run into
         raise VolumeError(f"{path}: its NIfTI header is broken: {failure}") from failure
@@ -137,7 +142,7 @@ def _parse_nifti(path: Path, stream: io.BufferedIOBase) -> nib.Nifti1Header:
         raise VolumeError(f"{path}: is half of an .hdr/.img pair: convert it to one .nii.gz file")
     if not math.isfinite(header["vox_offset"]):
         raise VolumeError(f"{path}: its NIfTI header is broken: vox_offset {header['vox_offset']}")
-    return header
+    return header, pixdim
 
 
 def _other_format(path: Path, head: bytes) -> str:
@@ -188,28 +193,66 @@ def _scaling(path: Path, nifti: nib.Nifti1Header) -> tuple[float, float]:
     return slope, intercept
 
 
-def _affine(path: Path, nifti: nib.Nifti1Header) -> tuple[NDArray[np.float64], list[str]]:
-    """The voxel-to-RAS+ matrix: sform before qform before pixdim alone, as nibabel and ITK-SNAP choose."""
+def _affine(
+    path: Path, nifti: nib.Nifti1Header, pixdim: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], list[str]]:
+    """The voxel-to-RAS+ matrix in mm: sform before qform before pixdim alone, as nibabel and ITK-SNAP choose."""
+    mm_per_unit, notes = _unit(nifti)
+    to_mm = np.diag([mm_per_unit] * 3 + [1.0])
+    pixdim_mm = pixdim * mm_per_unit
+    has_spacing = bool((np.isfinite(pixdim) & (pixdim > 0)).all())
+    stated, faults = _stated_affines(nifti, has_spacing=has_spacing)
+    notes += faults
+    if stated:
+        name, affine = next(iter(stated.items()))
+        notes += _spacing_notes(pixdim_mm, to_mm @ affine, name)
+        if len(stated) == 2:
+            notes += _disagreement(nifti, *(to_mm @ each for each in stated.values()))
+        return to_mm @ affine, notes
+    if not has_spacing:
+        faults.append(f"pixdim {_mm(pixdim_mm)} mm is not a spacing")
+        raise VolumeError(f"{path}: has no usable affine ({'; '.join(faults)})")
+    affine = to_mm @ np.asarray(nifti.get_base_affine(), dtype=np.float64)
+    return affine, [*notes, "neither sform nor qform: orientation assumed LAS, spacing from pixdim"]
+
+
+def _unit(nifti: nib.Nifti1Header) -> tuple[float, list[str]]:
+    """Millimeters per unit of length of the header, and what to say of it."""
+    code = int(nifti["xyzt_units"]) & 7
+    if code not in UNITS:
+        return 1.0, ["the header does not state its unit of length: mm was assumed"]
+    name, mm_per_unit = UNITS[code]
+    return mm_per_unit, [] if name == "mm" else [f"lengths are in {name} in the header: converted to mm"]
+
+
+def _stated_affines(
+    nifti: nib.Nifti1Header, *, has_spacing: bool
+) -> tuple[dict[str, NDArray[np.float64]], list[str]]:
+    """The usable ones of sform and qform, in that order and in the header's unit, and why another is not.
+
+    A qform takes its spacing from pixdim: without one it is not usable.
+    """
     candidates: tuple[tuple[str, Callable[[], Any]], ...] = (
         ("sform", nifti.get_sform),
         ("qform", nifti.get_qform),
     )
-    faults = []
+    stated, faults = dict[str, NDArray[np.float64]](), []
     for name, get in candidates:
         if int(nifti[f"{name}_code"]) <= 0:
             continue
+        if name == "qform" and not has_spacing:
+            faults.append("qform has no spacing")
+            continue
         try:
             affine = np.asarray(get(), dtype=np.float64)
-        except Exception as failure:  # a quaternion that is none
+        except Exception as failure:  # a quaternion that is not one, a negative pixdim
             faults.append(f"{name} is invalid ({failure})")
             continue
         if _is_usable(affine):
-            return affine, [*faults, *_spacing_notes(nifti, affine, name)]
-        faults.append(f"{name} is singular")
-    affine = np.asarray(nifti.get_base_affine(), dtype=np.float64)
-    if not _is_usable(affine):
-        raise VolumeError(f"{path}: has no usable affine ({'; '.join([*faults, 'pixdim has no spacing'])})")
-    return affine, [*faults, "neither sform nor qform: orientation assumed LAS, spacing from pixdim"]
+            stated[name] = affine
+        else:
+            faults.append(f"{name} is {'singular' if np.isfinite(affine).all() else 'not finite'}")
+    return stated, faults
 
 
 def _is_usable(affine: NDArray[np.float64]) -> bool:
@@ -221,12 +264,33 @@ def _is_usable(affine: NDArray[np.float64]) -> bool:
     return bool((spacing > 0).all()) and volume > 1e-3 * float(spacing.prod())
 
 
-def _spacing_notes(nifti: nib.Nifti1Header, affine: NDArray[np.float64], name: str) -> list[str]:
-    spacing = np.linalg.norm(affine[:3, :3], axis=0)
-    pixdim = np.abs(np.asarray(nifti["pixdim"][1:4], dtype=np.float64))
-    if np.allclose(spacing, pixdim, rtol=1e-2):
+def _spacing_notes(pixdim_mm: NDArray[np.float64], affine: NDArray[np.float64], name: str) -> list[str]:
+    spacing_mm = np.linalg.norm(affine[:3, :3], axis=0)
+    if np.allclose(spacing_mm, pixdim_mm, rtol=1e-2):
         return []
-    return [f"pixdim {_mm(pixdim)} mm disagrees with the {name}'s {_mm(spacing)} mm: the {name} was used"]
+    return [
+        f"pixdim {_mm(pixdim_mm)} mm disagrees with the {name}'s {_mm(spacing_mm)} mm: the {name} was used"
+    ]
+
+
+def _disagreement(
+    nifti: nib.Nifti1Header, sform: NDArray[np.float64], qform: NDArray[np.float64]
+) -> list[str]:
+    """What two usable affines in mm disagree on: other tools may take the other one."""
+    axes = ["".join(orientations.aff2axcodes(affine)) for affine in (sform, qform)]
+    if axes[0] != axes[1]:
+        return [
+            f"sform and qform disagree (axes {axes[0]} and {axes[1]}: mirrored or turned): the sform was used"
+        ]
+    directions = sform[:3, :3] / np.linalg.norm(sform[:3, :3], axis=0)
+    if not np.allclose(directions.T @ directions, np.eye(3), atol=SKEWED):
+        return []  # a qform cannot hold the skewed axes of a tilted gantry
+    last_ijk = np.maximum(np.asarray(nifti["dim"][1:4], dtype=np.float64), 1) - 1
+    corners = np.array([[*(np.array(corner) * last_ijk), 1.0] for corner in np.ndindex(2, 2, 2)])
+    apart_mm = float(np.linalg.norm((corners @ (sform - qform).T)[:, :3], axis=1).max())
+    if apart_mm <= SAME_PLACE_VOXELS * float(np.linalg.norm(sform[:3, :3], axis=0).max()):
+        return []
+    return [f"sform and qform disagree (by up to {apart_mm:.3g} mm): the sform was used"]
 
 
 def _mm(values: NDArray[np.float64]) -> str:
