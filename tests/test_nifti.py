@@ -440,7 +440,7 @@ def test_an_sform_that_is_no_affine_falls_back_to_the_next(
         (b"\x5c", "is not a NIfTI file"),
         (b"\x1f\x8b", "damaged gzip"),
         (gzip.compress(b""), "is not a NIfTI file"),
-        (gzip.compress(b"DICM" * 100), "is not a NIfTI file"),
+        (gzip.compress(b"DICM" * 100), "is a DICOM file"),
         (b"hello world, this is no volume" * 30, "is not a NIfTI file"),
         ((348).to_bytes(4, "little"), "ends inside its header"),
         ((348).to_bytes(4, "little") + bytes(344), "."),

@@ -248,7 +248,7 @@ def test_an_exported_file_gives_the_same_label(run: Run, tiny_run: Path, image: 
 def test_files_that_are_no_models(tiny_run: Path, image: Path, tmp_path: Path) -> None:
     with pytest.raises(RunError, match="ends in .safetensors"):
         export_model(tiny_run, tmp_path / "model.pt")
-    with pytest.raises(RunError, match="no readable"):
+    with pytest.raises(RunError, match="not a readable"):
         load_trained(image)
     from safetensors.torch import save_file
 
