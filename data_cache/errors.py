@@ -9,6 +9,7 @@ LiversegError                    base of the errors below; the command line prin
 │   └── SpecMismatchError        built with a different preprocessing spec
 ├── ConfigError                  a configuration file or a --set option; lists every fault
 └── RunError                     a training run: no checkpoint, wrong architecture, stopped
+    └── DivergedError            the loss is not finite
 """
 
 from __future__ import annotations
@@ -48,3 +49,7 @@ class ConfigError(LiversegError, ValueError):
 
 class RunError(LiversegError):
     """A training run cannot be started, resumed or applied."""
+
+
+class DivergedError(RunError):
+    """The loss of a training run is not finite."""

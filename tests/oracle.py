@@ -41,4 +41,4 @@ def oracle(truth_zyx: NDArray[Any], monkeypatch: pytest.MonkeyPatch) -> Predicto
     member = Member(
         network=UNet(NetworkConfig(base_channels=1, depth=1)), input=InputConfig(), source="oracle"
     )
-    return Predictor(members=(member,), spec=SPEC, device=torch.device("cpu"), autocast=False)
+    return Predictor(members=(member,), spec=SPEC, device=torch.device("cpu"), dtype=None)

@@ -27,7 +27,7 @@ CPU = torch.device("cpu")
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     # In fp32: oneDNN's bf16 gradient of a convolution two slices deep reads memory that nobody has written.
-    monkeypatch.setattr("liverseg.bench.train.computes_in_bf16", lambda *_: False)
+    monkeypatch.setattr("liverseg.bench.train.autocast_dtype", lambda *_: None)
     for module in ("augment", "train"):
         monkeypatch.setattr(f"liverseg.bench.{module}.SHAPE_ZYX", SPEC.shape_zyx)
 

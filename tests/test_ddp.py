@@ -78,7 +78,7 @@ def test_shares_and_gathering_alone_change_nothing() -> None:
 def test_batch_norm_is_refused_on_several_cpus_and_replaced_on_gpus() -> None:
     network = UNet(NetworkConfig(base_channels=2, depth=1))
     with pytest.raises(ConfigError, match="set it to instance or group"):
-        synchronise_norms(network, ProcessGroup(rank=0, size=2, device=torch.device("cpu")))
+        synchronise_norms(network, ProcessGroup(rank=0, size=2, device=torch.device("cpu")), compiled=False)
     names = list(network.state_dict())
     parameters = list(network.parameters())
     replace_norms(network)
@@ -91,4 +91,4 @@ def test_batch_norm_is_refused_on_several_cpus_and_replaced_on_gpus() -> None:
 
 def test_instance_norm_needs_no_synchronising() -> None:
     network = UNet(NetworkConfig(base_channels=2, depth=1, norm="instance"))
-    synchronise_norms(network, ProcessGroup(rank=0, size=2, device=torch.device("cpu")))
+    synchronise_norms(network, ProcessGroup(rank=0, size=2, device=torch.device("cpu")), compiled=False)

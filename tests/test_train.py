@@ -23,16 +23,33 @@ import pytest
 import torch
 from tiny import SILENT, TinyWorld, tiny_config
 
-from data_cache.errors import ConfigError, RunError
+from data_cache.errors import ConfigError, DivergedError, RunError
 from data_cache.schema import PreprocessSpec
-from liverseg.device import choose_device, matmul_peak, trains_in_bf16
+from liverseg.device import (
+    Precision,
+    autocast_dtype,
+    check_kernels,
+    choose_device,
+    compiles,
+    matmul_peak,
+    training_dtype,
+)
 from liverseg.model.losses import LossConfig, loss
 from liverseg.model.network import NetworkConfig, Norm, UNet
 from liverseg.training.callbacks import Callbacks
-from liverseg.training.checkpoint import BEST, LAST, load_checkpoint, restore, save_checkpoint
+from liverseg.training.checkpoint import (
+    BEST,
+    LAST,
+    content_checksum,
+    load_checkpoint,
+    restore,
+    save_checkpoint,
+    write_checkpoint,
+)
 from liverseg.training.config import (
     DataConfig,
     OptimConfig,
+    TrainConfig,
     WatchConfig,
     load_config,
     save_config,
@@ -54,6 +71,7 @@ from liverseg.training.validate import NOT_VALIDATED, class_dice, native_dice
 
 TIMES = {"seconds", "samples_per_second", "wait_share", "mfu"}
 CPU = torch.device("cpu")
+PRECISIONS: tuple[Precision, ...] = ("fp16", "fp32")
 
 
 class Killed(BaseException):
@@ -214,7 +232,7 @@ def test_a_loss_that_is_not_finite_names_the_first_step_and_its_cases(
     )
     # Batches 7 and 8 are step 4, which is seen at step 5, when the host next looks at the device.
     with pytest.raises(
-        RunError, match=r"the loss is inf in epoch 1, step 4, on cases liver_[45], liver_[45]:"
+        DivergedError, match=r"the loss is inf in epoch 1, step 4, on cases liver_[45], liver_[45]:"
     ):
         train(tiny_world.store, tmp_path / "run", config, resume=False, watcher=watcher)
     assert looked == [1, 2, 3, 4]
@@ -362,13 +380,13 @@ class Malicious:
 
 
 def test_a_pickle_that_wants_to_run_code_is_refused(tmp_path: Path) -> None:
-    torch.save({"version": 1, "config": Malicious(tmp_path / "owned")}, tmp_path / LAST)
-    with pytest.raises(RunError, match="no readable checkpoint"):
+    torch.save({"version": 2, "config": Malicious(tmp_path / "owned")}, tmp_path / LAST)
+    with pytest.raises(RunError, match="not a readable checkpoint"):
         load_checkpoint(tmp_path / LAST)
     assert not (tmp_path / "owned").exists()
     with (tmp_path / BEST).open("wb") as file:
         pickle.dump(Malicious(tmp_path / "owned"), file)
-    with pytest.raises(RunError, match="no readable checkpoint"):
+    with pytest.raises(RunError, match="not a readable checkpoint"):
         load_checkpoint(tmp_path / BEST)
     assert not (tmp_path / "owned").exists()
 
@@ -390,14 +408,16 @@ def test_a_spoilt_checkpoint_says_what_to_do(
     with pytest.raises(RunError) as caught:
         load_checkpoint(tmp_path / LAST)
     message = str(caught.value)
-    assert message.startswith(f"{tmp_path / LAST}: is no readable checkpoint: ")
+    assert message.startswith(f"{tmp_path / LAST}: not a readable checkpoint: ")
     assert words in message
     assert message.endswith("copy it again, or train again")
     # None of torch's words, which are about its own parts and options.
     assert not any(word in message for word in ("Error", "torch", "weights_only", "pickle", "PytorchStream"))
-    (tmp_path / BEST).touch()
-    with pytest.raises(RunError, match=r"or put a copy of best.pt in its place$"):
-        load_checkpoint(tmp_path / LAST)
+    # last.pt holds all that best.pt does.
+    (tmp_path / LAST).rename(tmp_path / BEST)
+    (tmp_path / LAST).touch()
+    with pytest.raises(RunError, match=r"or put a copy of last.pt in its place$"):
+        load_checkpoint(tmp_path / BEST)
 
 
 def test_a_folder_in_the_place_of_a_checkpoint(tmp_path: Path) -> None:
@@ -411,7 +431,7 @@ def test_a_checkpoint_of_another_cache_says_what_differs(
 ) -> None:
     content = load_checkpoint(tiny_run / LAST)
     content["spec"]["margin_fraction"] = 0.1
-    torch.save(content, tmp_path / LAST)
+    write_checkpoint(tmp_path / LAST, content)
     with pytest.raises(RunError, match=r"spec.margin_fraction: checkpoint has 0.1, cache has 0.02"):
         train(tiny_world.store, tmp_path, tiny_config(epochs=6, steps=20), resume=True, watcher=SILENT)
 
@@ -421,7 +441,7 @@ def test_resuming_says_what_else_is_no_longer_as_it_was(
 ) -> None:
     content = load_checkpoint(tiny_run / LAST)
     content["software"] = "liverseg 0.0.1, torch 1.0"
-    torch.save(content, tmp_path / LAST)
+    write_checkpoint(tmp_path / LAST, content)
     told: list[str] = []
     config = tiny_config(epochs=6, steps=21)
     train(tiny_world.store, tmp_path, config, resume=True, watcher=replace(SILENT, started=told.append))
@@ -439,7 +459,7 @@ def test_damaged_checkpoints_are_named(tmp_path: Path, content: bytes) -> None:
 
 def test_checkpoint_of_another_version(tmp_path: Path) -> None:
     torch.save({"version": 99}, tmp_path / LAST)
-    with pytest.raises(RunError, match="version 99, this software reads 1"):
+    with pytest.raises(RunError, match="version is 99, this software reads 2"):
         load_checkpoint(tmp_path / LAST)
 
 
@@ -470,6 +490,86 @@ def test_restore_gives_back_everything(tmp_path: Path) -> None:
     assert (other.epoch, other.step, other.best_score, other.history) == (3, 9, 0.5, [{"epoch": 1.0}])
     for name, value in state.network.state_dict().items():
         assert torch.equal(value, other.network.state_dict()[name])
+
+
+def test_every_flipped_bit_of_a_checkpoint_is_caught_or_harmless(tiny_run: Path, tmp_path: Path) -> None:
+    whole = (tiny_run / BEST).read_bytes()
+    expected = content_checksum(load_checkpoint(tiny_run / BEST))
+    rng = np.random.default_rng(0)
+    caught = 0
+    for place in rng.integers(8 * len(whole), size=150).tolist():
+        flipped = bytearray(whole)
+        flipped[place // 8] ^= 1 << place % 8
+        (tmp_path / BEST).write_bytes(flipped)
+        try:
+            assert content_checksum(load_checkpoint(tmp_path / BEST)) == expected  # in what zip only pads
+        except RunError:
+            caught += 1
+    assert caught > 75
+
+
+def test_weights_that_are_not_finite_are_refused(tiny_run: Path, tmp_path: Path) -> None:
+    content = load_checkpoint(tiny_run / LAST)
+    next(iter(content["average"].values())).view(-1)[0] = float("nan")
+    write_checkpoint(tmp_path / LAST, content)
+    with pytest.raises(RunError, match=r"the weights .* are not finite"):
+        load_checkpoint(tmp_path / LAST)
+
+
+def test_best_holds_the_averaged_weights_alone_and_cannot_be_resumed(
+    tiny_run: Path, tiny_world: TinyWorld, tmp_path: Path
+) -> None:
+    best, last = load_checkpoint(tiny_run / BEST), load_checkpoint(tiny_run / LAST)
+    assert last.keys() - best.keys() == {"network", "optimizer", "scaler"}
+    assert (tiny_run / BEST).stat().st_size < 0.4 * (tiny_run / LAST).stat().st_size
+    shutil.copytree(tiny_run, tmp_path / "run")
+    shutil.copy(tiny_run / BEST, tmp_path / "run" / LAST)
+    with pytest.raises(RunError, match="holds averaged weights alone"):
+        train(
+            tiny_world.store, tmp_path / "run", tiny_config(epochs=6, steps=20), resume=True, watcher=SILENT
+        )
+
+
+def test_resuming_writes_again_what_follows_from_the_checkpoint(
+    tiny_run: Path, tiny_world: TinyWorld, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(tiny_run, run)
+    whole = (run / HISTORY).read_bytes()
+    # Killed between last.pt and history.csv of the last epoch: nothing is left to train.
+    (run / HISTORY).write_bytes(b"".join(whole.splitlines(keepends=True)[:-1]))
+    (run / PROGRESS).unlink()
+    train(tiny_world.store, run, tiny_config(epochs=6, steps=20), resume=True, watcher=SILENT)
+    assert (run / HISTORY).read_bytes() == whole
+    assert (run / PROGRESS).exists()
+
+
+def test_a_disk_that_fills_up_ends_the_run(
+    tiny_world: TinyWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full_disk(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("liverseg.training.run_files.write_checkpoint", full_disk)
+    for epochs in (1, 3):  # noticed at the end, and before the next epoch is written
+        with pytest.raises(OSError, match="No space left"):
+            train(
+                tiny_world.store,
+                tmp_path / str(epochs),
+                tiny_config(epochs=epochs, steps=1),
+                resume=False,
+                watcher=SILENT,
+            )
+
+
+def test_a_run_that_began_elsewhere_gets_this_device_s_optimizer(tmp_path: Path) -> None:
+    config = tiny_config()
+    state = new_state(config, CPU)
+    save_checkpoint(tmp_path / LAST, state, config, PreprocessSpec())
+    content = load_checkpoint(tmp_path / LAST)
+    content["optimizer"]["param_groups"][0]["fused"] = True  # as on a GPU
+    restore(state, content, config, path=tmp_path / LAST)
+    assert state.optimizer.param_groups[0]["fused"] is False
 
 
 def test_average_on_a_hand_example() -> None:
@@ -645,9 +745,94 @@ def test_bf16_is_for_gpus_and_for_cpus_that_get_its_gradients_right() -> None:
     cuda = torch.device("cuda")
     # 64 slices and 4 poolings end at 4 slices, 5 poolings at 2; 16 slices pass through 2 on the way to 1.
     for slices, poolings, on_cpu in ((64, 4, True), (64, 5, False), (16, 4, False), (16, 2, True)):
-        assert trains_in_bf16("bf16", CPU, slices=slices, poolings=poolings) == on_cpu
-        assert trains_in_bf16("bf16", cuda, slices=slices, poolings=poolings)
-    assert not trains_in_bf16("fp32", CPU, slices=64, poolings=4)
+        found = training_dtype("bf16", CPU, slices=slices, poolings=poolings)
+        assert found == (torch.bfloat16 if on_cpu else None)
+        assert training_dtype("bf16", cuda, slices=slices, poolings=poolings) == torch.bfloat16
+    assert training_dtype("fp32", CPU, slices=64, poolings=4) is None
+
+
+@pytest.mark.parametrize(
+    ("capability", "native_bf16", "dtype", "compiled"),
+    [
+        ((6, 0), False, None, False),
+        ((7, 5), False, torch.float16, False),
+        ((8, 0), True, torch.bfloat16, True),
+    ],
+    ids=["P100", "T4", "A100"],
+)
+def test_each_card_gets_the_precision_that_it_multiplies_fast(
+    monkeypatch: pytest.MonkeyPatch,
+    capability: tuple[int, int],
+    native_bf16: bool,
+    dtype: torch.dtype | None,
+    compiled: bool,
+) -> None:
+    # torch says yes to bfloat16 on a T4, too, unless it is asked about native support.
+    supported = lambda including_emulation=True: native_bf16 or including_emulation  # noqa: E731
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    cuda = torch.device("cuda")
+    assert autocast_dtype("auto", cuda) == dtype
+    assert compiles("auto", cuda, devices=1) == compiled
+    assert not compiles("auto", cuda, devices=2)
+    assert not compiles("auto", CPU, devices=1)
+
+
+def test_a_card_without_kernels_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_kernels(*_: object) -> None:
+        raise RuntimeError("CUDA error: no kernel image is available for execution on the device\nmore lines")
+
+    check_kernels.cache_clear()
+    monkeypatch.setattr(torch.nn.functional, "conv3d", no_kernels)
+    for name in ("cpu", "auto"):
+        with pytest.raises(ConfigError, match="cannot compute on it .*no kernel image") as caught:
+            choose_device(name)
+        assert "\n" not in str(caught.value)
+
+
+# ---- float16
+
+
+def half_config(precision: Precision, *, learning_rate: float = 1e-3) -> TrainConfig:
+    config = replace(tiny_config(epochs=1, steps=5, learning_rate=learning_rate), precision=precision)
+    return replace(config, model=NetworkConfig(base_channels=2, depth=2))
+
+
+def test_float16_learns_what_float32_does(tiny_world: TinyWorld, tmp_path: Path) -> None:
+    states = {
+        precision: train(
+            tiny_world.store, tmp_path / precision, half_config(precision), resume=False, watcher=SILENT
+        )
+        for precision in PRECISIONS
+    }
+    half, full = states["fp16"], states["fp32"]
+    assert half.step == full.step == 5
+    assert half.scaler.get_scale() == 65536
+    assert half.history[0]["train_loss"] == pytest.approx(full.history[0]["train_loss"], rel=5e-3)
+    # Not the same numbers: float16 was indeed used.
+    assert half.history[0]["train_loss"] != full.history[0]["train_loss"]
+    for name, value in full.network.state_dict().items():
+        torch.testing.assert_close(half.network.state_dict()[name], value, rtol=2e-2, atol=5e-3)
+
+
+def test_a_gradient_that_overflows_float16_skips_a_step_and_resuming_keeps_the_scale(
+    tiny_world: TinyWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = itertools.count()
+
+    def overflows_once(logits: torch.Tensor, fractions: torch.Tensor, config: LossConfig) -> torch.Tensor:
+        value = loss(logits, fractions, config)
+        if next(calls) == 2:  # finite, with a gradient that float16 cannot hold
+            value = value + 1e9 * (logits - logits.detach()).sum()
+        return value
+
+    run = tmp_path / "run"
+    monkeypatch.setattr("liverseg.training.train.loss_of", overflows_once)
+    state = train(tiny_world.store, run, half_config("fp16"), resume=False, watcher=SILENT)
+    assert (state.epoch, state.step, state.scaler.get_scale()) == (1, 4, 32768)
+    longer = replace(half_config("fp16"), optim=replace(half_config("fp16").optim, epochs=2))
+    again = train(tiny_world.store, run, longer, resume=True, watcher=SILENT)
+    assert (again.epoch, again.step, again.scaler.get_scale()) == (2, 9, 32768)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's allocator")

@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from data_cache.reader import CacheStore
 from liverseg.bench.augment import SHAPE_ZYX
 from liverseg.bench.timing import fastest
-from liverseg.device import computes_in_bf16, matmul_peak, synchronise
+from liverseg.device import autocast, autocast_dtype, matmul_peak, synchronise
 from liverseg.model.losses import LossConfig, loss
 from liverseg.model.network import NetworkConfig, UNet
 from liverseg.training.augment import AugmentConfig, augment
@@ -131,11 +131,11 @@ def _flops(make: Make, channels: tuple[int, ...]) -> int:
 def _measure(
     name: str, network: nn.Module, device: torch.device, *, batch_size: int, flops: int, seconds: float
 ) -> StepTiming:
-    autocast = computes_in_bf16("auto", device)
+    dtype = autocast_dtype("auto", device)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    step = fastest(_step(network, device, batch_size, autocast=autocast), device, seconds=seconds)
-    peak = matmul_peak(device, torch.bfloat16 if autocast else torch.float32)
+    step = fastest(_step(network, device, batch_size, dtype=dtype), device, seconds=seconds)
+    peak = matmul_peak(device, dtype or torch.float32)
     memory = torch.cuda.max_memory_allocated(device) / 2**20 if device.type == "cuda" else None
     mfu = PASSES * flops * batch_size / step / peak
     return StepTiming(name=name, batch_size=batch_size, seconds=step, mfu=mfu, peak_mib=memory)
@@ -146,7 +146,7 @@ def _step(
     device: torch.device,
     batch_size: int,
     *,
-    autocast: bool,
+    dtype: torch.dtype | None,
     average: nn.Module | None = None,
 ) -> Callable[[], None]:
     network.train()
@@ -157,7 +157,7 @@ def _step(
 
     def run() -> None:
         optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
+        with autocast(device, dtype):
             logits: Tensor = network(image)
         loss(logits, fractions, LossConfig()).backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(network.parameters(), 1.0)
@@ -186,9 +186,7 @@ def measure_whole(
     start = time.perf_counter()
     _, waited_s = trainer.train_epoch(SILENT)
     epoch_s = time.perf_counter() - start
-    step = _step(
-        state.network, device, batch_size, autocast=trainer.autocast, average=copy.deepcopy(state.average)
-    )
+    step = _step(state.network, device, batch_size, dtype=trainer.dtype, average=copy.deepcopy(state.average))
     step_s = fastest(step, device, seconds=0.5 * epoch_s)
     return WholeTiming(
         end_to_end=steps * batch_size / epoch_s,

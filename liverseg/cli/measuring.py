@@ -240,7 +240,7 @@ def _print_train(
 ) -> None:
     from liverseg.bench.train import measure_steps, measure_whole
     from liverseg.console import console, number, say, table
-    from liverseg.device import computes_in_bf16
+    from liverseg.device import DTYPE_NAMES, autocast_dtype
 
     on_gpu = device.type == "cuda"
     base = base_channels or (64 if on_gpu else 8)
@@ -261,7 +261,7 @@ def _print_train(
         for step in steps
     )
     headers = ("", "batch", "ms a step", "of liverseg", "samples/s", "of matmul peak", "peak MiB")
-    dtype = "bf16" if computes_in_bf16("auto", device) else "fp32"
+    dtype = DTYPE_NAMES[autocast_dtype("auto", device) or torch.float32]
     console.print(table(f"steps at {base} channels on {device} in {dtype}", headers, rows))
     whole = measure_whole(store, device, base_channels=base, batch_size=2, steps=50 if on_gpu else 4)
     say(

@@ -16,11 +16,11 @@ from scipy import ndimage
 from data_cache.errors import ConfigError, RunError
 from data_cache.geometry import Box, resampled_grid
 from data_cache.schema import PreprocessSpec
-from liverseg.device import choose_device, computes_in_bf16
+from liverseg.device import autocast, autocast_dtype, choose_device
 from liverseg.inference.model_file import load_trained
 from liverseg.measure.uncertainty import mean_foreground
 from liverseg.model.inputs import InputConfig, network_input
-from liverseg.model.network import UNet
+from liverseg.model.network import UNet, to_channels_last
 from liverseg.model.stochastic import sample, shares
 from pipeline.prepare import HeldScan
 from pipeline.resample import box_weights, linear_weights
@@ -56,7 +56,7 @@ class Predictor:
     members: tuple[Member, ...]
     spec: PreprocessSpec
     device: torch.device
-    autocast: bool
+    dtype: torch.dtype | None
     fast: bool = False
     tta: bool = False
     samples: int = 0
@@ -118,7 +118,7 @@ class Predictor:
         return network_input(image, member.input).contiguous(memory_format=torch.channels_last_3d)
 
     def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast)
+        return autocast(self.device, self.dtype)
 
 
 def _foreground(logits_bczyx: torch.Tensor) -> torch.Tensor:
@@ -155,14 +155,19 @@ def load_predictor(
     for path, model in zip(paths, models, strict=True):
         if model.spec != models[0].spec:
             raise RunError(f"{path}: trained with another preprocessing spec than {paths[0]}: no ensemble")
+    dtypes = {autocast_dtype(model.config.precision, chosen) for model in models}
     return Predictor(
         members=tuple(
-            Member(network=model.network.eval().to(chosen), input=model.config.input, source=str(path))
+            Member(
+                network=to_channels_last(model.network.eval().to(chosen)),
+                input=model.config.input,
+                source=str(path),
+            )
             for path, model in zip(paths, models, strict=True)
         ),
         spec=models[0].spec,
         device=chosen,
-        autocast=all(computes_in_bf16(model.config.precision, chosen) for model in models),
+        dtype=dtypes.pop() if len(dtypes) == 1 else None,
         fast=fast,
         tta=tta,
         samples=samples,

@@ -12,7 +12,7 @@ from typing import ClassVar
 import numpy as np
 from pydantic import ConfigDict
 
-from data_cache.errors import CacheError, ConfigError, RunError
+from data_cache.errors import CacheError, ConfigError, DivergedError
 from data_cache.reader import CacheStore
 from data_cache.records import STRICT
 from liverseg.device import choose_device
@@ -215,7 +215,7 @@ class Learner:
         while not self.diverged and state.epoch * optim.steps_per_epoch < until_step:
             try:
                 self._trainer.run_epoch(watcher)
-            except RunError:  # what the trainer raises for a loss that is not finite, and for nothing else
+            except DivergedError:
                 self.diverged = True
                 return
             # The last of the steps may have spoilt weights that its own loss did not see yet.

@@ -230,6 +230,14 @@ def _statistics_kept(convolutions: nn.Module) -> Iterator[None]:
             norm._buffers.update(buffers)
 
 
+def to_channels_last(network: UNet) -> UNet:
+    """The network with its weights in the layout that tensor cores and oneDNN convolve in; the input follows suit.
+
+    An input of one channel is in both layouts at once, so that the weights alone decide.
+    """
+    return cast("UNet", network.to(memory_format=torch.channels_last_3d))  # type: ignore[call-overload]
+
+
 def forward_flops(config: NetworkConfig, shape_zyx: tuple[int, int, int]) -> int:
     """Floating-point operations of one sample's forward pass in eval mode: 2 for each multiply-accumulate.
 

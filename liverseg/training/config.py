@@ -121,8 +121,10 @@ class TrainConfig:
     Attributes:
         seed: Of the split, the weights, the order of samples and the augmentation.
         device: ``auto`` takes a GPU if there is one; or ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
-        precision: ``auto`` computes in bfloat16 where the hardware has it; weights stay float32.
-        compile: Let ``torch.compile`` fuse the network: a minute or more at the start for faster steps.
+        precision: ``auto`` computes in bfloat16 where the hardware has it, else in float16 on GPUs with tensor cores
+            for it, with the loss scaled; weights stay float32.
+        compile: Let ``torch.compile`` fuse the network: a minute or more at the start for faster steps. ``auto`` does
+            on one GPU of compute capability 8.0 or more, without ``recompute``.
         recompute: For small cards: see ``UNet.recompute``.
     """
 
@@ -130,7 +132,7 @@ class TrainConfig:
     seed: int = 0
     device: str = "auto"
     precision: Precision = "auto"
-    compile: bool = False
+    compile: bool | Literal["auto"] = "auto"
     recompute: bool = False
     data: DataConfig = field(default_factory=DataConfig)
     input: InputConfig = field(default_factory=InputConfig)
@@ -145,9 +147,9 @@ class TrainConfig:
             raise ConfigError(
                 f"loss.class_weights has {len(self.loss.class_weights)} numbers for {self.model.classes} classes"
             )
-        if self.compile and self.recompute:
+        if self.compile is True and self.recompute:
             raise ConfigError(
-                "compile and recompute exclude each other: torch.compile plans memory by itself"
+                "compile = true and recompute exclude each other: torch.compile plans memory by itself"
             )
 
 

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from data_cache.errors import ConfigError
+from data_cache.errors import ConfigError, LiversegError
+from data_cache.text import pluralise
 from liverseg.device import choose_device
 
 T = TypeVar("T")
@@ -21,12 +22,12 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProcessGroup:
-    """The processes that train together, each with a device of its own; one that trains alone is a team of 1.
+    """The processes that train together, each with a device of its own; one that trains alone is a group of 1.
 
     Attributes:
-        rank: This process, from 0; number 0 writes the files.
-        size: How many there are.
-        device: This one's.
+        rank: Number of this process, from 0; the main process, number 0, writes the files.
+        size: Number of processes.
+        device: The device of this process.
     """
 
     rank: int
@@ -39,7 +40,7 @@ class ProcessGroup:
         return self.rank == 0
 
     def sum(self, values: Tensor) -> Tensor:
-        """Σ over the team, the same on all; without gradient. The argument is left alone."""
+        """Σ over the processes, the same on all; without gradient. The argument is left alone."""
         if self.size == 1:
             return values
         result = values.clone()
@@ -47,7 +48,7 @@ class ProcessGroup:
         return result
 
     def gather(self, items: Sequence[T]) -> list[T]:
-        """Everyone's items, on all; item i of process r is at r + i · size, the order that ``share`` took apart."""
+        """The items of all processes, on all; item i of process r is at r + i · size, the order that ``share`` took apart."""
         if self.size == 1:
             return list(items)
         parts: list[list[tuple[int, T]] | None] = [None] * self.size
@@ -59,40 +60,68 @@ class ProcessGroup:
         """This process's part of some work: every ``size``-th item."""
         return items[self.rank :: self.size]
 
+    def from_main(self, make: Callable[[], T]) -> T:
+        """What ``make`` returns in the main process, in all of them: nodes need not share a disk.
+
+        Raises:
+            LiversegError: ``make`` raised it in the main process; raised in all, so that none waits for it.
+        """
+        if self.size == 1:
+            return make()
+        made: list[T | LiversegError | None] = [None]
+        if self.is_main_process:
+            try:
+                made = [make()]
+            except LiversegError as failure:
+                made = [failure]
+        dist.broadcast_object_list(made, src=0)
+        if isinstance(made[0], LiversegError):
+            raise made[0]
+        return cast("T", made[0])
+
 
 def is_main_process() -> bool:
-    """Whether this process is the one that prints, before it has joined its team."""
+    """Whether this process is the one that prints, before it has joined its group."""
     return os.environ.get("RANK", "0") == "0"
 
 
 @contextmanager
 def process_group(device: str) -> Iterator[ProcessGroup]:
-    """The team that ``torchrun`` has started this process in; alone without it.
+    """The group that ``torchrun`` has started this process in; a group of one without it.
 
     Raises:
-        ConfigError: The device does not exist here.
+        ConfigError: The device does not exist here, or there are more processes than GPUs.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
         yield ProcessGroup(rank=0, size=1, device=choose_device(device))
         return
-    chosen = _own_device(choose_device(device))
+    chosen = choose_device(_own_device(device))
     dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
-    try:
-        yield ProcessGroup(rank=dist.get_rank(), size=size, device=chosen)
-        dist.barrier()
-    finally:
-        # gloo aborts the process at its end when a reducer outlives its group: models must be gone before it.
-        gc.collect()
-        dist.destroy_process_group()
+    yield ProcessGroup(rank=dist.get_rank(), size=size, device=chosen)
+    # Only after success: a process that fails must end at once with its message, by which torchrun ends the others,
+    # and not wait here for them while they wait for it.
+    dist.barrier()
+    # gloo aborts the process at its end when a reducer outlives its group: models must be gone before it.
+    gc.collect()
+    dist.destroy_process_group()
 
 
-def _own_device(device: torch.device) -> torch.device:
-    if device.type != "cuda":
-        return device
-    own = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-    torch.cuda.set_device(own)
-    return own
+def _own_device(name: str) -> str:
+    """This process's device, made current before anything is computed: contexts on the first GPU would cost its memory."""
+    if name == "cpu" or not (name.startswith("cuda") or torch.cuda.is_available()):
+        return name
+    if name not in ("auto", "cuda"):
+        raise ConfigError(f"device {name!r}: torchrun gives each process a GPU of its own: use auto or cuda")
+    local_rank, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+    if local_rank >= gpus:
+        started = os.environ.get("LOCAL_WORLD_SIZE", "more")
+        raise ConfigError(
+            f"torchrun started {started} processes on this machine, which has {pluralise(gpus, 'GPU')}: "
+            f"use --nproc-per-node={max(1, gpus)}"
+        )
+    torch.cuda.set_device(local_rank)
+    return f"cuda:{local_rank}"
 
 
 def wrap(network: nn.Module, group: ProcessGroup) -> nn.Module:
@@ -101,14 +130,16 @@ def wrap(network: nn.Module, group: ProcessGroup) -> nn.Module:
         return network
     ids = [group.device] if group.device.type == "cuda" else None
     # Buffers are equal on all devices already, since batch norm is synchronised.
-    return nn.parallel.DistributedDataParallel(network, device_ids=ids, broadcast_buffers=False)
+    return nn.parallel.DistributedDataParallel(
+        network, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True
+    )
 
 
-def synchronise_norms(network: nn.Module, group: ProcessGroup) -> None:
+def synchronise_norms(network: nn.Module, group: ProcessGroup, *, compiled: bool) -> None:
     """Let batch norms see the batches of all devices; weights keep their names.
 
     Raises:
-        ConfigError: On several CPU processes, for which torch has no such norm.
+        ConfigError: On several CPU processes, for which torch has no such norm, or with ``torch.compile``.
     """
     if group.size == 1 or not any(isinstance(m, nn.BatchNorm3d) for m in network.modules()):
         return
@@ -116,6 +147,11 @@ def synchronise_norms(network: nn.Module, group: ProcessGroup) -> None:
         raise ConfigError(
             "model.norm = 'batch' needs torch's synchronised batch norm, which only GPUs have: "
             "with several CPU processes, set it to instance or group"
+        )
+    if compiled:
+        raise ConfigError(
+            "compile = true breaks at each of torch's synchronised batch norms: with several devices, set it to "
+            "false, or model.norm to instance or group"
         )
     replace_norms(network)
 

@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from data_cache.schema import CaseMeta
-from liverseg.model.network import UNet
+from liverseg.device import autocast_dtype
+from liverseg.model.network import UNet, to_channels_last
 from liverseg.training.config import OptimConfig, TrainConfig
 
 Row = dict[str, "float | None"]
@@ -27,13 +28,16 @@ class TrainState:
         average: Exponential moving average of its weights and buffers; what validates and is applied.
         epoch: Finished epochs. Order of samples, augmentation and learning rate follow from it and the
             seed, so that no generator's state needs to be stored.
-        history: One row an epoch, plain numbers.
+        scaler: Scales the loss where autocast computes in float16, so that small gradients do not vanish; passes
+            everything through elsewhere.
+        history: One row per epoch, plain numbers.
         best_score: Highest validation score so far.
     """
 
     network: UNet
     average: UNet
     optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
     epoch: int = 0
     step: int = 0
     best_score: float = -1.0
@@ -53,7 +57,7 @@ def new_state(
     network = UNet(config.model, recompute=config.recompute, samples=config.loss.likelihood_samples).to(
         device
     )
-    network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+    to_channels_last(network)
     if class_shares is not None:
         for head in network.heads:
             head.get_parameter("bias").data.copy_(torch.tensor(class_shares).log())
@@ -64,7 +68,9 @@ def new_state(
         weight_decay=config.optim.weight_decay,
         fused=device.type == "cuda",
     )
-    return TrainState(network=network, average=average, optimizer=optimizer)
+    scales = autocast_dtype(config.precision, device) == torch.float16
+    scaler = torch.amp.GradScaler(device.type, enabled=scales)
+    return TrainState(network=network, average=average, optimizer=optimizer, scaler=scaler)
 
 
 def class_shares(metas: Sequence[CaseMeta]) -> tuple[float, float, float]:
@@ -81,10 +87,14 @@ def class_shares(metas: Sequence[CaseMeta]) -> tuple[float, float, float]:
     return background, liver, tumour
 
 
+def warmup_steps(config: OptimConfig) -> int:
+    """Steps of warm-up: as configured, but at most half of the run."""
+    return min(config.warmup_steps, config.epochs * config.steps_per_epoch // 2)
+
+
 def learning_rate(step: int, config: OptimConfig) -> float:
-    """Of a step (counted from 0): linear warm-up, then half a cosine down to zero."""
-    total = config.epochs * config.steps_per_epoch
-    warmup = min(config.warmup_steps, total // 2)
+    """The learning rate of a step (counted from 0): linear warm-up, then half a cosine down to zero."""
+    total, warmup = config.epochs * config.steps_per_epoch, warmup_steps(config)
     if step < warmup:
         return config.learning_rate * (step + 1) / warmup
     share = (step - warmup) / max(1, total - warmup)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import queue
 import threading
 import time
@@ -17,10 +16,12 @@ from torch import Tensor
 from data_cache.reader import CacheStore
 from data_cache.schema import CaseMeta
 from liverseg.training.config import DataConfig, Resident
+from pipeline.memory import free_bytes
 
 T = TypeVar("T")
 
 Place = Literal["device", "memory", "stream"]
+UNKNOWN_FREE_BYTES = 4 << 30  # what is taken for free where the system does not tell
 LEAVE_FREE = 0.5  # of a device's free memory; the network needs the rest
 EDGE_JITTER = 0.05  # of the liver's size: boxes between the liver and the scan sometimes cut it a little
 
@@ -215,9 +216,8 @@ def choose_place(resident: Resident, size_bytes: int, device: torch.device) -> P
 def _free_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    if hasattr(os, "sysconf") and "SC_AVPHYS_PAGES" in os.sysconf_names:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return 4 << 30
+    known = free_bytes()  # a container may have less than the machine
+    return UNKNOWN_FREE_BYTES if known is None else known
 
 
 class Prefetch:

@@ -8,16 +8,24 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from data_cache.errors import ConfigError, RunError
+from data_cache.errors import ConfigError, DivergedError, RunError
 from data_cache.reader import CacheStore
-from liverseg.device import matmul_peak, reuse_freed_memory, trains_in_bf16
+from data_cache.text import pluralise
+from liverseg.device import (
+    DTYPE_NAMES,
+    autocast,
+    compiles,
+    matmul_peak,
+    reuse_freed_memory,
+    training_dtype,
+)
 from liverseg.model.inputs import add_background, foreground_fractions, network_input
 from liverseg.model.logit_normal import negative_log_likelihood
 from liverseg.model.losses import LossConfig
@@ -29,7 +37,14 @@ from liverseg.training.checkpoint import LAST, changes, check_same_spec, load_ch
 from liverseg.training.config import TrainConfig, save_config
 from liverseg.training.process_group import ProcessGroup, process_group, synchronise_norms, wrap
 from liverseg.training.provenance import record_start
-from liverseg.training.run_files import HISTORY, draw_example, keep, tensorboard_writer, write_tensorboard
+from liverseg.training.run_files import (
+    HISTORY,
+    RunWriter,
+    example_of,
+    tensorboard_writer,
+    write_history,
+    write_tensorboard,
+)
 from liverseg.training.split import SPLIT, Split, load_split, make_split, save_split
 from liverseg.training.state import (
     Row,
@@ -41,6 +56,7 @@ from liverseg.training.state import (
     out_of_patience,
     selection_score,
     update_average,
+    warmup_steps,
 )
 from liverseg.training.stream import Batch, Prefetch, SampleSpec, Volumes, epoch_draws
 from liverseg.training.validate import NOT_VALIDATED, Validation
@@ -69,7 +85,8 @@ def train(
         watcher: Told about progress.
 
     Raises:
-        RunError: ``run`` holds a run already, its checkpoint does not fit, or the loss is not finite.
+        RunError: ``run`` holds a run already, or its checkpoint does not fit.
+        DivergedError: The loss is not finite.
         ConfigError: The device or a named case does not exist, or the norm cannot be shared by the devices.
     """
     with process_group(config.device) as group:
@@ -87,42 +104,73 @@ def _train(
     resume: bool,
     watcher: Callbacks,
 ) -> TrainState:
-    split = _choose_split(store, run, config, resume=resume)
+    # The main process decides: the others may be on machines that do not see its folder.
+    split, content = group.from_main(lambda: _beginning(store, run, config, resume=resume))
     state = new_state(config, group.device, class_shares=class_shares([store.meta(i) for i in split.train]))
-    if resume and (run / LAST).exists():
-        _continue(state, run / LAST, store, config, watcher)
+    if content is not None:
+        restore(state, content, config, path=run / LAST)
+        differences = "; ".join(changes(content, config, path=run / LAST))
+        if differences:
+            watcher.started(f"{run / LAST}: changed since it was written: {differences}")
     elif resume:
         watcher.started(f"{run}: no checkpoint yet, starting from the beginning")
+    trainer = Trainer(store, split, config, group, state)
     # Only now: a resume that is refused must leave the run as it was.
     if group.is_main_process:
-        run.mkdir(parents=True, exist_ok=True)
-        save_config(config, run / CONFIG)
-        save_split(split, run)
-        record_start(run, store, group)
-    trainer = Trainer(store, split, config, group, state)
+        _prepare_folder(run, store, config, split, state, group)
+    if warmup_steps(config.optim) < config.optim.warmup_steps:
+        watcher.started(
+            f"optim.warmup_steps: {config.optim.warmup_steps} is more than half of the run: "
+            f"warming up for {pluralise(warmup_steps(config.optim), 'step')}"
+        )
     watcher.started(trainer.description())
-    board = tensorboard_writer(run, epoch=state.epoch) if group.is_main_process else None
-    while state.epoch < config.optim.epochs and not out_of_patience(state.history, config.optim.patience):
-        is_best = trainer.run_epoch(watcher)
-        if group.is_main_process:
-            keep(run, state, store, config, is_best=is_best)
-            if _is_due(state.epoch, config.watch.pictures_every):
-                draw_example(run, state, trainer.validation, store)
-            if board is not None:
-                write_tensorboard(board, state.history[-1])
-        watcher.finished_epoch(state.history[-1])
+    if group.is_main_process:
+        _run_and_keep(trainer, run, store, watcher)
+    else:
+        while not _is_done(state, config):
+            trainer.run_epoch(watcher)
     return state
 
 
-def _continue(
-    state: TrainState, path: Path, store: CacheStore, config: TrainConfig, watcher: Callbacks
+def _is_done(state: TrainState, config: TrainConfig) -> bool:
+    return state.epoch >= config.optim.epochs or out_of_patience(state.history, config.optim.patience)
+
+
+def _run_and_keep(trainer: Trainer, run: Path, store: CacheStore, watcher: Callbacks) -> None:
+    state, config = trainer.state, trainer.config
+    board = tensorboard_writer(run, epoch=state.epoch)
+    with RunWriter(run, config, store.schema.spec) as files:
+        while not _is_done(state, config):
+            is_best = trainer.run_epoch(watcher)
+            files.keep(state, is_best=is_best, is_last=_is_done(state, config))
+            if _is_due(state.epoch, config.watch.pictures_every):
+                files.draw_example(example_of(run, state, trainer.validation, store))
+            if board is not None:
+                write_tensorboard(board, state.history[-1])
+            watcher.finished_epoch(state.history[-1])
+
+
+def _beginning(
+    store: CacheStore, run: Path, config: TrainConfig, *, resume: bool
+) -> tuple[Split, dict[str, Any] | None]:
+    """The cases of a run, and the checkpoint that it continues from, if any."""
+    split = _choose_split(store, run, config, resume=resume)
+    if not (resume and (run / LAST).exists()):
+        return split, None
+    content = load_checkpoint(run / LAST)
+    check_same_spec(content, store.schema.spec, path=run / LAST)
+    return split, content
+
+
+def _prepare_folder(
+    run: Path, store: CacheStore, config: TrainConfig, split: Split, state: TrainState, group: ProcessGroup
 ) -> None:
-    content = load_checkpoint(path)
-    check_same_spec(content, store.schema.spec, path=path)
-    restore(state, content, config, path=path)
-    differences = "; ".join(changes(content, config, path=path))
-    if differences:
-        watcher.started(f"{path}: not as it was: {differences}")
+    run.mkdir(parents=True, exist_ok=True)
+    save_config(config, run / CONFIG)
+    save_split(split, run)
+    record_start(run, store, group)
+    if state.history:  # killed after the checkpoint, a run may lack what follows from it
+        write_history(run, state.history)
 
 
 def _choose_split(store: CacheStore, run: Path, config: TrainConfig, *, resume: bool) -> Split:
@@ -163,26 +211,27 @@ class Trainer:
         self.volumes = Volumes(store, split.train, resident=config.data.resident, device=group.device)
         self.validation = Validation(store, split.val, config, group)
         self.shape_zyx = shape_zyx = store.schema.spec.shape_zyx
-        self.autocast = trains_in_bf16(
+        self.dtype = training_dtype(
             config.precision, group.device, slices=shape_zyx[0], poolings=config.model.depth
         )
         self.sample_flops = PASSES * forward_flops(config.model, shape_zyx)
-        self.peak_flops = matmul_peak(group.device, torch.bfloat16 if self.autocast else torch.float32)
-        synchronise_norms(state.network, group)
+        self.peak_flops = matmul_peak(group.device, self.dtype or torch.float32)
+        compiled = compiles(config.compile, group.device, devices=group.size) and not config.recompute
+        synchronise_norms(state.network, group, compiled=compiled)
         self.module = wrap(state.network, group)
-        self.network = cast("Network", torch.compile(self.module) if config.compile else self.module)
+        self.network = cast("Network", torch.compile(self.module) if compiled else self.module)
         # With several devices a batch is that of all of them together.
         across = group.size > 1 and config.loss.sums == "batch"
         self.loss = replace(config.loss, sums="devices") if across else config.loss
 
     @property
     def samples_per_epoch(self) -> int:
-        """Of all devices."""
+        """Samples of all devices in an epoch."""
         return self.config.optim.steps_per_epoch * self.config.optim.accumulate * self.samples_at_once
 
     @property
     def samples_at_once(self) -> int:
-        """One batch of all devices."""
+        """Samples of all devices in a batch."""
         return self.config.optim.batch_size * self.group.size
 
     def description(self) -> str:
@@ -192,7 +241,7 @@ class Trainer:
         return (
             f"{len(self.split.train)} training and {len(self.split.val)} validation cases, "
             f"{self.volumes.size_bytes / 2**20:.0f} MiB kept in the {self.volumes.place}; "
-            f"{parameters:,} parameters on {devices}{self.group.device} in {'bf16' if self.autocast else 'fp32'}, "
+            f"{parameters:,} parameters on {devices}{self.group.device} in {DTYPE_NAMES[self.dtype or torch.float32]}, "
             f"matmul peak {self.peak_flops / 1e12:.2f} TFLOP/s"
         )
 
@@ -270,7 +319,7 @@ class Trainer:
         if bad is None:
             return
         case_ids = dict.fromkeys(d.case_id for d in plan[bad])
-        raise RunError(
+        raise DivergedError(
             f"the loss is {values[bad]} in epoch {self.state.epoch + 1}, step {bad + 1}, on cases "
             f"{', '.join(case_ids)}: look at them, or lower optim.learning_rate"
         )
@@ -297,12 +346,24 @@ class Trainer:
         for i, part in enumerate(parts):
             with self._meeting(last=i == len(parts) - 1):
                 values.append(self._gradient(next(batches), params.part(part)))
-        for weights in state.network.parts():
-            torch.nn.utils.clip_grad_norm_(weights, optim.clip_norm)
-        state.optimizer.step()
-        state.step += 1
-        update_average(state.average, state.network, decay=optim.ema_decay, step=state.step)
+        if self._update():
+            state.step += 1
+            update_average(state.average, state.network, decay=optim.ema_decay, step=state.step)
         return torch.stack(values).mean()
+
+    def _update(self) -> bool:
+        """Clip the gradients and step; False where a float16 gradient overflowed, and the step was skipped.
+
+        Elsewhere the scaler passes everything through, and the host does not wait for the device.
+        """
+        scaler, optimizer = self.state.scaler, self.state.optimizer
+        scaler.unscale_(optimizer)
+        for weights in self.state.network.parts():
+            torch.nn.utils.clip_grad_norm_(weights, self.config.optim.clip_norm)
+        scale = scaler.get_scale()
+        scaler.step(optimizer)
+        scaler.update()
+        return scaler.get_scale() >= scale  # it is halved after an overflow
 
     def _meeting(self, *, last: bool) -> contextlib.AbstractContextManager[None]:
         """Devices add up their gradients in the last of a step's backward passes only."""
@@ -329,10 +390,10 @@ class Trainer:
             context=self._context(batch),
         )
         fractions = add_background(foreground)
-        with torch.autocast(self.group.device.type, torch.bfloat16, enabled=self.autocast):
+        with autocast(self.group.device, self.dtype):
             outputs = self.network(image.contiguous(memory_format=torch.channels_last_3d))
         value = outputs_loss(outputs, fractions, self.loss, stochastic=self.config.model.stochastic)
-        (value / self.config.optim.accumulate).backward()  # type: ignore[no-untyped-call]
+        self.state.scaler.scale(value / self.config.optim.accumulate).backward()  # type: ignore[no-untyped-call]
         return value.detach()
 
 

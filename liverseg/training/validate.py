@@ -15,7 +15,7 @@ from torch import Tensor
 from data_cache.errors import CacheError
 from data_cache.reader import CacheStore
 from data_cache.schema import CaseMeta
-from liverseg.device import computes_in_bf16
+from liverseg.device import autocast, autocast_dtype
 from liverseg.model.inputs import class_fractions, decide, network_input
 from liverseg.model.losses import loss as loss_of
 from liverseg.model.network import UNet
@@ -47,11 +47,11 @@ NOT_VALIDATED: Row = dict.fromkeys(("val_loss", "val_dice_liver", "val_dice_tumo
 
 
 class Validation:
-    """The held-back cases of a run; each process of a team scores its share of them.
+    """The held-back cases of a run; each process of a group scores its share of them.
 
     Attributes:
         example: The case to look at: the first of this process's share with a tumour, or else the very first, which
-            is in the leader's share.
+            is in the main process's share.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class Validation:
         self._own = group.share(case_ids)
         self.example = next((i for i in self._own if self._metas[i].volume_ml(2)), case_ids[0])
         self._volumes = Volumes(store, self._own, resident=config.data.resident, device=group.device)
-        self._autocast = computes_in_bf16(config.precision, group.device)
+        self._dtype = autocast_dtype(config.precision, group.device)
 
     def score(self, network: UNet, *, native: bool) -> Row:
         """Mean loss, and mean Dice of each class over the cases that have it; None where none has.
@@ -98,7 +98,7 @@ class Validation:
         view = "liver" if "liver" in self._metas[case_id].boxes else "scan"
         batch = self._volumes.fetch([SampleSpec(case_id=case_id, view=view, part_zyx=WHOLE)])
         image = network_input(batch.image_bczyx, self._config.input)
-        with torch.autocast(self._group.device.type, torch.bfloat16, enabled=self._autocast):
+        with autocast(self._group.device, self._dtype):
             logits = network(image.contiguous(memory_format=torch.channels_last_3d))
         fractions = class_fractions(batch.fractions_bczyx)
         return ValidationOutput(
