@@ -1,6 +1,6 @@
-"""The faults of a raw data set, all at once, before anything is built.
+"""All faults of a raw data set at once, before anything is built.
 
-A *fault* stops ``preprocess`` or would let it cache something wrong; a *warning* is worth a look.
+A *fault* would stop ``preprocess`` or make it cache something wrong; a *warning* is worth a look.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ CONVERT = "convert it again from DICOM, such as with dcm2niix"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScanCheck:
-    """What was found in one scan's files.
+    """Findings in the files of one scan.
 
     Attributes:
-        voxels_sha256: Of the image's shape, data type and stored voxels; None where it could not be read.
+        voxels_sha256: Hash of the image's shape, data type and stored voxels; None if it could not be read.
     """
 
     scan: Scan
@@ -60,15 +60,15 @@ class ImageFacts:
 
 
 def check_data_set(root: Path, *, jobs: int, report: Callable[[ScanCheck, int], None]) -> list[Finding]:
-    """Read every file of a data set once, to its checksum, and list what is wrong.
+    """Read every file of a data set once, up to its checksum, and list what is wrong.
 
     Args:
-        root: Folder of dataset.json. Where that is broken, the folder's own files are checked all the same.
-        jobs: Worker processes; each needs a few blocks of slices of memory, whatever the volume.
-        report: Called with each scan's result as it comes, and the number of scans.
+        root: Folder of dataset.json. If that is broken, the files in the folder are still checked.
+        jobs: Worker processes; each needs memory for a few blocks of slices, however large the volume.
+        report: Called with each scan's result when it is done, and the number of scans.
 
     Returns:
-        Findings, those of the data set first, then by case in natural order, faults before warnings.
+        Findings: first those of the data set, then by case in natural order, faults before warnings.
 
     Raises:
         DataSetError: There is no such folder, or nothing in it to check.
@@ -102,7 +102,7 @@ def check_scan(scan: Scan, *, root: Path) -> ScanCheck:
 def _attempt(
     scan: Scan, root: Path, path: Path, read: Callable[[Path, bool], Any], faults: list[Finding]
 ) -> Any:
-    """What ``read`` gives, or None and a fault."""
+    """The result of ``read``, or None and a fault."""
     if not os.path.exists(path):
         faults.append(_fault(scan, f"{_short(path, root)} is missing{_relative(nearby(path), root)}", AGAIN))
         return None
@@ -206,13 +206,13 @@ def _label_findings(scan: Scan, root: Path, label: _LabelFacts, image: ImageFact
     if label.wrong_values:
         listed = ", ".join(f"{v:g}" for v in label.wrong_values[:8])
         what = f"{_short(label.header.path, root)} holds the values {listed}"
-        found.append(_fault(scan, what, "a label has 0, 1 (liver) and 2 (tumour): map the others"))
+        found.append(_fault(scan, what, "expected 0, 1 (liver) and 2 (tumour): map the other values"))
     elif not label.n_foreground:
         what = f"{_short(label.header.path, root)} has no liver and no tumour"
         found.append(_finding("warning", scan.name, what, "label it, or leave the case out"))
     elif label.n_foreground == label.n_tumour:
         what = f"{_short(label.header.path, root)} has tumour (2) but no liver (1)"
-        found.append(_finding("warning", scan.name, what, "see whether the labels are swapped"))
+        found.append(_finding("warning", scan.name, what, "check whether the labels are swapped"))
     if image is not None:
         found += _grid_faults(scan, root, label.header, image.header)
         own = [note for note in label.header.notes if note not in image.header.notes]
@@ -235,9 +235,9 @@ def _grid_faults(scan: Scan, root: Path, label: VolumeHeader, image: VolumeHeade
 
 
 def find_duplicates(checks: Sequence[ScanCheck]) -> list[Finding]:
-    """Images with the same voxels, however they are compressed: a split would put one on both sides.
+    """Images with the same voxels, however they are compressed: a split could put one on each side.
 
-    Between two labelled cases a fault; where an unlabelled one is involved a warning.
+    A fault between two labelled cases; a warning if one of them is unlabelled.
     """
     alike: dict[str, list[Scan]] = defaultdict(list)
     for check in checks:
@@ -248,7 +248,7 @@ def find_duplicates(checks: Sequence[ScanCheck]) -> list[Finding]:
             case=copy.name,
             severity="warning" if original.label is None or copy.label is None else "fault",
             what=f"has the same voxels as {original.name}",
-            remedy="leave one of them out: it would be trained on and scored at once",
+            remedy="remove one of them: a split could train on one and score the other",
         )
         for original, *copies in alike.values()
         for copy in copies

@@ -15,8 +15,8 @@ from data_cache.schema import DataSetInfo
 from pipeline.dialects import FILE, Pair, read_listing, swapped_labels
 from pipeline.names import CHANNEL, volume_stem
 
-NO_CASE_ID = "does not name a case (letters, digits, . _ - and .nii or .nii.gz)"
-RENAME = "rename it, in dataset.json too, or take it out"
+NO_CASE_ID = "is not a case name: expected letters, digits, . _ - and .nii or .nii.gz"
+RENAME = "rename it, also in dataset.json, or remove it"
 SYNTHETIC_WORDS = ("phantom", "synthetic")
 _CASE_ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
 

@@ -17,10 +17,10 @@ Progress = Callable[[Stage, int, "int | None"], None]  # bytes done and in all, 
 
 
 def unpack(archive: Path, raw: Path, *, progress: Progress = lambda *_: None) -> None:
-    """Unpack a tar file of one Decathlon task so that ``raw`` is the folder of its dataset.json.
+    """Unpack the tar file of one Decathlon task so that ``raw`` is the folder of its dataset.json.
 
-    Only files and folders are taken, only below ``raw``, and macOS's ``._`` litter is left out. ``raw`` appears
-    when everything is there.
+    Only files and folders below ``raw`` are unpacked, without the ``._`` litter of macOS. ``raw`` appears once it is
+    complete.
 
     Raises:
         DataSetError: The archive is damaged, holds links, devices or paths that leave the folder, or no
@@ -81,7 +81,7 @@ def _task_folder(archive: Path, folder: Path) -> Path:
     for candidate in (folder, *sorted(path for path in folder.iterdir() if path.is_dir())):
         if (candidate / "dataset.json").exists():
             return candidate
-    raise DataSetError(f"{archive}: holds no dataset.json: it is no archive of a Decathlon task")
+    raise DataSetError(f"{archive}: no dataset.json inside: not the archive of a Decathlon task")
 
 
 def check_space(folder: Path, size: int | None, *, have: int) -> None:

@@ -144,8 +144,8 @@ def test_a_name_that_is_no_case_id_does_not_stop_the_others(
     (raw / "dataset.json").write_text(listing.replace("liver_0.nii.gz", name))
     result = run("preprocess", raw, tmp_path / "cache.zarr", "--jobs", "1")
     line = error_line(result)
-    assert line.startswith(f"error: {raw / 'imagesTr' / name}: does not name a case")
-    assert line.endswith("rename it, in dataset.json too, or take it out")
+    assert line.startswith(f"error: {raw / 'imagesTr' / name}: is not a case name: expected letters")
+    assert line.endswith("rename it, also in dataset.json, or remove it")
     assert "1 case built, 0 were up to date, 1 failed" in result.output
     assert sorted(p.name for p in (tmp_path / "cache.zarr").iterdir()) == ["liver_1", "zarr.json"]
     checked = run("check", raw, "--jobs", "1")

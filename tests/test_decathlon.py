@@ -105,7 +105,7 @@ def test_a_name_that_is_no_case_id_costs_its_own_case_alone(tmp_path: Path) -> N
     assert [case.image.name for case in data_set.misnamed] == list(odd)
     assert data_set.unlisted == ()
     with pytest.raises(
-        DataSetError, match=r"liver 4.nii.gz does not name a case .*: rename it, in dataset.json"
+        DataSetError, match=r"liver 4.nii.gz is not a case name: .*: rename it, also in dataset.json"
     ):
         read_data_set(listing(tmp_path, {"training": [entry(name) for name in odd]}))
 

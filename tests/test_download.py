@@ -446,4 +446,4 @@ def test_command(server: Server, raw: Path) -> None:
     result = run("--md5", md5(TAR), "--keep-archive")
     assert (result.exit_code, "1 labelled case and 1 unlabelled case\n" in result.output) == (0, True)
     assert (raw.parent / "Task03_Liver.tar").exists()
-    assert "complete already" in run().output
+    assert "already complete" in run().output

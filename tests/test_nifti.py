@@ -370,7 +370,7 @@ LIES: dict[str, tuple[Edit, str]] = {
         slope_of_two,
         "slope 2 and the intercept nan: expected finite numbers",
     ),
-    "half of a pair": (setting("magic", b"ni1"), "half of an .hdr/.img pair|magic"),
+    "half of a pair": (setting("magic", b"ni1"), "one half of an .hdr/.img pair|magic"),
     "no magic": (setting("magic", b"abc"), "."),
 }
 LIES_OF_1 = LIES | {
@@ -440,7 +440,7 @@ def test_an_sform_that_is_no_affine_falls_back_to_the_next(
         (b"\x5c", "is not a NIfTI file"),
         (b"\x1f\x8b", "damaged gzip"),
         (gzip.compress(b""), "is not a NIfTI file"),
-        (gzip.compress(b"DICM" * 100), "is a DICOM file"),
+        (gzip.compress(b"DICM" * 100), "is a DICOM file: name the folder of its series"),
         (b"hello world, this is no volume" * 30, "is not a NIfTI file"),
         ((348).to_bytes(4, "little"), "ends inside its header"),
         ((348).to_bytes(4, "little") + bytes(344), "."),

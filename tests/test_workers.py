@@ -219,9 +219,9 @@ def test_the_cases_in_flight_are_named_in_a_line_now_and_then(
     monkeypatch.setattr(liverseg.cli.caching, "HEARTBEAT_S", 0.0)
     result = CliRunner().invoke(main, ["preprocess", str(raw), str(tmp_path / "c"), "--jobs", "1"])
     assert result.exit_code == 0
-    lines = [line for line in result.output.splitlines() if " cases; at work: " in line]
-    assert re.fullmatch(r"0 of 4 cases; at work: liver_0 \d+ s", lines[0])
-    assert any("at work: liver_3" in line for line in lines)
+    lines = [line for line in result.output.splitlines() if " cases; running: " in line]
+    assert re.fullmatch(r"0 of 4 cases; running: liver_0 \d+ s", lines[0])
+    assert any("running: liver_3" in line for line in lines)
 
 
 # --- Ctrl-C

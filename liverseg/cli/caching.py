@@ -12,6 +12,7 @@ import click
 
 from data_cache.text import pluralise
 from liverseg.cli.common import FOLDER, Shard
+from liverseg.cli.failures import in_words
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -34,7 +35,7 @@ HEARTBEAT_S = 30.0
     "--jobs",
     default=None,
     type=click.IntRange(min=1),
-    help="Processes; default: physical cores. Fewer where their memory would not suffice.",
+    help="Number of processes. Default: the physical cores, or as many as fit into memory.",
 )
 @click.option(
     "--crop",
@@ -49,15 +50,23 @@ HEARTBEAT_S = 30.0
     default=None,
     type=click.FloatRange(min=0, min_open=True),
     metavar="SECONDS",
-    help=f"Stop a case that takes longer.  [default: {TIMEOUT_S:.0f}]",
+    help=f"Stop a case that takes longer than this.  [default: {TIMEOUT_S:.0f}]",
 )
-@click.option("--verify-sources", is_flag=True, help="Compare the sha256 of files, not only size and time.")
+@click.option("--verify-sources", is_flag=True, help="Compare the SHA-256 of files, not only size and time.")
 @click.option(
-    "--force", is_flag=True, help="Build scans that are no CT in HU, or of an impossible grid, too."
+    "--shard",
+    type=Shard(),
+    help="Build only the i-th of n parts of the cases, such as 1/4: one part per machine.",
 )
-@click.option("--shard", type=Shard(), help="Only the i-th of n parts of the cases, as 1/4: one a machine.")
+@click.option(
+    "--force",
+    is_flag=True,
+    help="Also build scans that are not CT in HU or have an impossible grid.",
+)
 @click.option("--backend", default="local", show_default=True, type=click.Choice(["local", "dask"]))
-@click.option("--scheduler", metavar="ADDRESS", help="Of the dask cluster, such as tcp://10.0.0.1:8786.")
+@click.option(
+    "--scheduler", metavar="ADDRESS", help="Address of the dask scheduler, such as tcp://10.0.0.1:8786."
+)
 def preprocess(
     raw: Path,
     cache: Path,
@@ -70,12 +79,12 @@ def preprocess(
     backend: str,
     scheduler: str | None,
 ) -> None:
-    """Crop and resample every raw volume of RAW once, into the Zarr store CACHE.
+    """Crop and resample every case of RAW once, into the Zarr store CACHE.
 
-    Cases that CACHE holds already are skipped, so that an interrupted run goes on where it stopped. A case
-    that fails is reported, does not stop the others, and makes the exit code 1; so does one whose worker is
-    killed twice or takes too long. Several machines may fill one CACHE at once, each with its --shard. With
-    --backend dask, RAW and CACHE must have the same path on every machine of the cluster.
+    Cases that are already in CACHE are skipped: run the same command again to resume. A case that fails is
+    reported, does not stop the others, and makes the exit code 1; so does a case whose worker is killed twice or
+    takes too long. Several machines can fill one CACHE at the same time, each with its own --shard. With --backend
+    dask, RAW and CACHE must have the same path on every machine of the cluster.
 
     \b
     Example: liverseg preprocess data/Task03_Liver data/liver.zarr --jobs 8
@@ -93,7 +102,7 @@ def preprocess(
     for note in data_set.notes:
         warn(f"{raw}: {note}")
     for path in data_set.unlisted:
-        warn(f"{path}: not in dataset.json, left out")
+        warn(f"{path}: ignored: not in dataset.json")
     for case in data_set.misnamed:
         complain(f"{case.image}: {NO_CASE_ID}: {RENAME}")
     if shard is not None:
@@ -132,9 +141,11 @@ def preprocess(
 
 def _check_backend(backend: str, scheduler: str | None, *, jobs: int | None, timeout_s: float | None) -> None:
     if (backend == "dask") != (scheduler is not None):
-        raise click.UsageError("--backend dask and --scheduler ADDRESS go together")
+        raise click.UsageError("--backend dask and --scheduler ADDRESS must be used together")
     if backend == "dask" and (jobs is not None or timeout_s is not None):
-        raise click.UsageError("--jobs and --timeout are of local workers: the cluster has its own")
+        raise click.UsageError(
+            "--jobs and --timeout apply to local workers only: leave them out with --backend dask"
+        )
 
 
 def _report_case(result: CaseResult) -> None:
@@ -149,7 +160,7 @@ def _report_case(result: CaseResult) -> None:
 
 
 def _heartbeat(bar: Progress, task: TaskID) -> Callable[[Sequence[RunningTask]], None]:
-    """The cases in flight beside the bar; where the output is no terminal, in a line now and then."""
+    """Show the running cases next to the bar, or in a line now and then where the output is not a terminal."""
     from liverseg.console import console, say
 
     spoken = time.monotonic()
@@ -161,7 +172,7 @@ def _heartbeat(bar: Progress, task: TaskID) -> Callable[[Sequence[RunningTask]],
         if not console.is_terminal and time.monotonic() - spoken >= HEARTBEAT_S:
             spoken = time.monotonic()
             progress = bar.tasks[task]
-            say(f"{progress.completed:.0f} of {pluralise(int(progress.total or 0), 'case')}; at work: {note}")
+            say(f"{progress.completed:.0f} of {pluralise(int(progress.total or 0), 'case')}; running: {note}")
 
     return watch
 
@@ -171,12 +182,16 @@ def _heartbeat(bar: Progress, task: TaskID) -> Callable[[Sequence[RunningTask]],
 
 @click.command()
 @click.argument("cache", type=FOLDER)
-@click.option("--raw", type=FOLDER, help="Compare its files' sha256 too, and expect its cases in CACHE.")
+@click.option(
+    "--raw",
+    type=FOLDER,
+    help="Also compare the SHA-256 of this data set's files, and expect its cases in CACHE.",
+)
 def verify(cache: Path, raw: Path | None) -> None:
-    """Read every byte of the store CACHE against its checksums and list what is bad.
+    """Check every byte of the store CACHE against its checksums and list what is damaged.
 
-    Chunks have a CRC, metadata a seal. A bad case is marked, in its folder, and stays readable where it can
-    be read; preprocess then builds the marked cases again, and only these. The exit code is 1 if any is bad.
+    Voxels have a CRC, metadata a checksum. A damaged case is marked in its folder and stays readable as far as it
+    can be read; preprocess then rebuilds the marked cases only. The exit code is 1 if anything is damaged.
 
     \b
     Example: liverseg verify data/liver.zarr --raw data/Task03_Liver
@@ -198,19 +213,19 @@ def verify(cache: Path, raw: Path | None) -> None:
     rows = [("its zarr.json", what) for what in root_faults]
     rows += [(case_id, what) for case_id, faults in bad.items() for what in faults]
     if rows:
-        console.print(table(f"{cache}: what is bad", ("case", "what"), rows))
+        console.print(table(f"{cache}: damage", ("case", "what"), rows))
     say(
         f"{cache}: {pluralise(len(verdicts), 'case')} verified, {len(bad)} bad{' and the store itself' * bool(root_faults)}"
     )
     if rows:
-        say(f"liverseg preprocess {'RAW' if raw is None else raw} {cache} builds what is bad again")
+        say(f"liverseg preprocess {'RAW' if raw is None else raw} {cache} rebuilds what is damaged")
         sys.exit(1)
 
 
 def _verify_cases(
     cache: Path, schema: CacheSchema, *, raw: Path | None, expected: Sequence[str]
 ) -> dict[str, tuple[str, ...]]:
-    """The faults of each case; those of a case that is there are noted in its folder."""
+    """The faults of each case; those of an existing case are also recorded in its folder."""
     from data_cache.inspection import cases_to_verify, verify_case
     from data_cache.reader import mark_for_rebuild
     from liverseg.console import progress_bar
@@ -220,7 +235,10 @@ def _verify_cases(
         task = bar.add_task("verify", total=len(case_ids), note="")
         for case_id in case_ids:
             bar.update(task, note=case_id)
-            faults = verify_case(cache, case_id, schema=schema, raw=raw)
+            try:
+                faults = verify_case(cache, case_id, schema=schema, raw=raw)
+            except Exception as failure:  # of whatever kind: the other cases are still to be verified
+                faults = (in_words(failure, "verify"),)
             if faults and (cache / case_id).exists():
                 mark_for_rebuild(cache, case_id, faults)
             verdicts[case_id] = faults

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from data_cache.errors import DataSetError
-from data_cache.text import pluralise
+from data_cache.text import pluralise, visible
 from liverseg.cli.common import FILE, FOLDER
 
 if TYPE_CHECKING:
@@ -25,7 +25,10 @@ if TYPE_CHECKING:
     from pipeline.workers import Failure
 
 JOBS = click.option(
-    "--jobs", default=None, type=click.IntRange(min=1), help="Processes; default: physical cores."
+    "--jobs",
+    default=None,
+    type=click.IntRange(min=1),
+    help="Number of processes. Default: the physical cores.",
 )
 
 
@@ -34,14 +37,14 @@ JOBS = click.option(
 
 @click.command()
 @click.argument("raw", type=FOLDER)
-@click.option("--url", help="Of the tar file. Default: the Decathlon's public bucket that MONAI uses.")
-@click.option("--md5", help="Of that file. Default: the one of Task03_Liver.tar.")
-@click.option("--keep-archive", is_flag=True, help="Keep the tar file beside RAW.")
+@click.option("--url", help="URL of the tar file. Default: the public Decathlon bucket that MONAI uses.")
+@click.option("--md5", help="MD5 checksum of that file. Default: that of Task03_Liver.tar.")
+@click.option("--keep-archive", is_flag=True, help="Keep the tar file next to RAW.")
 def download(raw: Path, url: str | None, md5: str | None, keep_archive: bool) -> None:
-    """Fetch the liver data of the Medical Segmentation Decathlon (27 GB) and unpack it to RAW.
+    """Download the liver data of the Medical Segmentation Decathlon (27 GB) and unpack it to RAW.
 
-    Needs twice that room until the archive is deleted. Interrupted, the same command goes on where it
-    stopped. The archive's checksum is compared, and nothing in it can leave RAW.
+    Twice that disk space is needed until the archive is deleted. If the download is interrupted, run the same command
+    again to resume. The archive's checksum is verified, and nothing in it can be written outside RAW.
 
     \b
     Example: liverseg download data/Task03_Liver
@@ -70,12 +73,12 @@ def download(raw: Path, url: str | None, md5: str | None, keep_archive: bool) ->
         pluralise(len(cases), f"{kind} case")
         for kind, cases in (("labelled", data_set.cases), ("unlabelled", data_set.tests))
     )
-    was_there = "" if tasks else ", complete already"
+    was_there = "" if tasks else ", already complete"
     say(f"{raw}: {labelled} and {unlabelled}{was_there}")
 
 
 def _transfer_bar() -> RichProgress:
-    """Bytes, rate and remaining time; invisible where the output is no terminal."""
+    """A bar with bytes, rate and remaining time; invisible where the output is not a terminal."""
     from rich.progress import (
         BarColumn,
         DownloadColumn,
@@ -106,10 +109,10 @@ def _transfer_bar() -> RichProgress:
 @click.argument("raw", type=FOLDER)
 @JOBS
 def check(raw: Path, jobs: int | None) -> None:
-    """Read every file of the data set RAW once and list all that is wrong with it.
+    """Read every file of the data set RAW once and list everything that is wrong with it.
 
-    A fault stops preprocess or would let it cache something wrong: then the exit code is 1. A warning is
-    worth a look.
+    A fault would stop preprocess or make it cache something wrong; the exit code is then 1. A warning is worth a
+    look.
 
     \b
     Example: liverseg check data/Task03_Liver --jobs 8
@@ -124,14 +127,16 @@ def check(raw: Path, jobs: int | None) -> None:
 
         def report(result: ScanCheck, total: int) -> None:
             checked.append(result)
-            bar.update(task, advance=1, total=total, note=result.scan.name)
+            bar.update(task, advance=1, total=total, note=visible(result.scan.name))
 
         findings = check_data_set(raw, jobs=jobs or physical_cores(), report=report)
     if findings:
         console.print(_findings_table(raw, findings))
     faults = sum(finding.severity == "fault" for finding in findings)
+    warnings = len(findings) - faults
     say(
-        f"{raw}: {pluralise(len(checked), 'scan')} read, {pluralise(faults, 'fault')}, {pluralise(len(findings) - faults, 'warning')}"
+        f"{raw}: {pluralise(len(checked), 'scan')} read, {pluralise(faults, 'fault')}, "
+        f"{pluralise(warnings, 'warning')}"
     )
     if has_faults(findings):
         sys.exit(1)
@@ -142,12 +147,13 @@ def _findings_table(raw: Path, findings: list[Finding]) -> Any:
     from rich.table import Table
 
     styles = {"fault": "bold red", "warning": "yellow"}
-    result = Table(title=escape(str(raw)), title_justify="left", show_lines=True)
+    result = Table(title=escape(visible(str(raw))), title_justify="left", show_lines=True)
     for header in ("case", "severity", "what", "what to do"):
         result.add_column(header, overflow="fold")
     for finding in findings:
         severity = f"[{styles[finding.severity]}]{finding.severity}[/]"
-        result.add_row(escape(finding.case), severity, escape(finding.what), escape(finding.remedy))
+        case, what, remedy = (escape(visible(t)) for t in (finding.case, finding.what, finding.remedy))
+        result.add_row(case, severity, what, remedy)
     return result
 
 
@@ -157,13 +163,14 @@ def _findings_table(raw: Path, findings: list[Finding]) -> Any:
 @click.command()
 @click.argument("raw", type=FOLDER)
 @click.argument("cache", type=FOLDER)
-@click.option("--json", "json_path", type=FILE, help="Write the numbers.")
+@click.option("--json", "json_path", type=FILE, help="Write the numbers to a JSON file.")
 @JOBS
 def fidelity(raw: Path, cache: Path, json_path: Path | None, jobs: int | None) -> None:
-    """Show the best Dice that the grid of CACHE allows: RAW's labels through the cache and back.
+    """Show the best Dice that the grid of CACHE allows: RAW's labels, cached and restored.
 
-    Liver is label 1 or 2. Beside the cached fractions: ids sampled at the nearest voxel, the usual way. A
-    second table has the lesions by size, each compared with what comes back of it. A case that fails is reported, does not stop the others, and makes the exit code 1.
+    Liver means label 1 or 2. The usual way, label ids sampled at the nearest voxel, is shown next to the cached
+    fractions; a second table compares the lesions by size with what is restored of each. A case that fails is
+    reported, does not stop the others, and makes the exit code 1.
 
     \b
     Example: liverseg fidelity data/Task03_Liver data/liver.zarr --json fidelity.json
@@ -176,7 +183,7 @@ def fidelity(raw: Path, cache: Path, json_path: Path | None, jobs: int | None) -
     from pipeline.workers import Failure
 
     if not raw.is_dir():
-        raise DataSetError(f"{raw}: no such folder: name the data set that {cache} was built from")
+        raise DataSetError(f"{raw}: no such folder: expected the data set that {cache} was built from")
     store, failed = CacheStore.open(cache), 0
     with progress_bar() as bar:
         task = bar.add_task("fidelity", total=len(store.case_ids), note="")
@@ -212,7 +219,7 @@ def _fidelity_table(cache: Path, results: list[CaseFidelity]) -> Any:
         for result, *values in zip(results, *columns, strict=True)
     ]
     means = ("mean", *(number(mean(column), 4) for column in columns))
-    title = f"{cache}: Dice of the label after cache and back, at native resolution"
+    title = f"{cache}: Dice of the cached and restored label at native resolution"
     return table(title, ("case", "liver", "nearest ids", "tumour", "nearest ids"), [*rows, means])
 
 
@@ -239,15 +246,20 @@ def _size_table(results: list[CaseFidelity]) -> Any:
 
 @click.command()
 @click.argument("data", metavar="CACHE|RAW", type=FOLDER)
-@click.option("--json", "json_path", type=FILE, help="Write the numbers.")
-@click.option("--png", type=FILE, help="Write a page of plots.")
-@click.option("--seed", default=0, show_default=True, help="Draws the 20 images of the augmentation levels.")
+@click.option("--json", "json_path", type=FILE, help="Write the numbers to a JSON file.")
+@click.option("--png", type=FILE, help="Write plots to a PNG file.")
+@click.option(
+    "--seed",
+    default=0,
+    show_default=True,
+    help="Seed of the draw of 20 images that augmentation levels are measured on.",
+)
 @JOBS
 def fingerprint(data: Path, json_path: Path | None, png: Path | None, seed: int, jobs: int | None) -> None:
-    """Measure what a data set is like: classes, intensities, grids, tumours, augmentation levels.
+    """Measure a data set: classes, intensities, grids, tumours and augmentation levels.
 
-    Intensities are of the cached (box-averaged) voxels of the liver's slices, weighted by class fractions.
-    A RAW data set is prepared in memory, case by case, and gives the same numbers as its cache.
+    Intensities are those of the cached (box-averaged) voxels around the liver, weighted by class fractions. A RAW data
+    set is prepared in memory, case by case, and gives the same numbers as its cache.
 
     \b
     Example: liverseg fingerprint data/liver.zarr --json fingerprint.json --png fingerprint.png
@@ -258,7 +270,7 @@ def fingerprint(data: Path, json_path: Path | None, png: Path | None, seed: int,
 
     cases, failed = _measured(data, jobs)
     if not cases:
-        raise DataSetError(f"{data}: has no case that can be measured")
+        raise DataSetError(f"{data}: no case could be measured")
     content = summarise(cases, seed=seed)
     for part in _fingerprint_tables(data, content):
         console.print(part)
@@ -349,9 +361,9 @@ def _spread_table(content: dict[str, Any]) -> Any:
         "slice spacing mm": content["spacing_mm"]["z"],
         "pixel spacing mm": content["spacing_mm"]["x"],
         "liver with tumour mL": content["volume_ml"]["liver_with_tumour"],
-        "tumour mL, cases that have any": content["volume_ml"]["tumour"],
-        "tumours a case": content["tumours"]["per_case"],
-        "diameter of a tumour mm": content["tumours"]["diameter_mm"],
+        "tumour mL, in cases with tumour": content["volume_ml"]["tumour"],
+        "tumours per case": content["tumours"]["per_case"],
+        "tumour diameter mm": content["tumours"]["diameter_mm"],
     }
     rows = [(name, *(number((values or {}).get(k), 2) for k in keys)) for name, values in measured.items()]
     return table("grids, volumes, tumours", ("", *keys), rows)

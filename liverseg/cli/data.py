@@ -1,4 +1,4 @@
-"""Commands that paint a data set and look at a cache."""
+"""Commands that generate a synthetic data set and show a cache."""
 
 from __future__ import annotations
 
@@ -17,16 +17,25 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("raw", type=FOLDER)
-@click.option("--cases", default=16, show_default=True, type=click.IntRange(min=1), help="Labelled cases.")
-@click.option("--tests", default=2, show_default=True, type=click.IntRange(min=0), help="Unlabelled ones.")
+@click.option(
+    "--cases", default=16, show_default=True, type=click.IntRange(min=1), help="Number of labelled cases."
+)
+@click.option(
+    "--tests", default=2, show_default=True, type=click.IntRange(min=0), help="Number of unlabelled cases."
+)
 @click.option("--shape", default="192x192x96", show_default=True, type=Shape(), help="Voxels along x, y, z.")
 @click.option("--seed", default=0, show_default=True, help="The same seed writes the same files.")
 @click.option(
     "--domain-shift",
     type=click.Choice(["noise", "contrast", "tumour"]),
-    help="The same patients, scanned as no ordinary phantom is: double noise, hardly any contrast, dense tumours.",
+    help="The same patients with double noise, hardly any contrast, or dense tumours: unlike any other phantom.",
 )
-@click.option("--jobs", default=None, type=click.IntRange(min=1), help="Processes; default: physical cores.")
+@click.option(
+    "--jobs",
+    default=None,
+    type=click.IntRange(min=1),
+    help="Number of processes. Default: the physical cores.",
+)
 def phantom(
     raw: Path,
     *,
@@ -74,11 +83,11 @@ def phantom(
     "--view",
     type=click.Choice(["liver", "scan"]),
     default=None,
-    help="Of --png and --histogram. Default: liver if there is.",
+    help="View for --png and --histogram. Default: liver, if the case has one.",
 )
-@click.option("--augment", is_flag=True, help="Let --png show what each strength of augmentation does.")
-@click.option("--histogram", is_flag=True, help="Print the intensities of one CASE.")
-@click.option("--html", type=FILE, help="Write a slice viewer of the CASES, or of all.")
+@click.option("--augment", is_flag=True, help="Show each strength of augmentation in --png.")
+@click.option("--histogram", is_flag=True, help="Print a histogram of the intensities of one CASE.")
+@click.option("--html", type=FILE, help="Write a page with a slice viewer of the CASES. Default: all.")
 def inspect(
     cache: Path,
     cases: tuple[str, ...],
@@ -88,7 +97,7 @@ def inspect(
     histogram: bool,
     html: Path | None,
 ) -> None:
-    """Show the table of the store CACHE, or CASES of it, in words, as a picture, or as a page to scroll through.
+    """Show the store CACHE as a table, or some of its CASES as text, a picture, or a page to scroll through.
 
     \b
     Example: liverseg inspect data/liver.zarr liver_0 --png liver_0.png
@@ -102,7 +111,7 @@ def inspect(
     if (png or view or histogram) and len(cases) != 1:
         raise click.UsageError("--png, --view and --histogram need one CASE")
     if augment and not png:
-        raise click.UsageError("--augment needs --png, the picture to write")
+        raise click.UsageError("--augment needs --png FILE for its picture")
     store = CacheStore.open(cache)
     if not cases and not html:
         console.print(store_table(str(cache), store.schema, summarise_store(store)))

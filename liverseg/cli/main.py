@@ -1,4 +1,4 @@
-"""The group of all commands: each parses, builds a configuration, calls one function and prints.
+"""The group of all commands: each one parses its arguments, calls one function and prints the result.
 
 A command imports what it needs when it runs: ``liverseg --help`` must not load torch, which takes a second.
 """

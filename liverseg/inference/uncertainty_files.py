@@ -1,4 +1,4 @@
-"""What ``predict --samples`` writes of one scan beside its label: three maps on the scan's grid, and a JSON of doubts."""
+"""Files that ``predict --samples`` writes next to a label: three maps on the scan's grid, and a JSON summary."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ THREADS = 4
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UncertaintySummary:
-    """How sure the samples of one scan are; the JSON beside its label.
+    """How far the samples of one scan agree; the JSON file next to its label.
 
     Attributes:
-        samples: How many were drawn; fewer than asked for where networks are not stochastic.
-        case_uncertainty: To sort a worklist by, largest first: see ``uncertainty.case_uncertainty``.
+        samples: Number drawn; fewer than requested where networks are not stochastic.
+        case_uncertainty: Number to sort a worklist by, largest first: see ``uncertainty.case_uncertainty``.
         liver_ml, tumour_ml: Native volumes over the samples; the liver's includes its tumours.
-        lesions: Possible ones, the likeliest first.
+        lesions: Possible lesions, most likely first.
     """
 
     samples: int
@@ -56,7 +56,7 @@ class UncertaintySummary:
     lesions: tuple[LesionCandidate, ...]
 
     def line(self) -> str:
-        """In words."""
+        """The summary in one line."""
         likely = sum(lesion.probability >= 0.5 for lesion in self.lesions)
         return (
             f"uncertainty {self.case_uncertainty:.3f}, "
@@ -72,10 +72,10 @@ def summarise_uncertainty(
     """Judge the samples of a scan.
 
     Args:
-        samples_nczyx: As ``ScanSegmentation`` has them: all of what the network said, on the view of ``box``. As much memory
-            again is taken: 8 MiB a sample of 64×128×128.
-        box: The native slices of that view.
-        header: Of the scan.
+        samples_nczyx: Samples as ``ScanSegmentation`` has them: the full output of the network on the view of ``box``. As
+            much memory again is needed: 8 MiB per sample of 64×128×128.
+        box: The native voxels of that view.
+        header: Header of the scan.
     """
     grid = resampled_grid(header.grid, box, samples_nczyx.shape[2:])
     kept = np.empty_like(samples_nczyx)
@@ -95,7 +95,7 @@ def summarise_uncertainty(
 def native_volumes_ml(
     samples_nczyx: NDArray[np.float32], box: Box, header: VolumeHeader
 ) -> NDArray[np.float64]:
-    """(2, n) volumes of liver, tumours within, and of tumour, each sample decided on the scan's own grid."""
+    """Volumes (2, n) of the liver with its tumours and of the tumours, each sample decided on the scan's own grid."""
 
     def count(foreground_czyx: NDArray[np.float32]) -> tuple[int, int]:
         blocks = native_labels(foreground_czyx, box, header)
@@ -109,11 +109,11 @@ def native_volumes_ml(
 
 
 def write_uncertainty(folder: Path, finding: ScanSegmentation, thin: HeldScan) -> UncertaintySummary:
-    """Write ``entropy.nii.gz``, ``information.nii.gz`` and ``tumour.nii.gz``, maps of what ``finding`` drew, and ``uncertainty.json``.
+    """Write the maps ``entropy.nii.gz``, ``information.nii.gz`` and ``tumour.nii.gz``, and ``uncertainty.json``.
 
     Args:
-        folder: Made where there is none. One a scan: beside labels, a map would pass for the label of a scan of its name.
-        finding: With samples.
+        folder: One per scan, made if it is missing: next to labels, a map could pass for the label of a scan of its name.
+        finding: Segmentation with samples.
         thin: The scan.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -123,7 +123,7 @@ def write_uncertainty(folder: Path, finding: ScanSegmentation, thin: HeldScan) -
     with one_thread():
         for name, values_zyx in maps.items():
             most, path = MAX_VALUE[name], folder / f"{name}.nii.gz"
-            # What is less than half a step is written as 0: then it need not be interpolated either.
+            # Values below half a step are written as 0, so they need not be interpolated either.
             values_zyx[values_zyx < most / LARGEST_BYTE / 2] = 0
             blocks = native_values(values_zyx, box, thin.header)
             write_map(path, thin.header, blocks, maximum=most, description=f"liverseg: {DESCRIPTIONS[name]}")

@@ -139,7 +139,7 @@ def _parse_nifti(path: Path, stream: io.BufferedIOBase) -> tuple[nib.Nifti1Heade
     except Exception as failure:  # nibabel raises HeaderDataError, ValueError and what its checks run into
         raise VolumeError(f"{path}: its NIfTI header is broken: {failure}") from failure
     if header["magic"].item() != header.single_magic:
-        raise VolumeError(f"{path}: is half of an .hdr/.img pair: convert it to one .nii.gz file")
+        raise VolumeError(f"{path}: is one half of an .hdr/.img pair: convert the pair to one .nii.gz file")
     if not math.isfinite(header["vox_offset"]):
         raise VolumeError(f"{path}: its NIfTI header is broken: vox_offset {header['vox_offset']}")
     return header, pixdim
@@ -181,9 +181,8 @@ def _dtype(path: Path, nifti: nib.Nifti1Header) -> np.dtype[Any]:
 
 def _scaling(path: Path, nifti: nib.Nifti1Header) -> tuple[float, float]:
     slope, intercept = float(nifti["scl_slope"]), float(nifti["scl_inter"])
-    if slope == 0 or math.isnan(
-        slope
-    ):  # NIfTI-1: a slope of 0 says that there is no scaling; many tools write NaN
+    # NIfTI-1: a slope of 0 means that there is no scaling; many tools write NaN.
+    if slope == 0 or math.isnan(slope):
         return 1.0, 0.0
     if not (math.isfinite(slope) and math.isfinite(intercept)):
         raise VolumeError(
@@ -316,7 +315,7 @@ def _check_size(header: VolumeHeader) -> None:
     if claimed > (size * MAX_DEFLATE_RATIO if compressed else size):
         raise CorruptStreamError(
             f"{header.path}: its header claims {claimed} bytes (shape {header.shape_kji[::-1]}, "
-            f"{header.dtype}), more than a file of {size} bytes can hold: truncated, or no true header"
+            f"{header.dtype}), more than a file of {size} bytes can hold: the file is truncated, or the header is wrong"
         )
     if max(header.shape_kji) > MAX_AXIS_VOXELS:
         raise VolumeError(

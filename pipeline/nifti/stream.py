@@ -81,12 +81,12 @@ class VolumeStream:
 
     Args of ``open``:
         path: ``.nii`` or ``.nii.gz``.
-        trusted: Inflate with the standard library instead of ISA-L.
-        ahead: Inflate the next block in a thread of its own while one is used, for where a core is idle. Takes 10
+        use_stdlib: Inflate with the standard library instead of ISA-L.
+        prefetch: Inflate the next block in a thread of its own while one is used, for when a core is idle. Takes 10
             to 35 MiB more: glibc keeps a heap for each thread. The thread ends with the context.
 
     Raises:
-        VolumeError: The file cannot be read or is no NIfTI volume of real numbers.
+        VolumeError: The file cannot be read or is not a NIfTI volume of real numbers.
         CorruptStreamError: Its compressed bytes are damaged or end early.
     """
 
