@@ -15,7 +15,7 @@ READY    := $(VENV)/.ready
 jobs     := $(if $(JOBS),--jobs $(JOBS))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo preprocess train evaluate predict inspect test check bench clean
+.PHONY: help setup demo preprocess train evaluate report predict inspect test check bench clean
 
 help: ## list the targets and the variables
 	@echo "make TARGET [RAW=…] [CACHE=…] [RUN=…] [CONFIG=…] [JOBS=…]"
@@ -48,6 +48,9 @@ train: $(READY) ## CACHE to RUN with CONFIG; goes on where it stopped
 
 evaluate: $(READY) ## scores of RUN in native space on cases it never trained on
 	$(LIVERSEG) evaluate $(CACHE) $(RUN) --raw $(RAW)
+
+report: $(READY) ## one HTML page of RUN: scores, curves, slice viewer
+	$(LIVERSEG) report $(RUN)
 
 predict: $(READY) ## segment IMAGES with RUN into OUT
 	$(LIVERSEG) predict $(RUN) $(IMAGES) --out $(OUT)

@@ -66,11 +66,14 @@ def number(value: float | None, digits: int = 3) -> str:
     return "–" if value is None else f"{value:.{digits}f}"
 
 
-def table(title: str, headers: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
-    """A table whose first column is left-aligned; cells fold where the terminal is narrow, none is cut."""
+def table(title: str, headers: Sequence[str], rows: Iterable[Sequence[str]], *, left: bool = False) -> Table:
+    """A table whose first column is left-aligned; cells fold where the terminal is narrow, none is cut.
+
+    With ``left``, all columns are: for text.
+    """
     result = Table(title=escape(visible(title)), title_justify="left")
     for i, header in enumerate(headers):
-        result.add_column(header, justify="left" if i == 0 else "right", overflow="fold")
+        result.add_column(header, justify="left" if left or i == 0 else "right", overflow="fold")
     for row in rows:
         result.add_row(*(escape(visible(cell)) for cell in row))
     return result

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import re
 import shlex
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,7 +19,6 @@ from liverseg.training.config import save_config
 from pipeline.build import build
 from pipeline.decathlon import read_data_set
 
-ROOT = Path(__file__).parents[1]
 Run = Callable[..., Result]
 
 
@@ -276,36 +272,3 @@ def test_interruption_is_said_and_has_its_own_code(run: Run, monkeypatch: pytest
     result = run("preprocess", "raw", "cache")
     assert result.exit_code == 130
     assert "finished work is kept" in result.output
-
-
-def readme_commands() -> list[str]:
-    """Every line of a README code block that calls liverseg."""
-    blocks = re.findall(r"```(?:sh|bash)\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    lines = [line.split("#")[0].strip() for block in blocks for line in block.splitlines()]
-    return [line for line in lines if line.startswith("liverseg ")]
-
-
-def test_the_commands_of_the_readme_run(tiny_world: TinyWorld, tmp_path: Path) -> None:
-    """In order, in a folder like a user's, on phantoms in place of the Decathlon and with a network of one channel."""
-    (tmp_path / "data").mkdir()
-    broken_raw(tiny_world, tmp_path / "data" / "Task03_Liver", cases=6)
-    shutil.copy(tiny_world.raw / "imagesTs" / "liver_6.nii.gz", tmp_path / "scan.nii.gz")
-    (tmp_path / "configs").mkdir()
-    tiny = "[data]\nfolds = 3\n[model]\nbase_channels = 1\n[optim]\nepochs = 1\nsteps_per_epoch = 1\n"
-    for path in (ROOT / "configs").glob("*.toml"):
-        (tmp_path / "configs" / path.name).write_text(tiny)
-    commands = readme_commands()
-    assert {shlex.split(c)[1] for c in commands} >= {"preprocess", "inspect", "train", "evaluate", "predict"}
-    for command in commands:
-        # 27 GB, and minutes: tests of their own.
-        if shlex.split(command)[1] in ("download", "bench", "overfit", "tune"):
-            continue
-        arguments = [sys.executable, "-m", "liverseg", *shlex.split(command)[1:]]
-        result = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True, check=False)
-        assert result.returncode == 0, f"{command}\n{result.stdout}{result.stderr}"
-
-
-def test_the_make_targets_of_the_readme_exist() -> None:
-    named = set(re.findall(r"(?:^|`)make ([a-z]+)", (ROOT / "README.md").read_text(), re.MULTILINE))
-    targets = set(re.findall(r"^([a-z]+):.*## ", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    assert {"demo", "check"} <= named <= targets

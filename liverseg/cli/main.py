@@ -12,12 +12,29 @@ from typing import Any
 import click
 
 from data_cache.text import visible
-from liverseg.cli import applying, caching, checking, data, laboratory, learning, measuring, scoring
+from liverseg.cli import (
+    applying,
+    caching,
+    checking,
+    data,
+    laboratory,
+    learning,
+    measuring,
+    scoring,
+    viewing,
+)
 from liverseg.cli.arguments import misplaced
 from liverseg.cli.failures import in_words
 
 INTERRUPTED = 130
 CALLED = "liverseg.called"
+# What --help shows together; a test finds every command in exactly one.
+GROUPS = {
+    "Data": ("download", "phantom", "check", "preprocess", "verify", "inspect", "fingerprint", "fidelity"),
+    "Learn": ("train", "config", "overfit", "tune", "evaluate", "compare", "pool", "score"),
+    "Apply": ("predict", "export"),
+    "Look": ("report", "view", "bench"),
+}
 
 
 class _Commands(click.Group):
@@ -49,14 +66,26 @@ class _Commands(click.Group):
             lines = "\n".join(map(visible, failure.format_message().split("\n")))
             raise click.UsageError(lines + _hint(ctx), ctx=failure.ctx) from None
         except KeyboardInterrupt:
-            message = "interrupted: finished work is kept; run the same command again to resume"
-            code = INTERRUPTED
+            message, code = _interrupted(ctx.invoked_subcommand), INTERRUPTED
         except Exception as failure:
             message, code = in_words(failure, ctx.invoked_subcommand) + _hint(ctx), 1
         from liverseg.console import complain
 
         complain(message)
         sys.exit(code)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The commands by what they are for, each with its whole first sentence."""
+        for title, names in GROUPS.items():
+            commands = [(name, self.get_command(ctx, name)) for name in names]
+            rows = [(name, command.get_short_help_str(limit=400)) for name, command in commands if command]
+            with formatter.section(title):
+                formatter.write_dl(rows)
+
+
+def _interrupted(command: str | None) -> str:
+    again = "add --resume to the same command" if command == "train" else "run the same command again"
+    return f"interrupted: finished work is kept; {again} to continue"
 
 
 def _hint(ctx: click.Context) -> str:
@@ -91,5 +120,6 @@ for command in (
     *applying.COMMANDS,
     *scoring.COMMANDS,
     *measuring.COMMANDS,
+    *viewing.COMMANDS,
 ):
     main.add_command(command)

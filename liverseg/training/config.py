@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import tomllib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -62,12 +63,14 @@ class OptimConfig:
     """AdamW (Loshchilov & Hutter 2019) with linear warm-up, cosine decay and an average of the weights.
 
     Attributes:
-        epochs, steps_per_epoch: How long.
+        epochs: How often validation and checkpoints come, times ``steps_per_epoch``, is how long a run takes.
+        steps_per_epoch: Batches that the weights are updated with in an epoch.
         batch_size: Samples that a device sees at once.
         accumulate: Batches whose gradients are averaged for one step. Each has a loss of its own: with
             ``loss.sums = "sample"`` and no batch norm it is the same as one batch of all of them.
         patience: Stop after so many epochs without a better score; never if not given.
         learning_rate: At the end of the warm-up; it falls to zero along half a cosine.
+        weight_decay: Share of a weight, times the learning rate, that is taken off at each step.
         warmup_steps: Steps of linear warm-up.
         clip_norm: Gradients are scaled down to this norm.
         ema_decay: Of the exponential moving average of the weights that validates and is saved as best.
@@ -168,7 +171,21 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> TrainConfig
 
 def config_from_json(content: object, *, source: str) -> TrainConfig:
     """Parse plain dicts, lists and numbers; raises ConfigError with every fault."""
-    return parse(TrainConfig, content, source=source, error=ConfigError)
+    try:
+        return parse(TrainConfig, content, source=source, error=ConfigError)
+    except ConfigError as failure:
+        raise ConfigError(_with_suggestions(str(failure))) from None
+
+
+def _with_suggestions(message: str) -> str:
+    """A message in which each unknown key is followed by the one that may have been meant."""
+    from liverseg.training.settings import nearest_key  # which reads the records of this module
+
+    def suggest(found: re.Match[str]) -> str:
+        near = nearest_key(found[1])
+        return f"{found[0]}; did you mean {near}?" if near else f"{found[0]}; liverseg config lists the keys"
+
+    return re.sub(r"([\w.]+): unknown key", suggest, message)
 
 
 def save_config(config: TrainConfig, path: Path) -> None:
