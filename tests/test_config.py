@@ -68,7 +68,7 @@ def test_all_faults_are_listed_at_once(tmp_path: Path) -> None:
     ],
 )
 def test_wrong_overrides_are_named(override: str, words: str) -> None:
-    overrides = ["data.window_share=0.2", override] if "scan_share" in override else [override]
+    overrides = ["data.between_share=0.2", override] if "scan_share" in override else [override]
     with pytest.raises(ConfigError, match=words):
         load_config(None, overrides)
 
