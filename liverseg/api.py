@@ -138,7 +138,6 @@ def evaluate(
         CacheError: There is no cache, or its settings differ from those that the run was trained with.
         ConfigError: The cache has no labelled case, or not one of ``cases``.
     """
-    from data_cache.errors import LiversegError
     from data_cache.reader import CacheStore
     from liverseg.evaluation.case import CaseEvaluation
     from liverseg.evaluation.evaluate import choose_cases, summarise
@@ -153,8 +152,8 @@ def evaluate(
     failed: dict[str, str] = {}
     with _reporter("evaluate", len(case_ids), progress) as advance:
 
-        def report(case_id: str, result: CaseEvaluation | LiversegError) -> None:
-            if isinstance(result, LiversegError):
+        def report(case_id: str, result: CaseEvaluation | Exception) -> None:
+            if isinstance(result, Exception):
                 failed[case_id] = str(result)
             advance(case_id)
 

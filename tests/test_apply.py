@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from oracle import oracle
 from tiny import SPEC, TinyWorld
 
-from data_cache.errors import CacheError, ConfigError, LiversegError, RunError, VolumeError
+from data_cache.errors import CacheError, ConfigError, RunError, VolumeError
 from data_cache.geometry import Box
 from liverseg.evaluation.case import CaseEvaluation, evaluate_case
 from liverseg.evaluation.evaluate import (
@@ -317,7 +317,7 @@ def test_a_case_that_fails_does_not_stop_the_others(
         for case_id in split.val[1:]:
             source = tiny_world.raw / folder / f"{case_id}.nii.gz"
             (raw / folder / source.name).write_bytes(source.read_bytes())
-    told: dict[str, CaseEvaluation | LiversegError] = {}
+    told: dict[str, CaseEvaluation | Exception] = {}
     scored = evaluate(
         load_predictor(tiny_run, device="cpu"),
         tiny_world.store,
@@ -329,6 +329,32 @@ def test_a_case_that_fails_does_not_stop_the_others(
     )
     assert isinstance(told[split.val[0]], VolumeError)
     assert [e.case_id for e in scored] == list(split.val[1:])
+
+
+def test_a_case_that_fails_for_no_reason_we_know_does_not_stop_the_others(
+    tiny_world: TinyWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predictor = oracle_predictor(tiny_world, "liver_1", monkeypatch)
+    from liverseg.evaluation.case import evaluate_case
+
+    def fail_once(case_id: str, *arguments: object, **options: object) -> object:
+        if case_id == "liver_0":
+            raise KeyError("oops")
+        return evaluate_case(case_id, *arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("liverseg.evaluation.evaluate.evaluate_case", fail_once)
+    told: dict[str, CaseEvaluation | Exception] = {}
+    scored = evaluate(
+        predictor,
+        tiny_world.store,
+        Split(train=("x",), val=("liver_0", "liver_1"), train_sha256=("0",)),
+        case_ids=["liver_0", "liver_1"],
+        raw=tiny_world.raw,
+        out=tmp_path,
+        report=told.__setitem__,
+    )
+    assert isinstance(told["liver_0"], KeyError)
+    assert [e.case_id for e in scored] == ["liver_1"]
 
 
 def test_a_store_of_another_spec_is_refused(tiny_world: TinyWorld, tiny_run: Path, tmp_path: Path) -> None:

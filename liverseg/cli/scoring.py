@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from data_cache.errors import LiversegError
 from data_cache.text import pluralise
 from liverseg.cli.common import DRAWN, FILE, FOLDER
+from liverseg.cli.failures import in_words
 from liverseg.cli.score_tables import print_cases, print_differences, print_summary, print_uncertainty
 
 if TYPE_CHECKING:
@@ -279,10 +279,10 @@ def _score_cases(
     with progress_bar() as bar:
         task = bar.add_task("evaluate", total=len(case_ids), note="")
 
-        def report(case_id: str, result: CaseEvaluation | LiversegError) -> None:
+        def report(case_id: str, result: CaseEvaluation | Exception) -> None:
             bar.update(task, advance=1, note=case_id)
-            if isinstance(result, LiversegError):
-                complain(f"{case_id}: {result}")
+            if isinstance(result, Exception):
+                complain(f"{case_id}: {in_words(result, 'evaluate')}")
 
         scored = score(
             predictor,
@@ -325,10 +325,10 @@ def score(predicted: Path, truth: Path, out: Path | None) -> None:
     with progress_bar() as bar:
         task = bar.add_task("score", total=len(pairs), note="")
 
-        def report(name: str, result: LabelScores | LiversegError) -> None:
+        def report(name: str, result: LabelScores | Exception) -> None:
             bar.update(task, advance=1, note=name)
-            if isinstance(result, LiversegError):
-                complain(f"{name}: {result}")
+            if isinstance(result, Exception):
+                complain(f"{name}: {in_words(result, 'score')}")
 
         scored = score_pairs(pairs, report=report)
     if scored:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from data_cache.errors import CacheError, ConfigError, LiversegError
+from data_cache.errors import CacheError, ConfigError
 from data_cache.files import write_csv, write_json
 from data_cache.reader import CacheStore
 from liverseg.evaluation.artifacts import write_artifacts
@@ -48,7 +48,7 @@ def evaluate(
     case_ids: Sequence[str],
     raw: Path,
     out: Path,
-    report: Callable[[str, CaseEvaluation | LiversegError], None],
+    report: Callable[[str, CaseEvaluation | Exception], None],
     calibration: Calibration | None = None,
 ) -> list[CaseEvaluation]:
     """Score cases one by one, and write ``scores.csv``, ``summary.json`` and the artifacts of each case into ``out``.
@@ -82,7 +82,7 @@ def evaluate(
                 calibration=calibration,
             )
             write_artifacts(out, case)
-        except LiversegError as failure:
+        except Exception as failure:  # of whatever kind: it must not cost the other cases
             report(case_id, failure)
         else:
             done.append(case.scores)

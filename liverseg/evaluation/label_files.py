@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data_cache.errors import DataSetError, LabelError, LiversegError
+from data_cache.errors import DataSetError, LabelError
 from data_cache.files import write_csv, write_json
 from liverseg.measure.summary import (
     SCORES,
@@ -70,7 +70,7 @@ def score_files(pair: LabelPair) -> LabelScores:
 
 
 def score_pairs(
-    pairs: list[LabelPair], *, report: Callable[[str, LabelScores | LiversegError], None]
+    pairs: list[LabelPair], *, report: Callable[[str, LabelScores | Exception], None]
 ) -> dict[str, LabelScores]:
     """Scores by name; ``report`` hears of each, and of each failure, which does not stop the others."""
     done: dict[str, LabelScores] = {}
@@ -78,7 +78,7 @@ def score_pairs(
         try:
             done[pair.name] = score_files(pair)
             report(pair.name, done[pair.name])
-        except LiversegError as failure:
+        except Exception as failure:  # of whatever kind: it must not cost the other pairs
             report(pair.name, failure)
     return done
 
