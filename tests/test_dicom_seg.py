@@ -198,6 +198,21 @@ def test_the_patient_goes_along(tmp_path: Path) -> None:
     assert (segmentation.PatientName, segmentation.PatientID) == ("Müller^Jörg", "4711")
 
 
+def test_nothing_else_of_the_patient_goes_along(tmp_path: Path) -> None:
+    series, label, target = written(tmp_path, hand_made_label())
+    for path in series.iterdir():
+        dataset = pydicom.dcmread(path)
+        dataset.PatientAddress = dataset.PatientComments = dataset.InstitutionName = "SECRET"
+        dataset.OtherPatientIDs = dataset.StudyDescription = dataset.OperatorsName = "SECRET"
+        dataset.PatientAge, dataset.PatientWeight = "054Y", 81
+        dataset.private_block(0x11, "LIVERSEG TEST", create=True).add_new(1, "LO", "SECRET")
+        dataset.save_as(path)
+    write_dicom_seg(target, series=series, label=label)
+    assert b"SECRET" not in target.read_bytes()
+    segmentation = pydicom.dcmread(target)
+    assert not {"PatientAge", "PatientWeight", "SeriesDate"} & set(segmentation.dir())
+
+
 # ---- refusals
 
 
