@@ -22,6 +22,7 @@ from tiny import SPEC, TinyWorld
 
 import liverseg
 from data_cache.errors import RunError, VolumeError
+from data_cache.records import to_json
 from liverseg.cli import main
 from liverseg.inference.inputs import find_scans
 from liverseg.inference.model_file import describe, export_model, load_trained
@@ -161,7 +162,8 @@ def test_values_that_cannot_be_hu_are_refused_unless_forced(
 
 
 def test_a_scan_in_hu_has_no_warning(run: Run, tiny_run: Path, image: Path, tmp_path: Path) -> None:
-    assert "warning:" not in run("predict", tiny_run, image, "--out", tmp_path / "out").output
+    output = run("predict", tiny_run, image, "--out", tmp_path / "out").output
+    assert not [line for line in output.splitlines() if "warning:" in line and "HU" in line], output
 
 
 # ---- options
@@ -243,6 +245,63 @@ def test_an_exported_file_gives_the_same_label(run: Run, tiny_run: Path, image: 
         voxels(tmp_path / "run" / "liver_0.nii.gz"), voxels(tmp_path / "file" / "liver_0.nii.gz")
     )
     assert load_trained(file).config == load_trained(tiny_run).config
+
+
+def test_what_a_network_was_trained_on_goes_along(
+    run: Run, tiny_run: Path, image: Path, tmp_path: Path
+) -> None:
+    stated = load_trained(tiny_run).training
+    assert stated is not None
+    assert stated.data_set is not None
+    assert (stated.data_set.name, stated.data_set.licence, stated.phantom) == ("LIVER", "CC0 1.0", True)
+    assert (stated.n_cases, stated.ranges.n_cases) == (4, 4)
+    start = json.loads((tiny_run / "run.json").read_text())[-1]
+    assert start["training"] == to_json(stated)
+    file = tmp_path / "model.safetensors"
+    assert run("export", tiny_run, file).exit_code == 0
+    assert load_trained(file).training == stated
+    assert "4 phantoms of LIVER; licence as stated there: CC0 1.0" in describe(file)["licence"]
+    for model in (tiny_run, file):
+        result = run("predict", model, image, "--out", tmp_path / "out", "--statistics")
+        assert f"{model}: trained on 4 phantoms of LIVER, not on patients" in result.output.replace("\n", " ")
+    statistics = json.loads((tmp_path / "out" / "liver_0.json").read_text())
+    assert statistics["trained_on"] == ["4 phantoms of LIVER"]
+
+
+def test_what_is_not_recorded_is_not_claimed(run: Run, tiny_run: Path, image: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(tiny_run, tmp_path / "other")
+    content = torch.load(other / "best.pt", weights_only=True)
+    content["training"]["data_set"] = None
+    torch.save(content, other / "best.pt")
+    assert (
+        "its licence is not recorded" in describe(export_model(other, tmp_path / "a.safetensors"))["licence"]
+    )
+    del content["training"]  # a run of an earlier version
+    torch.save(content, other / "best.pt")
+    file = export_model(other, tmp_path / "b.safetensors")
+    assert describe(file)["licence"] == "Training data not recorded. Not a medical device."
+    result = run("predict", file, image, "--out", tmp_path / "out")
+    assert result.exit_code == 0
+    assert "trained on" not in result.output
+
+
+def test_an_answer_that_is_not_plausible_is_said_everywhere(
+    run: Run, tiny_run: Path, image: Path, tmp_path: Path
+) -> None:
+    """Upside down: the network may well find the liver, but the lungs lie below it."""
+    original = nib.Nifti1Image.from_filename(image)
+    odd = tmp_path / "odd.nii.gz"
+    nib.save(nib.Nifti1Image(np.asarray(original.dataobj)[:, :, ::-1], original.affine), odd)
+    result = run("predict", tiny_run, odd, "--out", tmp_path / "out", "--statistics", "--preview")
+    assert result.exit_code == 0, result.output
+    words = result.output.replace("\n", " ")
+    statistics = json.loads((tmp_path / "out" / "odd.json").read_text())
+    assert statistics["plausible"] is False
+    for reason in statistics["plausibility"]["reasons"]:
+        assert f"{odd}: not plausible: {reason}" in words
+    assert "not plausible, 1 of 1 scan: odd" in words
+    found = liverseg.load(tiny_run).segment(odd)
+    assert list(found.plausibility.reasons) == statistics["plausibility"]["reasons"]
 
 
 def test_files_that_are_no_models(tiny_run: Path, image: Path, tmp_path: Path) -> None:

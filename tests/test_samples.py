@@ -89,13 +89,12 @@ def test_samples_of_a_scan_are_the_same_every_time_and_their_mean_is_the_answer(
     np.testing.assert_allclose(found.foreground_czyx, mean, atol=3e-7)
 
 
-def test_one_sample_of_a_network_that_is_not_stochastic_is_its_answer(tiny_run: Path, image: Path) -> None:
-    predictor = load_predictor(tiny_run, device="cpu", samples=7)
-    assert predictor.n_drawn == 1
-    thin = read_scan(image, predictor.spec)
-    plain = segment(thin, replace(predictor, samples=0))
-    np.testing.assert_array_equal(segment(thin, predictor).foreground_czyx, plain.foreground_czyx)
-    assert plain.samples_nczyx is None
+def test_a_network_that_gives_the_same_answer_each_time_cannot_be_sampled(tiny_run: Path) -> None:
+    with pytest.raises(
+        ConfigError, match="cannot be sampled.*model.stochastic=ssn or dropout, or add other runs"
+    ):
+        load_predictor(tiny_run, device="cpu", samples=7)
+    assert load_predictor(tiny_run, tiny_run, device="cpu", samples=2).n_drawn == 2
 
 
 def test_members_of_an_ensemble_are_its_samples(tiny_run: Path, ssn_run: Path, image: Path) -> None:
@@ -197,9 +196,14 @@ def test_native_volumes_are_those_of_the_labels(ssn_run: Path, image: Path) -> N
 
 def test_predict_says_what_cannot_be_drawn(run: Run, tiny_run: Path, image: Path, tmp_path: Path) -> None:
     result = run("predict", tiny_run, image, "--out", tmp_path, "--samples", 8, "--device", "cpu")
+    assert result.exit_code == 1
+    assert "cannot be sampled" in result.output
+    assert not any(tmp_path.iterdir())
+    both = ("predict", tiny_run, "--with", tiny_run, image, "--out", tmp_path, "--samples", 8)
+    result = run(*both, "--device", "cpu")
     assert result.exit_code == 0, result.output
-    assert "drawn: 1 of 8 samples asked for" in " ".join(result.output.split())
-    assert json.loads((tmp_path / "liver_0_uncertainty" / "uncertainty.json").read_text())["samples"] == 1
+    assert "2 of the 8 samples asked for were drawn" in " ".join(result.output.split())
+    assert json.loads((tmp_path / "liver_0_uncertainty" / "uncertainty.json").read_text())["samples"] == 2
     assert not voxels(tmp_path / "liver_0_uncertainty" / "information.nii.gz").any()
     clash = run("predict", tiny_run, image, "--out", tmp_path, "--samples", 8, "--tta")
     assert clash.exit_code == 2

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from data_cache.errors import LiversegError
-from data_cache.text import visible
+from data_cache.text import pluralise, visible
 from liverseg.cli.common import DRAWN, FILE, FOLDER, in_debug
 from liverseg.cli.failures import in_words
 
@@ -87,8 +87,11 @@ def predict(
     predictor = load_predictor(run, *others, device=device, fast=fast, tta=tta, samples=samples)
     if predictor.n_drawn != samples:
         warn(DRAWN.format(predictor.n_drawn, samples))
+    for member in predictor.members:
+        if member.training is not None and member.training.phantom:
+            warn(f"{member.source}: trained on {member.training.line()}, not on patients")
     found = find_scans(scans)
-    failures = 0
+    failures, doubtful = 0, list[str]()
     with progress_bar() as bar:
         task = bar.add_task("predict", total=len(found), note="")
         for scan in found:
@@ -112,8 +115,14 @@ def predict(
             else:
                 for note in result.notes:
                     warn(f"{scan.path}: {note}")
+                for reason in result.plausibility.reasons:
+                    warn(f"{scan.path}: not plausible: {reason}")
+                if not result.plausibility.plausible:
+                    doubtful.append(scan.name)
                 say(result.line())
             bar.update(task, advance=1)
+    if doubtful:
+        warn(f"not plausible, {len(doubtful)} of {pluralise(len(found), 'scan')}: {', '.join(doubtful)}")
     if failures:
         sys.exit(1)
 
@@ -145,9 +154,9 @@ def export(run: Path, file: Path, licence: str | None) -> None:
     Example: liverseg export runs/liver liver.safetensors
     """
     from liverseg.console import say
-    from liverseg.inference.model_file import LICENCE_NOTE, describe, export_model
+    from liverseg.inference.model_file import describe, export_model
 
-    export_model(run, file, licence=LICENCE_NOTE if licence is None else licence)
+    export_model(run, file, licence=licence)
     about = describe(file)
     say(f"wrote {file} ({file.stat().st_size / 2**20:.1f} MiB)")
     say(f"epoch {about['epoch']}, mean validation Dice {about['validation_dice']:.3f}; {about['licence']}")

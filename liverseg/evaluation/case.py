@@ -14,8 +14,10 @@ from data_cache.reader import CacheStore
 from data_cache.schema import FRACTION_ONE, View
 from liverseg.evaluation.calibrate import Calibration
 from liverseg.evaluation.uncertainty import CaseUncertainty, NativeCase, evaluate_uncertainty
+from liverseg.inference.plausible import judge_segmentation
 from liverseg.inference.segment import Predictor, keep_largest_component, segment
 from liverseg.measure.overlap import DiceCounts, dice_counts
+from liverseg.measure.plausibility import Plausibility
 from liverseg.measure.summary import LabelScores, score_labels
 from pipeline.nifti import VolumeHeader, read_with_sha256, to_canonical
 from pipeline.prepare import HeldScan, read_scan
@@ -40,11 +42,13 @@ class CaseEvaluation:
         label_crop: Dice with the crop that the label gives, as the original project reported it; None without a liver.
         ceiling: Dice of the cached fractions themselves: the most that the grid allows; None without a liver.
         uncertainty: What the samples are worth; None where none were drawn.
+        plausibility: Whether the prediction can be a liver, judged without the label.
     """
 
     case_id: str
     trained_on: bool
     found: bool
+    plausibility: Plausibility
     predicted: LabelScores
     label_crop: CropDice | None
     ceiling: CropDice | None
@@ -127,6 +131,7 @@ def evaluate_case(
         case_id=case_id,
         trained_on=trained_on,
         found=found.box is not None,
+        plausibility=judge_segmentation(found, case.scan, predictor.training),
         predicted=scores,
         label_crop=_label_crop(case_id, predictor, store, case),
         ceiling=_ceiling(case_id, store, case),

@@ -110,6 +110,7 @@ def summarise(evaluations: Sequence[CaseEvaluation]) -> dict[str, Any]:
         "n_cases": len(evaluations),
         "trained_on": [e.case_id for e in evaluations if e.trained_on],
         "no_liver_found": [e.case_id for e in evaluations if not e.found],
+        "not_plausible": [e.case_id for e in evaluations if not e.plausibility.plausible],
         **summarise_scores([e.predicted for e in evaluations]),
     }
     for name in CLASSES:
@@ -126,7 +127,13 @@ def _crop_values(evaluations: Sequence[CaseEvaluation], crop: str, name: str) ->
 
 
 def _row(e: CaseEvaluation) -> dict[str, Any]:
-    row: dict[str, Any] = {"case": e.case_id, "trained_on": e.trained_on, "liver_found": e.found}
+    row: dict[str, Any] = {
+        "case": e.case_id,
+        "trained_on": e.trained_on,
+        "liver_found": e.found,
+        "plausible": e.plausibility.plausible,
+        "not_plausible_because": "; ".join(e.plausibility.reasons),
+    }
     row |= score_columns(e.predicted)
     for name in CLASSES:
         row[f"{name}_dice_label_crop"] = None if e.label_crop is None else getattr(e.label_crop, name).dice

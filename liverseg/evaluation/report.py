@@ -130,6 +130,8 @@ def _case(row: Mapping[str, str], scores: Path) -> PageCase:
         notes.append("trained on this case")
     if row.get("liver_found") == "False":
         notes.append("no liver found")
+    if row.get("plausible") == "False":
+        notes.append(f"not plausible: {row['not_plausible_because']}")
     return PageCase(
         name=row["case"],
         note=", ".join(notes),
@@ -217,6 +219,8 @@ def _subtitle(summary: Mapping[str, Any]) -> str:
     parts = [f"{summary['n_cases']} cases, native space"]
     if summary["trained_on"]:
         parts.append(f"{len(summary['trained_on'])} of them TRAINED ON")
+    if summary.get("not_plausible"):  # not in the summaries of earlier versions
+        parts.append(f"not plausible: {', '.join(summary['not_plausible'])}")
     if summary["no_liver_found"]:
         parts.append(f"no liver found in {', '.join(summary['no_liver_found'])}")
     return "; ".join(parts)

@@ -17,8 +17,10 @@ from numpy.typing import NDArray
 from data_cache.errors import VolumeError
 from data_cache.geometry import Box, Grid
 from liverseg.inference.inputs import NiftiScan, find_scans
+from liverseg.inference.plausible import judge_segmentation
 from liverseg.inference.segment import Predictor, segment
 from liverseg.inference.uncertainty_files import UncertaintySummary, summarise_uncertainty
+from liverseg.measure.plausibility import Plausibility
 from pipeline.nifti import (
     NiftiImage,
     VolumeHeader,
@@ -49,6 +51,7 @@ class Segmentation:
         samples_nczyx: All outputs of the network for each sample, on the grid of ``foreground_czyx``, or of the whole
             scan if no liver was found; None if no samples were drawn.
         uncertainty: What the samples disagree on: volume intervals, possible lesions, one number for the scan.
+        plausibility: Whether it can be a liver, and why not.
     """
 
     label_zyx: NDArray[np.uint8]
@@ -60,6 +63,7 @@ class Segmentation:
     open_scan: Callable[[], AbstractContextManager[NiftiScan]]
     samples_nczyx: NDArray[np.float32] | None
     uncertainty: UncertaintySummary | None
+    plausibility: Plausibility
 
     @property
     def liver_ml(self) -> float:
@@ -151,6 +155,7 @@ class Model:
             header=thin.header,
             open_scan=open_scan,
             samples_nczyx=samples,
+            plausibility=judge_segmentation(found, thin, self.predictor.training),
             uncertainty=None if samples is None else summarise_uncertainty(samples, box, thin.header),
         )
 

@@ -20,23 +20,21 @@ from liverseg.measure.summary import SUMMARY
 from liverseg.model.network import UNet
 from liverseg.training.checkpoint import BEST, load_checkpoint
 from liverseg.training.config import TrainConfig, config_from_json
+from liverseg.training.training_data import NOT_RECORDED, TrainingData
 
 SUFFIX = ".safetensors"
 KEY = "liverseg"  # key in the header's metadata, which maps strings to strings
 FORMAT = 1
-LICENCE_NOTE = (
-    "Weights inherit the terms of the data that they were trained on (Decathlon Task03_Liver: CC-BY-SA 4.0). "
-    "Not a medical device."
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Trained:
-    """A network with its weights, its configuration, and the preprocessing spec of its input."""
+    """A network with its weights, its configuration, the spec of its input, and what it learned from."""
 
     network: UNet
     config: TrainConfig
     spec: PreprocessSpec
+    training: TrainingData | None
 
 
 def load_trained(path: Path) -> Trained:
@@ -55,11 +53,12 @@ def load_trained(path: Path) -> Trained:
     return _trained(content, content["average"], source=str(path / BEST))
 
 
-def export_model(run: Path, path: Path, *, licence: str = LICENCE_NOTE) -> Path:
+def export_model(run: Path, path: Path, *, licence: str | None = None) -> Path:
     """Write the best network of ``run`` to ``path``, without the optimizer's state, and return the path.
 
     The header contains the configuration, the spec, label names, the validation score, the summary of
-    ``RUN/evaluation`` if it is that of this network alone, and ``licence``.
+    ``RUN/evaluation`` if it is that of this network alone, what the network was trained on as far as the run records
+    it, and ``licence``: by default what the training data's dataset.json states.
 
     Raises:
         RunError: ``path`` does not end in .safetensors, or the run has no readable checkpoint.
@@ -76,7 +75,8 @@ def export_model(run: Path, path: Path, *, licence: str = LICENCE_NOTE) -> Path:
         "epoch": content["epoch"],
         "validation_dice": content["best_score"],
         "evaluation": _evaluation(run),
-        "licence": licence,
+        "training": content.get("training"),
+        "licence": _terms(content, source=str(run / BEST)) if licence is None else licence,
     }
     weights = {name: value.contiguous() for name, value in content["average"].items()}
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -121,7 +121,13 @@ def _trained(content: dict[str, Any], weights: dict[str, Tensor], *, source: str
             f"{source}: its weights do not fit the network that it describes: {failure}"
         ) from failure
     spec = parse(PreprocessSpec, content["spec"], source=source, error=RunError)
-    return Trained(network=network, config=config, spec=spec)
+    training = TrainingData.from_json(content.get("training"), source=source)
+    return Trained(network=network, config=config, spec=spec, training=training)
+
+
+def _terms(content: dict[str, Any], *, source: str) -> str:
+    training = TrainingData.from_json(content.get("training"), source=source)
+    return NOT_RECORDED if training is None else training.licence_note()
 
 
 def _evaluation(run: Path) -> dict[str, Any] | None:

@@ -17,13 +17,17 @@ from data_cache.geometry import Box
 from data_cache.text import visible
 from liverseg.inference.dicom_seg import SUFFIX, write_dicom_seg
 from liverseg.inference.inputs import NiftiScan, ScanInput
+from liverseg.inference.plausible import judge_segmentation
 from liverseg.inference.segment import Predictor, ScanSegmentation, segment
 from liverseg.inference.uncertainty_files import UncertaintySummary, map_values, write_uncertainty
+from liverseg.measure.plausibility import NO_PATIENT_ML, Plausibility
 from pipeline.labels import decide
 from pipeline.nifti import to_canonical, write_labels
 from pipeline.prepare import HeldScan, read_scan
 from pipeline.restore import native_labels, one_thread
 from pipeline.sanity import require_plausible
+
+MOST_REASONS_SHOWN = 2  # on a picture
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +41,8 @@ class Prediction:
         read_s, network_s, write_s: Seconds per part.
         notes: What was assumed or replaced while reading.
         uncertainty: What the samples disagree on; None where none were drawn.
+        plausibility: Whether the answer can be a liver.
+        trained_on: What each network learned from, in words; None where it is not recorded.
     """
 
     image: Path
@@ -50,17 +56,22 @@ class Prediction:
     write_s: float
     notes: tuple[str, ...]
     uncertainty: UncertaintySummary | None
+    plausibility: Plausibility
+    trained_on: tuple[str | None, ...]
 
     def line(self) -> str:
         """What was found, how sure that is, where it was written and how long each part took."""
-        volumes = (
-            f"liver {self.liver_ml:.0f} mL, tumour {self.tumour_ml:.1f} mL"
-            if self.found
-            else "no liver found"
-        )
         times = f"read {self.read_s:.2f} s, network {self.network_s:.2f} s, write {self.write_s:.2f} s"
         uncertainty = "" if self.uncertainty is None else f"; {self.uncertainty.line()}"
-        return f"{self.label}: {volumes}{uncertainty} ({times})"
+        return f"{self.label}: {self._volumes()}{uncertainty} ({times})"
+
+    def _volumes(self) -> str:
+        if not self.found:
+            return "no liver found"
+        if not NO_PATIENT_ML[0] <= self.liver_ml <= NO_PATIENT_ML[1]:
+            return "NOT PLAUSIBLE: a volume that no patient has"
+        volumes = f"liver {self.liver_ml:.0f} mL, tumour {self.tumour_ml:.1f} mL"
+        return volumes if self.plausibility.plausible else f"NOT PLAUSIBLE: {volumes}"
 
 
 def predict_scan(
@@ -155,6 +166,8 @@ def _predict_file(
         write_s=write_s,
         notes=(*nifti.notes, *thin.notes, *map(str, thin.doubts)),
         uncertainty=uncertainty,
+        plausibility=judge_segmentation(found, thin, predictor.training),
+        trained_on=tuple(None if data is None else data.line() for data in predictor.training),
     )
     if statistics:
         _write_statistics(out / f"{scan.name}.json", prediction)
@@ -168,7 +181,7 @@ def _predict_file(
 def _write_statistics(path: Path, prediction: Prediction) -> None:
     # Names, not paths: a folder often carries the patient's name.
     names = {"image": visible(prediction.image.name), "label": visible(prediction.label.name)}
-    write_json(path, asdict(prediction) | names)
+    write_json(path, {"plausible": prediction.plausibility.plausible} | asdict(prediction) | names)
 
 
 def _draw_preview(
@@ -185,7 +198,8 @@ def _draw_preview(
     box = found.box or thin.scan_box
     name, _, words = prediction.line().partition(": ")
     shown = visible(Path(name).name).replace("$", r"\$")  # a dollar sign would start a formula
-    title = f"{shown}\n{words.partition(' (')[0]}"
+    reasons = prediction.plausibility.reasons[:MOST_REASONS_SHOWN]
+    title = "\n".join([shown, words.partition(" (")[0], *reasons])
     label_kji = np.concatenate(list(native_labels(found.foreground_czyx, box, thin.header)))
     label_zyx = to_canonical(label_kji, thin.header.axes_kji)
     save(preview_figure(image, label_zyx, thin.header.grid.spacing_zyx_mm, title=title), path)

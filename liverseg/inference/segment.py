@@ -22,6 +22,7 @@ from liverseg.measure.uncertainty import mean_foreground
 from liverseg.model.inputs import InputConfig, network_input
 from liverseg.model.network import UNet, to_channels_last
 from liverseg.model.stochastic import sample, shares
+from liverseg.training.training_data import TrainingData
 from pipeline.prepare import HeldScan
 from pipeline.resample import box_weights, linear_weights
 
@@ -36,11 +37,12 @@ NO_LIVER_ML = 10.0  # a component smaller than this is not a liver
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Member:
-    """One network, how its input is made, and where it came from."""
+    """One network, how its input is made, where it came from, and what it learned from where that is recorded."""
 
     network: UNet
     input: InputConfig
     source: str
+    training: TrainingData | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -72,6 +74,11 @@ class Predictor:
     def sources(self) -> tuple[str, ...]:
         """Where the members came from."""
         return tuple(member.source for member in self.members)
+
+    @property
+    def training(self) -> tuple[TrainingData | None, ...]:
+        """What the members learned from."""
+        return tuple(member.training for member in self.members)
 
     @property
     def n_drawn(self) -> int:
@@ -133,13 +140,22 @@ class ScanSegmentation:
         foreground_czyx: Probabilities of liver and tumour on the view of ``box``; zero outside of the liver's
             components.
         box: Native voxels that were looked at closely; None where no liver was found.
+        coarse_czyx: All that the coarse pass said of the whole scan, on its view.
         samples_nczyx: All of what the network said in each sample, on the view of ``box`` or else of the whole
             scan; None where none were drawn.
     """
 
     foreground_czyx: NDArray[np.float32]
     box: Box | None
+    coarse_czyx: NDArray[np.float32]
     samples_nczyx: NDArray[np.float32] | None = None
+
+    @property
+    def largest_share(self) -> float:
+        """Share of the coarse pass's liver that its largest component has; 0 where it found none."""
+        components, _ = ndimage.label(self.coarse_czyx.sum(axis=0) >= 0.5)
+        sizes = np.bincount(components.ravel())[1:]
+        return float(sizes.max() / sizes.sum()) if sizes.size else 0.0
 
 
 def load_predictor(
@@ -149,12 +165,18 @@ def load_predictor(
 
     Raises:
         RunError: One of ``paths`` has no checkpoint that can be read, or was trained with another spec.
+        ConfigError: Samples are asked for of a single network that always gives the same answer.
     """
     models = [load_trained(path) for path in paths]
     chosen = choose_device(device)
     for path, model in zip(paths, models, strict=True):
         if model.spec != models[0].spec:
             raise RunError(f"{path}: trained with another preprocessing spec than {paths[0]}: no ensemble")
+    if samples and len(models) == 1 and models[0].config.model.stochastic == "none":
+        raise ConfigError(
+            f"{paths[0]}: cannot be sampled, since it gives the same answer each time: leave out --samples, train with "
+            "model.stochastic=ssn or dropout, or add other runs with --with"
+        )
     dtypes = {autocast_dtype(model.config.precision, chosen) for model in models}
     return Predictor(
         members=tuple(
@@ -162,6 +184,7 @@ def load_predictor(
                 network=to_channels_last(model.network.eval().to(chosen)),
                 input=model.config.input,
                 source=str(path),
+                training=model.training,
             )
             for path, model in zip(paths, models, strict=True)
         ),
@@ -176,10 +199,11 @@ def load_predictor(
 
 def segment(scan: HeldScan, predictor: Predictor) -> ScanSegmentation:
     """Segment a scan without any label: a coarse pass over the whole scan, then close ones over the liver's box."""
-    foreground_czyx = _predict_box(scan, scan.scan_box, predictor)
+    coarse_czyx = predictor.foreground(scan.scan_view.image_zyx)
+    foreground_czyx = _kept(coarse_czyx, scan, scan.scan_box)
     labelled = labelled_box(foreground_czyx, scan.scan_box)
     if labelled is None:
-        return _no_liver(scan, predictor)
+        return _no_liver(scan, coarse_czyx, predictor)
     box = scan.scan_box
     if not predictor.fast:
         start = predictor.spec.close_box(labelled, scan.header.grid)
@@ -190,14 +214,16 @@ def segment(scan: HeldScan, predictor: Predictor) -> ScanSegmentation:
     if samples is not None:
         foreground_czyx = _kept(mean_foreground(samples), scan, box)
     if labelled_box(foreground_czyx, box) is None:
-        return _no_liver(scan, predictor)
-    return ScanSegmentation(foreground_czyx=foreground_czyx, box=box, samples_nczyx=samples)
+        return _no_liver(scan, coarse_czyx, predictor)
+    return ScanSegmentation(
+        foreground_czyx=foreground_czyx, box=box, coarse_czyx=coarse_czyx, samples_nczyx=samples
+    )
 
 
-def _no_liver(scan: HeldScan, predictor: Predictor) -> ScanSegmentation:
+def _no_liver(scan: HeldScan, coarse_czyx: NDArray[np.float32], predictor: Predictor) -> ScanSegmentation:
     nothing = np.zeros((2, *predictor.spec.shape_zyx), dtype=np.float32)
     samples = _draw(scan, scan.scan_box, predictor)
-    return ScanSegmentation(foreground_czyx=nothing, box=None, samples_nczyx=samples)
+    return ScanSegmentation(foreground_czyx=nothing, box=None, coarse_czyx=coarse_czyx, samples_nczyx=samples)
 
 
 def _refine_box(scan: HeldScan, box: Box, predictor: Predictor) -> tuple[Box, NDArray[np.float32]]:

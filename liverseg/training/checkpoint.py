@@ -19,6 +19,7 @@ from data_cache.records import differences, parse, to_json
 from data_cache.schema import PreprocessSpec
 from liverseg.training.config import TrainConfig, config_from_json
 from liverseg.training.state import TrainState
+from liverseg.training.training_data import TrainingData
 
 LAST, BEST = "last.pt", "best.pt"
 VERSION = 2
@@ -28,7 +29,9 @@ CHECKSUM = "sha256"
 RESUMES = ("network", "optimizer", "scaler")
 
 
-def snapshot(state: TrainState, config: TrainConfig, spec: PreprocessSpec) -> dict[str, Any]:
+def snapshot(
+    state: TrainState, config: TrainConfig, spec: PreprocessSpec, training: TrainingData | None = None
+) -> dict[str, Any]:
     """A checkpoint's content as it is now: tensors are copied to main memory, and training can go on."""
     content: dict[str, Any] = _copied(
         {
@@ -36,6 +39,7 @@ def snapshot(state: TrainState, config: TrainConfig, spec: PreprocessSpec) -> di
             "software": software(),
             "config": to_json(config),
             "spec": to_json(spec),
+            "training": None if training is None else to_json(training),
             "network": state.network.state_dict(),
             "average": state.average.state_dict(),
             "optimizer": state.optimizer.state_dict(),

@@ -18,23 +18,24 @@ from data_cache.files import write_json
 from data_cache.reader import CacheStore
 from data_cache.records import to_json
 from liverseg.training.process_group import ProcessGroup
+from liverseg.training.training_data import TrainingData
 
 RUN = "run.json"
 LIBRARIES = ("liverseg", "torch", "numpy", "zarr", "numcodecs")
 
 
-def record_start(run: Path, store: CacheStore, group: ProcessGroup) -> None:
+def record_start(run: Path, store: CacheStore, group: ProcessGroup, training: TrainingData) -> None:
     """Add a start to ``run.json``, a list: a run that is resumed may go on elsewhere."""
     path = run / RUN
     try:
         starts = list(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         starts = []  # none yet, or nothing that could be kept
-    starts.append(_start(store, group))
+    starts.append(_start(store, group, training))
     write_json(path, starts)
 
 
-def _start(store: CacheStore, group: ProcessGroup) -> dict[str, Any]:
+def _start(store: CacheStore, group: ProcessGroup, training: TrainingData) -> dict[str, Any]:
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": shlex.join(sys.argv),
@@ -47,6 +48,7 @@ def _start(store: CacheStore, group: ProcessGroup) -> dict[str, Any]:
         "cache_fingerprint": store.schema.fingerprint,
         "cache_spec": to_json(store.schema.spec),
         "cache_software": store.schema.software,
+        "training": to_json(training),
     }
 
 

@@ -20,6 +20,7 @@ from liverseg.pictures.sheet import save
 from liverseg.training.checkpoint import BEST, LAST, applicable_part, snapshot, write_checkpoint
 from liverseg.training.config import TrainConfig
 from liverseg.training.state import Row, TrainState
+from liverseg.training.training_data import TrainingData
 from liverseg.training.validate import Validation, class_dice
 
 HISTORY, PROGRESS = "history.csv", "progress.png"
@@ -33,8 +34,8 @@ class RunWriter:
     Its block ends when everything is written. A failure, such as a full disk, is raised by the next call.
     """
 
-    def __init__(self, run: Path, config: TrainConfig, spec: PreprocessSpec) -> None:
-        self._run, self._config, self._spec = run, config, spec
+    def __init__(self, run: Path, config: TrainConfig, spec: PreprocessSpec, training: TrainingData) -> None:
+        self._run, self._config, self._spec, self._training = run, config, spec, training
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="run-files")
         self._pending: list[Future[Any]] = []
         self._drawn_s = -math.inf
@@ -50,7 +51,7 @@ class RunWriter:
     def keep(self, state: TrainState, *, is_best: bool, is_last: bool) -> None:
         """Write checkpoints, history and curves of the epoch that has just ended; they hold what is learnt so far."""
         self._wait()  # so that there is never more than one copy of the weights
-        content = snapshot(state, self._config, self._spec)
+        content = snapshot(state, self._config, self._spec, self._training)
         self._pending.append(self._pool.submit(self._keep, content, is_best=is_best, is_last=is_last))
 
     def draw_example(self, draw: Callable[[], object]) -> None:

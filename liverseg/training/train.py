@@ -59,6 +59,7 @@ from liverseg.training.state import (
     warmup_steps,
 )
 from liverseg.training.stream import Batch, Prefetch, SampleSpec, Volumes, epoch_draws
+from liverseg.training.training_data import TrainingData, describe_training_data
 from liverseg.training.validate import NOT_VALIDATED, Validation
 
 CONFIG = "config.toml"
@@ -117,7 +118,8 @@ def _train(
     trainer = Trainer(store, split, config, group, state)
     # Only now: a resume that is refused must leave the run as it was.
     if group.is_main_process:
-        _prepare_folder(run, store, config, split, state, group)
+        training = describe_training_data(store, split.train)
+        _prepare_folder(run, store, config, split, state, group, training)
     if warmup_steps(config.optim) < config.optim.warmup_steps:
         watcher.started(
             f"optim.warmup_steps: {config.optim.warmup_steps} is more than half of the run: "
@@ -125,7 +127,7 @@ def _train(
         )
     watcher.started(trainer.description())
     if group.is_main_process:
-        _run_and_keep(trainer, run, store, watcher)
+        _run_and_keep(trainer, run, store, training, watcher)
     else:
         while not _is_done(state, config):
             trainer.run_epoch(watcher)
@@ -136,10 +138,12 @@ def _is_done(state: TrainState, config: TrainConfig) -> bool:
     return state.epoch >= config.optim.epochs or out_of_patience(state.history, config.optim.patience)
 
 
-def _run_and_keep(trainer: Trainer, run: Path, store: CacheStore, watcher: Callbacks) -> None:
+def _run_and_keep(
+    trainer: Trainer, run: Path, store: CacheStore, training: TrainingData, watcher: Callbacks
+) -> None:
     state, config = trainer.state, trainer.config
     board = tensorboard_writer(run, epoch=state.epoch)
-    with RunWriter(run, config, store.schema.spec) as files:
+    with RunWriter(run, config, store.schema.spec, training) as files:
         while not _is_done(state, config):
             is_best = trainer.run_epoch(watcher)
             files.keep(state, is_best=is_best, is_last=_is_done(state, config))
@@ -163,12 +167,18 @@ def _beginning(
 
 
 def _prepare_folder(
-    run: Path, store: CacheStore, config: TrainConfig, split: Split, state: TrainState, group: ProcessGroup
+    run: Path,
+    store: CacheStore,
+    config: TrainConfig,
+    split: Split,
+    state: TrainState,
+    group: ProcessGroup,
+    training: TrainingData,
 ) -> None:
     run.mkdir(parents=True, exist_ok=True)
     save_config(config, run / CONFIG)
     save_split(split, run)
-    record_start(run, store, group)
+    record_start(run, store, group, training)
     if state.history:  # killed after the checkpoint, a run may lack what follows from it
         write_history(run, state.history)
 
