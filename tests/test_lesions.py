@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 
@@ -9,11 +10,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis.extra import numpy as hnp
+from scipy import ndimage
 
 from liverseg.measure.lesions import (
     DetectionCounts,
     burden_errors,
+    lesion_details,
     lesion_overlaps,
+    lits_counts,
     match,
     score_lesions,
     tumour_burden,
@@ -85,6 +89,160 @@ def test_each_lesion_is_counted_once(pred: Mask, truth: Mask) -> None:
 def test_a_match_is_one_to_one(pred: Mask, truth: Mask) -> None:
     pairs = match(lesion_overlaps(pred, truth, ONE_MM), iou_threshold=0.0)
     assert len({t for t, _ in pairs}) == len({p for _, p in pairs}) == len(pairs)
+
+
+def largest_matching(iou: dict[tuple[int, int], float]) -> tuple[int, float]:
+    """Most pairs, and then most IoU, over every choice of pairs that share no lesion."""
+    best = (0, 0.0)
+    for n in range(len(iou) + 1):
+        for pairs in itertools.combinations(iou, n):
+            if len({t for t, _ in pairs}) == len({p for _, p in pairs}) == n:
+                best = max(best, (n, sum(iou[pair] for pair in pairs)))
+    return best
+
+
+@settings(deadline=None, max_examples=60)
+@given(pred=sparse_masks, truth=sparse_masks)
+def test_no_matching_has_more_pairs_or_more_overlap(pred: Mask, truth: Mask) -> None:
+    got = lesion_overlaps(pred, truth, ONE_MM)
+    if got.pair_iou.size > 10:
+        return
+    keys = zip(got.pair_truth.tolist(), got.pair_pred.tolist(), strict=True)
+    iou = dict(zip(keys, got.pair_iou.tolist(), strict=True))
+    pairs = match(got, iou_threshold=0.0)
+    expected = largest_matching(iou)
+    assert (len(pairs), sum(iou[pair] for pair in pairs)) == (expected[0], pytest.approx(expected[1]))
+
+
+def test_a_matching_is_not_greedy() -> None:
+    # Truth A 0..3 and B 5..8; prediction 3..7 has IoU 1/8 with A and 3/6 with B, prediction 8..9 1/5 with B.
+    # The largest IoU first would give 3..7 to B and leave A and 8..9 alone; two pairs are possible.
+    truth = cubes((1, 1, 12), ((0, 0, 0), (1, 1, 4)), ((0, 0, 5), (1, 1, 4)))
+    pred = cubes((1, 1, 12), ((0, 0, 3), (1, 1, 5)))
+    pred |= cubes((1, 1, 12), ((0, 0, 9), (1, 1, 1)))
+    pred[0, 0, 8] = False
+    pred[0, 0, 7:9] = (False, True)
+    assert [sorted(np.flatnonzero(m)) for m in (truth, pred)] == [
+        [0, 1, 2, 3, 5, 6, 7, 8],
+        [3, 4, 5, 6, 8, 9],
+    ]
+    got = lesion_overlaps(pred, truth, ONE_MM)
+    # A ∩ 3..6 is 1 of 7; B ∩ 3..6 is 2 of 6; B ∩ 8..9 is 1 of 5.
+    assert sorted(got.pair_iou) == pytest.approx([1 / 7, 1 / 5, 1 / 3])
+    assert match(got, iou_threshold=0.0) == ((0, 0), (1, 1))
+
+
+# ---- as LiTS counts
+
+
+def lits(pred: Mask, truth: Mask) -> tuple[int, int, int]:
+    """True positives, false positives, false negatives."""
+    counts = lits_counts(lesion_overlaps(pred, truth, ONE_MM, connectivity=1))
+    return counts.true_positives, counts.false_positives, counts.false_negatives
+
+
+def numbered(mask: Mask) -> list[set[Voxel]]:
+    """The face-connected lesions in scipy's order, as sets of voxels."""
+    ids, n = ndimage.label(mask)
+    return [{(z, y, x) for z, y, x in np.argwhere(ids == i + 1).tolist()} for i in range(n)]
+
+
+def lits_by_masks(pred: Mask, truth: Mask) -> tuple[int, int, int]:
+    """The rule read literally, with sets of voxels that are merged step by step."""
+    preds, truths = numbered(pred), numbered(truth)
+    merged: dict[int, list[int]] = {}  # numbers of true lesions, by the prediction that they share most with
+    for number, lesion in enumerate(truths):
+        shared = [len(lesion & p) for p in preds]
+        if any(shared):
+            merged.setdefault(shared.index(max(shared)), []).append(number)
+    groups = sorted(merged.values())
+    references = [set().union(*(truths[i] for i in group)) for group in groups]
+    taken: list[list[int]] = [[] for _ in groups]
+    for number, lesion in enumerate(preds):
+        shared = [len(lesion & r) for r in references]
+        if any(shared):
+            taken[shared.index(max(shared))].append(number)
+    found = right = 0
+    for group, reference, numbers in zip(groups, references, taken, strict=True):
+        prediction = set().union(*(preds[i] for i in numbers))
+        if len(prediction & reference) > 0.5 * len(prediction | reference):
+            found, right = found + len(group), right + len(numbers)
+    return found, len(preds) - right, len(truths) - found
+
+
+@settings(deadline=None, max_examples=200)
+@given(pred=sparse_masks, truth=sparse_masks)
+def test_lits_counts_are_the_rule_read_literally(pred: Mask, truth: Mask) -> None:
+    assert lits(pred, truth) == lits_by_masks(pred, truth)
+
+
+def test_lits_counts_of_dense_noise_are_the_rule_read_literally() -> None:
+    rng = np.random.default_rng(4)
+    for _ in range(100):
+        truth = rng.random((5, 7, 7)) < 0.3
+        pred = truth ^ (rng.random(truth.shape) < 0.12)
+        assert lits(pred, truth) == lits_by_masks(pred, truth)
+
+
+LINE = (1, 1, 12)
+
+
+@pytest.mark.parametrize(
+    ("truth", "pred", "expected", "one_to_one"),
+    [
+        # Split: 0..8 predicted as 0..3 and 5..8. Merged, IoU 8/9: one found. One to one: 4/9 and 4/9, neither above a half.
+        (["0-8"], ["0-3", "5-8"], (1, 0, 0), (0, 2, 1)),
+        # Merged: 0..3 and 5..8 predicted as 0..8: both found. One to one: 4/9 each.
+        (["0-3", "5-8"], ["0-8"], (2, 0, 0), (0, 1, 2)),
+        # Both: 0..3 and 5..8 belong to 2..7 (2 and 3 of its voxels); 0..0 goes to them, too: 6 of 10 voxels shared.
+        (["0-3", "5-8"], ["0-0", "2-7"], (2, 0, 0), (0, 2, 2)),
+        # Split too finely: 0 and 8 of nine voxels are 2/9, so that one is missed, and two are false.
+        (["0-8"], ["0-0", "8-8"], (0, 2, 1), (0, 2, 1)),
+        # Nothing in common, nothing predicted, nothing there.
+        (["0-2"], ["5-7"], (0, 1, 1), (0, 1, 1)),
+        (["0-2"], [], (0, 0, 1), (0, 0, 1)),
+        ([], ["0-2"], (0, 1, 0), (0, 1, 0)),
+        # One found, one missed, one false.
+        (["0-2", "10-11"], ["0-2", "5-6"], (1, 1, 1), (1, 1, 1)),
+    ],
+)
+def test_lits_counts_by_hand(
+    truth: list[str],
+    pred: list[str],
+    expected: tuple[int, int, int],
+    one_to_one: tuple[int, int, int],
+) -> None:
+    masks = []
+    for bars in (pred, truth):
+        mask = np.zeros(LINE, dtype=np.bool_)
+        for bar in bars:
+            first, last = map(int, bar.split("-"))
+            mask[0, 0, first : last + 1] = True
+        masks.append(mask)
+    assert lits(masks[0], masks[1]) == expected
+    counts = score_lesions(masks[0], masks[1], ONE_MM)[1].overall
+    assert (counts.true_positives, counts.false_positives, counts.false_negatives) == one_to_one
+
+
+def test_lits_lesions_touch_by_faces() -> None:
+    # Two voxels that share a corner are one lesion of ours and two of LiTS.
+    mask = cubes((2, 2, 2), ((0, 0, 0), (1, 1, 1)), ((1, 1, 1), (1, 1, 1)))
+    assert lits(mask, mask) == (2, 0, 0)
+    assert score_lesions(mask, mask, ONE_MM)[1].overall.true_positives == 1
+
+
+def test_details_by_hand() -> None:
+    # Truth 0..4 predicted as 0..1 and 3..4 (split); truth 7..8 and 10..11 predicted as 7..11 (merged). One to one at
+    # IoU > 0 each prediction but one finds a lesion: 0..1 of 0..4, IoU 2/5, Dice 4/7; 7..11 of 7..8, the same.
+    truth = cubes((1, 1, 14), ((0, 0, 0), (1, 1, 5)), ((0, 0, 7), (1, 1, 2)), ((0, 0, 10), (1, 1, 2)))
+    pred = cubes((1, 1, 14), ((0, 0, 0), (1, 1, 2)), ((0, 0, 3), (1, 1, 2)), ((0, 0, 7), (1, 1, 5)))
+    got = lesion_details(pred, truth, ONE_MM)
+    assert (got.n_split, got.n_merged) == (1, 1)
+    assert got.dice == pytest.approx([4 / 7, 4 / 7])
+    # 0, 1 are on 0..4; 2, 3, 4 are 1, 2 and 3 voxels from 1: 6 over 7 surface voxels, both times.
+    assert got.assd_mm == pytest.approx([6 / 7, 6 / 7])
+    nothing = lesion_details(np.zeros_like(pred), truth, ONE_MM)
+    assert (nothing.n_split, nothing.n_merged, nothing.dice, nothing.assd_mm) == (0, 0, (), ())
 
 
 def test_a_truth_finds_all_of_itself() -> None:

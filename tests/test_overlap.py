@@ -16,11 +16,12 @@ from numpy.typing import NDArray
 
 from liverseg.measure import overlap
 from liverseg.measure.overlap import (
+    NSD_CURVE_MM,
     DiceCounts,
     Mask,
     Spacing,
-    bootstrap_mean,
     dice_counts,
+    mean_interval,
     score_case,
     score_class,
     surface_distances,
@@ -74,6 +75,8 @@ def test_every_metric_is_its_definition(pred: Mask, truth: Mask, spacing: Spacin
     assert got.voe_percent == pytest.approx(100 * (1 - shared / union))
     assert got.rvd_percent == pytest.approx(100 * (len(sets[0]) / len(sets[1]) - 1))
     assert got.assd_mm == pytest.approx(math.fsum(both) / len(both))
+    assert got.rmsd_mm == pytest.approx(math.sqrt(math.fsum(d * d for d in both) / len(both)))
+    assert got.nsd_curve == pytest.approx([sum(d <= mm for d in both) / len(both) for mm in NSD_CURVE_MM])
     assert got.hd_mm == pytest.approx(max(both))
     assert got.hd95_mm == pytest.approx(max(np.percentile(forth, 95), np.percentile(back, 95)))
     assert got.nsd == pytest.approx(sum(d <= 1.0 for d in both) / len(both))
@@ -103,7 +106,7 @@ def test_many_surface_voxels_go_to_the_transform(monkeypatch: pytest.MonkeyPatch
 def test_swapping_the_masks_changes_only_the_sign_of_the_volume(pred: Mask, truth: Mask) -> None:
     one = score_class(pred, truth, UNEQUAL_MM, tolerance_mm=1.0)
     other = score_class(truth, pred, UNEQUAL_MM, tolerance_mm=1.0)
-    for name in ("dice", "voe_percent", "assd_mm", "hd_mm", "hd95_mm", "nsd"):
+    for name in ("dice", "voe_percent", "assd_mm", "rmsd_mm", "hd_mm", "hd95_mm", "nsd"):
         assert getattr(one, name) == pytest.approx(getattr(other, name))
     assert one.volume_pred_ml == other.volume_truth_ml
 
@@ -121,13 +124,13 @@ def test_background_around_changes_nothing(pred: Mask, truth: Mask, padding: int
 def test_a_mask_agrees_with_itself(mask: Mask) -> None:
     got = score_class(mask, mask, UNEQUAL_MM, tolerance_mm=0.0)
     assert (got.dice, got.voe_percent, got.rvd_percent, got.nsd) == (1.0, 0.0, 0.0, 1.0)
-    assert (got.assd_mm, got.hd_mm, got.hd95_mm) == (0.0, 0.0, 0.0)
+    assert (got.assd_mm, got.rmsd_mm, got.hd_mm, got.hd95_mm) == (0.0, 0.0, 0.0, 0.0)
 
 
 def test_arguments_are_left_as_they_were() -> None:
     labels = np.random.default_rng(0).integers(0, 3, (2, *SHAPE)).astype(np.uint8)
     before = labels.copy()
-    score_case(labels[0], labels[1], UNEQUAL_MM, tolerance_mm=1.0)
+    score_case(labels[0], labels[1], UNEQUAL_MM, liver_tolerance_mm=1.0, tumour_tolerance_mm=1.0)
     np.testing.assert_array_equal(labels, before)
 
 
@@ -184,7 +187,7 @@ def test_nsd_counts_a_distance_equal_to_the_tolerance() -> None:
 def test_a_tumour_is_part_of_its_liver() -> None:
     truth = np.array([[[0, 1, 2, 2]]], dtype=np.uint8)
     pred = np.array([[[0, 1, 1, 2]]], dtype=np.uint8)
-    got = score_case(pred, truth, (1.0, 1.0, 1.0), tolerance_mm=1.0)
+    got = score_case(pred, truth, (1.0, 1.0, 1.0), liver_tolerance_mm=1.0, tumour_tolerance_mm=1.0)
     assert got.liver.dice == 1.0
     assert got.tumour.counts == DiceCounts(intersection=1, predicted=1, truth=2)
     assert got.tumour.dice == pytest.approx(2 / 3)
@@ -207,7 +210,7 @@ def test_nothing_there_and_nothing_claimed_is_perfect() -> None:
     none = np.zeros(SHAPE, dtype=np.bool_)
     got = score_class(none, none, UNEQUAL_MM, tolerance_mm=1.0)
     assert (got.dice, got.voe_percent, got.rvd_percent, got.nsd) == (1.0, 0.0, 0.0, 1.0)
-    assert (got.assd_mm, got.hd_mm, got.hd95_mm) == (0.0, 0.0, 0.0)
+    assert (got.assd_mm, got.rmsd_mm, got.hd_mm, got.hd95_mm) == (0.0, 0.0, 0.0, 0.0)
     assert (got.volume_pred_ml, got.volume_truth_ml) == (0.0, 0.0)
 
 
@@ -218,7 +221,7 @@ def test_one_empty_mask_has_no_distances(filled: Mask, pred_is_empty: bool) -> N
     pred, truth = (none, filled) if pred_is_empty else (filled, none)
     got = score_class(pred, truth, UNEQUAL_MM, tolerance_mm=1e9)
     assert (got.dice, got.voe_percent, got.nsd) == (0.0, 100.0, 0.0)
-    assert (got.assd_mm, got.hd_mm, got.hd95_mm) == (None, None, None)
+    assert (got.assd_mm, got.rmsd_mm, got.hd_mm, got.hd95_mm) == (None, None, None, None)
     assert got.rvd_percent == (-100.0 if pred_is_empty else None)
 
 
@@ -226,8 +229,13 @@ def test_scores_are_strict_json() -> None:
     empty = np.zeros(SHAPE, dtype=np.uint8)
     liver_only = np.ones(SHAPE, dtype=np.uint8)
     for pred, truth in itertools.product((empty, liver_only), repeat=2):
-        scores = dataclasses.asdict(score_case(pred, truth, UNEQUAL_MM, tolerance_mm=2.0))
-        assert json.loads(json.dumps(scores, allow_nan=False)) == scores
+        scores = dataclasses.asdict(
+            score_case(pred, truth, UNEQUAL_MM, liver_tolerance_mm=2.0, tumour_tolerance_mm=2.0)
+        )
+        written = json.loads(json.dumps(scores, allow_nan=False))
+        for name in ("liver", "tumour"):
+            written[name]["nsd_curve"] = tuple(written[name]["nsd_curve"])
+        assert written == scores
 
 
 def test_the_box_of_nothing_is_nothing() -> None:
@@ -252,36 +260,41 @@ def test_nonsense_is_refused(
     shape: tuple[int, int, int], spacing: Spacing, tolerance: float, said: str
 ) -> None:
     with pytest.raises(ValueError, match=said):
-        score_case(np.zeros(SHAPE, np.uint8), np.zeros(shape, np.uint8), spacing, tolerance_mm=tolerance)
+        score_case(
+            np.zeros(SHAPE, np.uint8),
+            np.zeros(shape, np.uint8),
+            spacing,
+            liver_tolerance_mm=tolerance,
+            tumour_tolerance_mm=tolerance,
+        )
 
 
 # ---- intervals
 
 
-def test_bootstrap_covers_about_as_often_as_it_says() -> None:
-    # 40 normal values a data set: the textbook interval is ±1.96/√40 wide, and 95 % of them hold the true mean.
-    rng = np.random.default_rng(5)
-    drawn = rng.normal(0.7, 1.0, (200, 40))
-    got = [bootstrap_mean(list(row), generator=rng, n_resamples=500) for row in drawn]
+@pytest.mark.parametrize("n", [2, 6, 26])
+def test_intervals_of_normal_values_cover_as_often_as_they_say(n: int) -> None:
+    drawn = np.random.default_rng(5).normal(0.7, 1.0, (2000, n))
+    got = [mean_interval(list(row)) for row in drawn]
     held = sum(i.low is not None and i.high is not None and i.low <= 0.7 <= i.high for i in got)
-    assert 0.89 <= held / len(got) <= 0.98
-    width = np.mean([(i.high or 0.0) - (i.low or 0.0) for i in got])
-    assert width == pytest.approx(2 * 1.96 / math.sqrt(40), rel=0.08)
+    assert held / len(got) == pytest.approx(0.95, abs=0.015)  # three standard errors
 
 
-def test_bootstrap_repeats_with_its_seed_and_leaves_out_the_undefined() -> None:
-    values = [0.9, None, 0.8, 0.95, None, 0.4]
-    one, other = (bootstrap_mean(values, generator=np.random.default_rng(1)) for _ in range(2))
-    assert one == other
-    assert (one.n_cases, one.n_undefined) == (4, 2)
-    assert one.mean == pytest.approx((0.9 + 0.8 + 0.95 + 0.4) / 4)
-    assert 0.4 <= (one.low or 0.0) < (one.mean or 0.0) < (one.high or 0.0) <= 0.95
+def test_a_t_interval_by_hand() -> None:
+    # Mean 0.8, deviations -0.1, 0, 0.1: s = 0.1; t of two degrees of freedom is 4.3027; 4.3027 · 0.1 / √3 = 0.2484.
+    got = mean_interval([0.7, None, 0.8, 0.9])
+    assert got.mean == pytest.approx(0.8)
+    assert got.low == pytest.approx(0.8 - 0.24841, abs=1e-5)
+    assert got.high == pytest.approx(0.8 + 0.24841, abs=1e-5)
+    assert (got.n_cases, got.n_undefined) == (3, 1)
+    assert mean_interval([0.7, 0.8, 0.9], bounds=(0.6, 1.0)).high == 1.0
+    assert mean_interval([0.7, 0.8, 0.9], bounds=(0.6, 1.0)).low == 0.6
 
 
-def test_bootstrap_of_one_case_and_of_none() -> None:
-    one = bootstrap_mean([0.5], generator=np.random.default_rng(0))
-    assert (one.mean, one.low, one.high) == (0.5, 0.5, 0.5)
-    none = bootstrap_mean([None], generator=np.random.default_rng(0))
+def test_one_case_has_no_interval_and_none_no_mean() -> None:
+    one = mean_interval([0.5])
+    assert (one.mean, one.low, one.high, one.n_cases) == (0.5, None, None, 1)
+    none = mean_interval([None])
     assert (none.mean, none.low, none.high, none.n_cases, none.n_undefined) == (None, None, None, 0, 1)
 
 

@@ -62,6 +62,8 @@ def test_a_hand_example() -> None:
         0,
     )
     assert (row["lesions_iou0.5_found"], row["lesions_iou0.5_missed"]) == (0, 1)
+    assert (row["lesions_lits_found"], row["lesions_lits_missed"], row["lesions_split"]) == (0, 1, 0)
+    assert row["lesions_dice"] == pytest.approx(1 / 3)
     assert row["burden"] == row["burden_truth"] == pytest.approx(27 / 512)
 
 

@@ -29,7 +29,7 @@ def print_summary(summary: Mapping[str, Any]) -> None:
     from liverseg.evaluation.score_table import footnotes, lesion_rows, summary_rows
 
     console.print(table("summary (cases that have the class)", *summary_rows(summary)))
-    console.print(table("detection", *lesion_rows(summary["lesions"])))
+    console.print(table("detection", *lesion_rows(summary)))
     for line in footnotes(summary):
         say(line)
 
@@ -86,12 +86,13 @@ def _covered(coverage: Mapping[str, Any] | None) -> str:
 def print_differences(title: str, differences: Sequence[PairedDifference]) -> None:
     """A table of paired differences, one metric per row."""
     from liverseg.console import console, number, table
+    from liverseg.evaluation.score_table import interval_text
 
     rows = [
         (
             d.metric,
             str(d.n_cases),
-            "–" if d.mean is None else f"{d.mean:+.3f} [{d.low95:+.3f}, {d.high95:+.3f}]",
+            interval_text({"mean": d.mean, "low95": d.low95, "high95": d.high95}, 3, sign="+"),
             f"{d.rose} / {d.fell}",
             number(d.wilcoxon_p),
         )

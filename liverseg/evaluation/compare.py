@@ -11,7 +11,7 @@ import numpy as np
 from scipy import stats
 
 from data_cache.files import write_csv, write_json
-from liverseg.measure.overlap import bootstrap_mean
+from liverseg.measure.overlap import mean_interval
 from liverseg.measure.summary import (
     CLASSES,
     SCORES,
@@ -33,7 +33,7 @@ class PairedDifference:
     """One metric of the second run minus the first, over the cases where both have it.
 
     Attributes:
-        mean, low95, high95: Of the differences, bootstrap over cases; None without a case.
+        mean, low95, high95: Of the differences, Student's t interval; the mean is None without a case, the interval below two.
         rose, fell: Cases whose metric is higher, and lower, in the second run (for distances, lower is better).
         wilcoxon_p: Two-sided signed-rank test (Wilcoxon 1945); None for fewer than six differences that are not 0.
     """
@@ -95,7 +95,7 @@ def write_comparison(out: Path, names: tuple[str, str], differences: Sequence[Pa
 def _difference(name: str, pairs: Sequence[tuple[Any, Any]], metric: str) -> PairedDifference:
     values = [(getattr(a, metric), getattr(b, metric)) for a, b in pairs if a.volume_truth_ml > 0]
     differences = np.array([b - a for a, b in values if a is not None and b is not None], dtype=np.float64)
-    mean = bootstrap_mean(differences.tolist(), generator=np.random.default_rng(0))
+    mean = mean_interval(differences.tolist())
     return PairedDifference(
         metric=name,
         n_cases=differences.size,

@@ -17,7 +17,7 @@ from data_cache.reader import CacheStore, read_schema
 from data_cache.records import to_json
 from liverseg.evaluation.score_table import CASE_COLUMNS, footnotes, lesion_rows, summary_rows
 from liverseg.measure.summary import CLASSES, SCORES, SUMMARY, VOLUMES
-from liverseg.pictures.curves import read_history, training_charts
+from liverseg.pictures.curves import Curve, chart, read_history, training_charts
 from liverseg.pictures.page import Page, PageCase, PageFiles, html_table, write_page
 from liverseg.pictures.slices import cached_case
 from liverseg.training.config import TrainConfig, load_config
@@ -228,5 +228,18 @@ def _subtitle(summary: Mapping[str, Any]) -> str:
 
 def _headline(summary: Mapping[str, Any]) -> Iterator[str]:
     yield f'<div class="charts"><div><h2>Scores</h2>{html_table(*summary_rows(summary))}</div>'
-    yield f"<div><h2>Lesions</h2>{html_table(*lesion_rows(summary['lesions']))}</div></div>"
+    yield f"<div><h2>Lesions</h2>{html_table(*lesion_rows(summary))}</div>{_nsd_chart(summary)}</div>"
     yield "".join(f'<p class="muted">{html.escape(line)}.</p>' for line in footnotes(summary))
+
+
+def _nsd_chart(summary: Mapping[str, Any]) -> str:
+    """Mean normalised surface Dice of both classes against its tolerance; nothing without a case."""
+    curves = {name: summary[name]["nsd_curve"] for name in CLASSES if summary[name]["nsd_curve"]}
+    if not curves:
+        return ""
+    columns = {name: curve["mean"] for name, curve in curves.items()}
+    columns["epoch"] = next(iter(curves.values()))["tolerance_mm"]
+    drawn = [Curve(key=name, name=name, colour=name) for name in curves]
+    return (
+        f"<div><h2>Surface Dice by tolerance</h2>{chart('NSD', columns, drawn, top=1.0, x_name='mm')}</div>"
+    )

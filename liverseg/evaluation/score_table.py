@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from data_cache.text import pluralise
@@ -32,6 +32,7 @@ METRIC_ROWS = (
     ("voe_percent", "VOE %", 1),
     ("rvd_percent", "RVD %", 1),
     ("assd_mm", "ASSD mm", 2),
+    ("rmsd_mm", "RMSD mm", 2),
     ("hd_mm", "HD mm", 1),
     ("hd95_mm", "HD95 mm", 1),
     ("nsd", "NSD", 3),
@@ -49,12 +50,15 @@ def number_text(value: float | None, digits: int = 3) -> str:
     return "–" if value is None else f"{value:.{digits}f}"
 
 
-def interval_text(mean: Mapping[str, float | None], digits: int) -> str:
-    """A mean with its 95 % interval and the number of cases that it is of; a dash without a case."""
+def interval_text(mean: Mapping[str, float | None], digits: int, *, sign: str = "") -> str:
+    """A mean with its 95 % interval and the number of cases that they are of; a dash without a case."""
     if mean["mean"] is None:
         return "–"
-    ends = ", ".join(number_text(mean[end], digits) for end in ("low95", "high95"))
-    return f"{number_text(mean['mean'], digits)} [{ends}]"
+    value, low, high = (
+        "–" if mean[key] is None else f"{mean[key]:{sign}.{digits}f}" for key in ("mean", "low95", "high95")
+    )
+    n = f", n {mean['n_cases']}" if "n_cases" in mean else ""
+    return f"{value} [{low}, {high}]{n}"
 
 
 def case_cells(row: Mapping[str, float | None]) -> tuple[str, ...]:
@@ -74,24 +78,32 @@ def summary_rows(summary: Mapping[str, Any]) -> tuple[tuple[str, ...], Rows]:
     return ("mean [95 % interval]", *counts), rows
 
 
-def lesion_rows(thresholds: Sequence[Mapping[str, Any]]) -> tuple[tuple[str, ...], Rows]:
-    """Header and rows of lesion detection, by threshold and size."""
+def lesion_rows(summary: Mapping[str, Any]) -> tuple[tuple[str, ...], Rows]:
+    """Header and rows of lesion detection: one to one by threshold and size, and as LiTS counts."""
     headers = ("lesions of all cases", "true", "found", "false positives", "precision", "recall", "F1")
-    return headers, [_lesion_row(at, key, size) for at in thresholds for key, size in SIZES]
+    rows = [
+        _lesion_row(f"one to one, IoU > {at['iou_threshold']:g}, {size}", at[key])
+        for at in summary["lesions"]
+        for key, size in SIZES
+    ]
+    return headers, [*rows, _lesion_row("LiTS, IoU > 0.5, all", summary["lesion_details"]["lits"])]
 
 
-def _lesion_row(at: Mapping[str, Any], key: str, size: str) -> tuple[str, ...]:
-    counts = at[key]
+def _lesion_row(name: str, counts: Mapping[str, Any]) -> tuple[str, ...]:
     found, missed = counts["true_positives"], counts["false_negatives"]
     ratios = (number_text(counts[ratio], 2) for ratio in ("precision", "recall", "f1"))
-    name = f"IoU > {at['iou_threshold']:g}, {size}"
     return name, str(found + missed), str(found), str(counts["false_positives"]), *ratios
 
 
 def footnotes(summary: Mapping[str, Any]) -> tuple[str, ...]:
-    """Lines under the tables: tumour burden, tolerance and rules."""
-    burden = summary["burden"]
+    """Lines under the tables: found lesions, tumour burden, tolerances and rules."""
+    burden, details, tolerance_mm = summary["burden"], summary["lesion_details"], summary["nsd_tolerance_mm"]
     return (
-        f"tumour burden: RMSE {number_text(burden['rmse'], 4)}, largest error {number_text(burden['max_error'], 4)}",
-        f"NSD at {summary['nsd_tolerance_mm']:g} mm; rule: {summary['rule']}",
+        f"found lesions: mean Dice {number_text(details['dice'])}, mean ASSD {number_text(details['assd_mm'], 2)} mm "
+        f"(n {details['n_found']}); {details['n_split']} true lesions split, {details['n_merged']} predicted lesions "
+        "merge several true ones",
+        f"tumour burden: RMSE {number_text(burden['rmse'], 4)}, largest error {number_text(burden['max_error'], 4)} "
+        f"(n {burden['n_cases']})",
+        f"NSD at {tolerance_mm['liver']:g} mm for liver and {tolerance_mm['tumour']:g} mm for tumour (FLARE 2023); "
+        f"rule: {summary['rule']}",
     )

@@ -1,4 +1,4 @@
-"""Which lesions were found: tumours matched one to one, counted by size, and the tumour burden of the liver."""
+"""Which lesions were found: one to one and as LiTS counts them, how well, split or merged; and the tumour burden."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
+from scipy import ndimage, optimize, sparse
 
-from liverseg.measure.overlap import Mask, Spacing, union_box
-from pipeline.lesions import CUBE, equivalent_diameters_mm, size_bins
+from liverseg.measure.overlap import Mask, Spacing, surface_distances, union_box
+from pipeline.lesions import equivalent_diameters_mm, size_bins
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,18 +103,57 @@ class LesionOverlaps:
     """The lesions of both masks and how they overlap, measured once for any number of thresholds.
 
     Attributes:
-        truth_diameters_mm: (n_truth,) float64, diameter of the sphere with the lesion's volume.
-        pred_diameters_mm: (n_pred,) float64.
+        truth_ids_zyx, pred_ids_zyx: Lesion numbers from 1, on the box of both masks.
+        truth_voxels, pred_voxels: (n_truth,), (n_pred,) int64, voxels of each lesion.
         pair_truth: (n_pairs,) int64 index into the truth's lesions, of each pair that shares a voxel.
         pair_pred: (n_pairs,) int64 index into the predicted ones.
-        pair_iou: (n_pairs,) float64, above 0.
+        pair_voxels: (n_pairs,) int64, shared voxels, above 0.
     """
 
-    truth_diameters_mm: NDArray[np.float64]
-    pred_diameters_mm: NDArray[np.float64]
+    spacing_zyx_mm: Spacing
+    truth_ids_zyx: NDArray[np.int32]
+    pred_ids_zyx: NDArray[np.int32]
+    truth_voxels: NDArray[np.int64]
+    pred_voxels: NDArray[np.int64]
     pair_truth: NDArray[np.int64]
     pair_pred: NDArray[np.int64]
-    pair_iou: NDArray[np.float64]
+    pair_voxels: NDArray[np.int64]
+
+    @property
+    def truth_diameters_mm(self) -> NDArray[np.float64]:
+        """(n_truth,) diameters of the spheres with the lesions' volumes."""
+        return equivalent_diameters_mm(self.truth_voxels * _voxel_ml(self.spacing_zyx_mm))
+
+    @property
+    def pred_diameters_mm(self) -> NDArray[np.float64]:
+        """(n_pred,) the same of the predicted lesions."""
+        return equivalent_diameters_mm(self.pred_voxels * _voxel_ml(self.spacing_zyx_mm))
+
+    @property
+    def pair_iou(self) -> NDArray[np.float64]:
+        """(n_pairs,) intersection over union of each pair."""
+        union = self.truth_voxels[self.pair_truth] + self.pred_voxels[self.pair_pred] - self.pair_voxels
+        iou: NDArray[np.float64] = self.pair_voxels / union
+        return iou
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LesionDetails:
+    """What the lesions of one case add to the one-to-one counts.
+
+    Attributes:
+        lits: Counts by the rule of the LiTS challenge: see ``lits_counts``.
+        n_split: True lesions that two or more predicted lesions share.
+        n_merged: Predicted lesions that share two or more true lesions.
+        dice: Of each found lesion and its prediction, matched one to one at IoU > 0.
+        assd_mm: Average symmetric surface distance of the same pairs.
+    """
+
+    lits: DetectionCounts
+    n_split: int
+    n_merged: int
+    dice: tuple[float, ...]
+    assd_mm: tuple[float, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,8 +173,15 @@ def score_lesions(
     return tuple(detection(overlaps, iou_threshold=threshold) for threshold in iou_thresholds)
 
 
-def lesion_overlaps(pred_zyx: Mask, truth_zyx: Mask, spacing_zyx_mm: Spacing) -> LesionOverlaps:
-    """Split both masks into 26-connected lesions and intersect them.
+def lesion_overlaps(
+    pred_zyx: Mask, truth_zyx: Mask, spacing_zyx_mm: Spacing, *, connectivity: int = 3
+) -> LesionOverlaps:
+    """Split both masks into lesions and intersect them.
+
+    Args:
+        pred_zyx, truth_zyx: Tumour masks of one shape.
+        spacing_zyx_mm: Distance between voxel centres.
+        connectivity: 3 joins voxels that share a corner (26 neighbours), 1 only those that share a face (6).
 
     Raises:
         ValueError: The shapes differ.
@@ -144,35 +190,138 @@ def lesion_overlaps(pred_zyx: Mask, truth_zyx: Mask, spacing_zyx_mm: Spacing) ->
         raise ValueError(f"need two masks of one shape, got {pred_zyx.shape} and {truth_zyx.shape}")
     # Tumours fill little of a scan: two int32 volumes of their box, not of 512×512×1000.
     box = union_box(pred_zyx, truth_zyx)
-    pred_ids, pred_voxels = _components(pred_zyx[box])
-    truth_ids, truth_voxels = _components(truth_zyx[box])
+    pred_ids, pred_voxels = _components(pred_zyx[box], connectivity)
+    truth_ids, truth_voxels = _components(truth_zyx[box], connectivity)
     pair_truth, pair_pred, shared = _shared_voxels(pred_ids, truth_ids)
-    voxel_ml = math.prod(spacing_zyx_mm) / 1000
-    union = truth_voxels[pair_truth] + pred_voxels[pair_pred] - shared
     return LesionOverlaps(
-        truth_diameters_mm=equivalent_diameters_mm(truth_voxels * voxel_ml),
-        pred_diameters_mm=equivalent_diameters_mm(pred_voxels * voxel_ml),
+        spacing_zyx_mm=spacing_zyx_mm,
+        truth_ids_zyx=truth_ids,
+        pred_ids_zyx=pred_ids,
+        truth_voxels=truth_voxels,
+        pred_voxels=pred_voxels,
         pair_truth=pair_truth,
         pair_pred=pair_pred,
-        pair_iou=shared / union,
+        pair_voxels=shared,
     )
 
 
 def match(overlaps: LesionOverlaps, *, iou_threshold: float) -> tuple[tuple[int, int], ...]:
     """Pairs (truth, prediction) of lesions with IoU above the threshold, each lesion in one pair at most.
 
-    Greedy from the largest IoU down; equal ones by lesion number. From a threshold of 0.5 up the pairs are
-    unique anyway. Below, a prediction that spans two lesions finds one of them, and the other is missed.
+    As many pairs as there can be, and of these the ones with the largest sum of IoU (maximum matching). From a
+    threshold of 0.5 up the pairs are unique anyway. Below, a prediction that spans two lesions finds one of them,
+    and the other is missed.
     """
-    best_first = np.lexsort((overlaps.pair_pred, overlaps.pair_truth, -overlaps.pair_iou))
-    matched: dict[int, int] = {}
-    taken: set[int] = set()
-    for pair in best_first[overlaps.pair_iou[best_first] > iou_threshold]:
-        truth, pred = int(overlaps.pair_truth[pair]), int(overlaps.pair_pred[pair])
-        if truth not in matched and pred not in taken:
-            matched[truth] = pred
-            taken.add(pred)
-    return tuple(sorted(matched.items()))
+    usable = np.flatnonzero(overlaps.pair_iou > iou_threshold)
+    n_truth, n_pred = overlaps.truth_voxels.size, overlaps.pred_voxels.size
+    links = sparse.coo_array(
+        (np.ones(usable.size), (overlaps.pair_truth[usable], n_truth + overlaps.pair_pred[usable])),
+        shape=(n_truth + n_pred,) * 2,
+    )
+    _, group_of = sparse.csgraph.connected_components(links, directed=False)
+    group_of_pair = group_of[overlaps.pair_truth[usable]]
+    groups = np.split(usable[np.argsort(group_of_pair, kind="stable")], _ends(group_of_pair))
+    return tuple(sorted(pair for group in groups if group.size for pair in _matched(overlaps, group)))
+
+
+def _ends(group_of_pair: NDArray[np.int32]) -> NDArray[np.int64]:
+    """Where the sorted groups end, but for the last."""
+    _, counts = np.unique(group_of_pair, return_counts=True)
+    ends: NDArray[np.int64] = np.cumsum(counts)[:-1]
+    return ends
+
+
+def _matched(overlaps: LesionOverlaps, group: NDArray[np.int64]) -> list[tuple[int, int]]:
+    """The best pairs of lesions that overlaps connect; ``group`` are indices of pairs."""
+    truths, rows = np.unique(overlaps.pair_truth[group], return_inverse=True)
+    preds, columns = np.unique(overlaps.pair_pred[group], return_inverse=True)
+    worth = np.zeros((truths.size, preds.size))
+    # One more pair is worth more than any sum of IoU, each of which is at most 1.
+    worth[rows, columns] = 1 + overlaps.pair_iou[group] / (min(worth.shape) + 1)
+    chosen = zip(*optimize.linear_sum_assignment(worth, maximize=True), strict=True)
+    return [(int(truths[t]), int(preds[p])) for t, p in chosen if worth[t, p] > 0]
+
+
+def lits_counts(overlaps: LesionOverlaps, *, iou_threshold: float = 0.5) -> DetectionCounts:
+    """Detection by the rule of the LiTS challenge (Bilic et al. 2023; its scoring code, ``detect_lesions``).
+
+    Each true lesion goes to the prediction that it shares most voxels with, and the true lesions of one prediction
+    are merged. Each prediction then goes to the merged lesion that it shares most voxels with, and the predictions
+    of one merged lesion are merged, too. A merged lesion is detected if its IoU with its merged prediction is above
+    the threshold; its true lesions are then all found, and its predictions are all right. So a lesion predicted in
+    two pieces is 1 found and nothing else, and two lesions predicted as one are 2 found. Of equal overlaps the lesion
+    with the lower number counts.
+
+    Args:
+        overlaps: With ``connectivity=1``, as the challenge has it.
+        iou_threshold: What the IoU must exceed.
+    """
+    n_truth, n_pred = overlaps.truth_voxels.size, overlaps.pred_voxels.size
+    # A true lesion is merged into the group of its prediction's number; without one it is alone, and missed.
+    owner = _largest(overlaps.pair_truth, overlaps.pair_pred, overlaps.pair_voxels, n_truth)
+    groups = owner[overlaps.pair_truth]
+    keys, at = np.unique(overlaps.pair_pred * max(n_pred, 1) + groups, return_inverse=True)
+    voxels = np.bincount(at, weights=overlaps.pair_voxels, minlength=keys.size).astype(np.int64)
+    pred, group = keys // max(n_pred, 1), keys % max(n_pred, 1)
+    # Groups are ordered by their first true lesion, so that ties go to the lower number.
+    first = np.full(n_pred, n_truth, dtype=np.int64)
+    np.minimum.at(first, owner[owner >= 0], np.flatnonzero(owner >= 0))
+    chosen = _largest(pred, group, voxels, n_pred, rank=first)
+    kept = chosen[pred] == group
+    shared = np.bincount(group[kept], weights=voxels[kept], minlength=n_pred)
+    found, right = owner >= 0, chosen >= 0
+    size = np.bincount(owner[found], weights=overlaps.truth_voxels[found], minlength=n_pred)
+    size += np.bincount(chosen[right], weights=overlaps.pred_voxels[right], minlength=n_pred)
+    detected = shared > iou_threshold * (size - shared)
+    n_found = int(np.count_nonzero(detected[owner[found]]))
+    n_right = int(np.count_nonzero(detected[chosen[right]]))
+    return DetectionCounts(
+        true_positives=n_found, false_positives=n_pred - n_right, false_negatives=n_truth - n_found
+    )
+
+
+def _largest(
+    of: NDArray[np.int64],
+    to: NDArray[np.int64],
+    voxels: NDArray[np.int64],
+    n: int,
+    *,
+    rank: NDArray[np.int64] | None = None,
+) -> NDArray[np.int64]:
+    """For each of n, the ``to`` that shares most voxels, of equal ones the lowest (by ``rank``); -1 without any."""
+    result = np.full(n, -1, dtype=np.int64)
+    best_last = np.lexsort((-(to if rank is None else rank[to]), voxels))
+    result[of[best_last]] = to[best_last]
+    return result
+
+
+def lesion_details(pred_zyx: Mask, truth_zyx: Mask, spacing_zyx_mm: Spacing) -> LesionDetails:
+    """LiTS's counts, splits, merges, and how well each found lesion was outlined; see ``LesionDetails``."""
+    overlaps = lesion_overlaps(pred_zyx, truth_zyx, spacing_zyx_mm)
+    by_faces = lesion_overlaps(pred_zyx, truth_zyx, spacing_zyx_mm, connectivity=1)
+    iou = dict(
+        zip(
+            zip(overlaps.pair_truth.tolist(), overlaps.pair_pred.tolist(), strict=True),
+            overlaps.pair_iou.tolist(),
+            strict=True,
+        )
+    )
+    pairs = match(overlaps, iou_threshold=0.0)
+    return LesionDetails(
+        lits=lits_counts(by_faces),
+        n_split=int(np.count_nonzero(np.bincount(overlaps.pair_truth) > 1)),
+        n_merged=int(np.count_nonzero(np.bincount(overlaps.pair_pred) > 1)),
+        dice=tuple(2 * iou[pair] / (1 + iou[pair]) for pair in pairs),
+        assd_mm=tuple(_assd_mm(overlaps, truth, pred) for truth, pred in pairs),
+    )
+
+
+def _assd_mm(overlaps: LesionOverlaps, truth: int, pred: int) -> float:
+    # In the box of both: a lesion is small, and the array holds all of them.
+    is_truth, is_pred = overlaps.truth_ids_zyx == truth + 1, overlaps.pred_ids_zyx == pred + 1
+    assd_mm = surface_distances(is_pred, is_truth, overlaps.spacing_zyx_mm).assd_mm
+    assert assd_mm is not None
+    return assd_mm
 
 
 def detection(overlaps: LesionOverlaps, *, iou_threshold: float) -> LesionScores:
@@ -196,7 +345,8 @@ def tumour_burden(label_zyx: NDArray[np.uint8]) -> float:
     """Tumour volume over liver volume, the tumour being part of the liver; between 0 and 1.
 
     0 where there is no liver: a network that finds none then has the whole burden as its error, where leaving
-    the case out would hide its worst failure.
+    the case out would hide its worst failure. LiTS counts a burden of 9001 there, which makes its RMSE that of
+    such cases alone.
     """
     liver = int(np.count_nonzero(label_zyx))
     return int(np.count_nonzero(label_zyx == 2)) / liver if liver else 0.0
@@ -218,14 +368,19 @@ def burden_errors(pred: Sequence[float], truth: Sequence[float]) -> BurdenErrors
     )
 
 
+def _voxel_ml(spacing_zyx_mm: Spacing) -> float:
+    return math.prod(spacing_zyx_mm) / 1000
+
+
 def _ratio(part: int, whole: int) -> float | None:
     return part / whole if whole else None
 
 
-def _components(mask_zyx: Mask) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+def _components(mask_zyx: Mask, connectivity: int) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
     """Lesion numbers from 1 in the mask's shape, and the voxels of each (index 0 is lesion 1)."""
     ids = np.zeros(mask_zyx.shape, dtype=np.int32)
-    n_lesions = ndimage.label(mask_zyx, structure=CUBE, output=ids) if mask_zyx.size else 0
+    structure = ndimage.generate_binary_structure(3, connectivity)
+    n_lesions = ndimage.label(mask_zyx, structure=structure, output=ids) if mask_zyx.size else 0
     return ids, np.bincount(ids[mask_zyx], minlength=n_lesions + 1)[1:]
 
 

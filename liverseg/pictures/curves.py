@@ -70,7 +70,9 @@ def standalone_charts(history: History) -> str:
     )
 
 
-def chart(title: str, history: History, curves: Sequence[Curve], *, top: float | None) -> str:
+def chart(
+    title: str, history: History, curves: Sequence[Curve], *, top: float | None, x_name: str = "epoch"
+) -> str:
     """One panel from 0 up to ``top``; for None, up to a number that a few outliers do not decide.
 
     Values that are NaN are left out; those above ``top`` are drawn at the upper edge, and counted in a note.
@@ -83,7 +85,7 @@ def chart(title: str, history: History, curves: Sequence[Curve], *, top: float |
     note = f" (▲ {above} above {top:.3g}, up to {max(values):.3g})" if above else ""
     parts = [
         f'<text class="name" x="{LEFT}" y="18">{html.escape(title)}{note}</text>',
-        *_grid(top, last_epoch),
+        *_grid(top, last_epoch, x_name),
     ]
     for number, (curve, points) in enumerate(drawn.items()):
         parts += _curve(curve, points, top=top, last_epoch=last_epoch, number=number)
@@ -122,14 +124,14 @@ def _y(value: float, top: float) -> float:
     return HEIGHT - BOTTOM - min(max(value / top, 0), 1) * (HEIGHT - TOP - BOTTOM)
 
 
-def _grid(top: float, last_epoch: float) -> Iterator[str]:
+def _grid(top: float, last_epoch: float, x_name: str) -> Iterator[str]:
     for share in (0.0, 0.25, 0.5, 0.75, 1.0):
         y = _y(share * top, top)
         yield f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
         yield f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{share * top:.3g}</text>'
     epochs = sorted({1, round((1 + last_epoch) / 2), round(last_epoch)})
     for epoch in epochs:
-        word = f"epoch {epoch}" if epoch == epochs[-1] else str(epoch)
+        word = f"{x_name} {epoch}" if epoch == epochs[-1] else str(epoch)
         anchor = "end" if epoch == epochs[-1] and epoch > 1 else "middle"
         x = _x(epoch, last_epoch)
         yield f'<text x="{x:.1f}" y="{HEIGHT - 10}" text-anchor="{anchor}">{word}</text>'
