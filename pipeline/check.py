@@ -20,10 +20,12 @@ from numpy.typing import NDArray
 from data_cache.errors import LabelError, VolumeError
 from data_cache.reader import natural_order
 from pipeline.dialects import FILE
+from pipeline.labels import RULE, describe_values, foreground_and_tumour, wrong_values
 from pipeline.listing import Finding, Scan, check_listing
 from pipeline.names import nearby
 from pipeline.nifti import CorruptStreamError, VolumeHeader, VolumeStream
-from pipeline.prepare import check_same_grid, foreground_and_tumour, retry_with_stdlib_gzip
+from pipeline.nifti.stream import retry_with_stdlib_gzip
+from pipeline.prepare import check_same_grid
 from pipeline.sanity import Intensities, VoxelSample, scan_doubts
 from pipeline.workers import Failure, run_parallel
 
@@ -182,7 +184,7 @@ def _read_label(path: Path, use_stdlib: bool) -> _LabelFacts:
             try:
                 parts = foreground_and_tumour(block, header)
             except LabelError:
-                wrong |= _wrong_values(block, header)
+                wrong |= wrong_values(block, header)
                 continue
             if parts is not None:
                 counts += [np.count_nonzero(part) for part in parts]
@@ -194,19 +196,11 @@ def _read_label(path: Path, use_stdlib: bool) -> _LabelFacts:
     )
 
 
-def _wrong_values(block_kji: NDArray[Any], header: VolumeHeader) -> set[float]:
-    values = np.unique(block_kji)[:1000]  # of so many different ones some are wrong
-    if (header.slope, header.intercept) != (1.0, 0.0):
-        values = np.rint(values * header.slope + header.intercept)  # as foreground_and_tumour has it
-    return {float(v) for v in values} - {0.0, 1.0, 2.0}
-
-
 def _label_findings(scan: Scan, root: Path, label: _LabelFacts, image: ImageFacts | None) -> list[Finding]:
     found = []
     if label.wrong_values:
-        listed = ", ".join(f"{v:g}" for v in label.wrong_values[:8])
-        what = f"{_short(label.header.path, root)} holds the values {listed}"
-        found.append(_fault(scan, what, "expected 0, 1 (liver) and 2 (tumour): map the other values"))
+        what = f"{_short(label.header.path, root)} holds {describe_values(set(label.wrong_values))}"
+        found.append(_fault(scan, what, f"{RULE}: threshold or map it first"))
     elif not label.n_foreground:
         what = f"{_short(label.header.path, root)} has no liver and no tumour"
         found.append(_finding("warning", scan.name, what, "label it, or leave the case out"))

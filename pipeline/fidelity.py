@@ -15,9 +15,10 @@ from data_cache.errors import CacheError
 from data_cache.geometry import Box
 from data_cache.reader import CacheStore
 from data_cache.schema import FRACTION_ONE, CacheSchema, CaseMeta
+from pipeline.labels import foreground_and_tumour
 from pipeline.lesion_fidelity import LesionFidelity, TumourBox, by_diameter, lesion_fidelities
 from pipeline.nifti import VolumeHeader, VolumeStream
-from pipeline.prepare import foreground_and_tumour, retry_with_stdlib_gzip
+from pipeline.nifti.stream import retry_with_stdlib_gzip
 from pipeline.restore import native_labels
 from pipeline.workers import Failure, run_parallel
 

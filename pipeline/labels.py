@@ -1,15 +1,130 @@
-"""The one rule that turns probabilities into labels.
+"""What a label is: the one reader of label files, and the one rule that turns probabilities into labels.
 
-It lives here, below ``liverseg``, because restoring a scan to its native grid needs it and may not import torch's package.
-``liverseg.model.inputs.decide`` is the same rule on tensors, and a test holds the two together.
+Both live here, below ``liverseg``, because preprocessing and restoring need them. ``liverseg.model.inputs.decide`` is the
+same rule on tensors, and a test holds the two together.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
+from data_cache.errors import LabelError
+from pipeline.nifti import VolumeHeader, VolumeStream, to_canonical
+from pipeline.nifti.stream import retry_with_stdlib_gzip
+
 Probabilities = NDArray[np.float32]
+
+# How far a stored value may be from 0, 1 or 2 and still be it: float32's rounding, 0.9999, and the 2/255 steps that
+# nibabel's scaling leaves of a label in uint8 (1 comes back as 0.996). A probability map is not a label.
+TOLERANCE = 0.01
+RULE = f"a label has 0, 1 (liver) and 2 (tumour), each within {TOLERANCE:g}"
+_LISTED = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class LabelVolume:
+    """A label file read whole: uint8 (z, y, x) of 0, 1 and 2, canonical, its header and the file's sha256."""
+
+    label_zyx: NDArray[np.uint8]
+    header: VolumeHeader
+    sha256: str
+
+
+def read_label(path: Path) -> LabelVolume:
+    """Read a label file.
+
+    Raises:
+        VolumeError: The file cannot be read.
+        LabelError: It holds other values than 0, 1 and 2.
+    """
+    return retry_with_stdlib_gzip(lambda use_stdlib: _read_label(path, use_stdlib=use_stdlib))
+
+
+def _read_label(path: Path, *, use_stdlib: bool) -> LabelVolume:
+    with VolumeStream.open(path, use_stdlib=use_stdlib) as stream:
+        header = stream.header
+        label_kji = np.zeros(header.shape_kji, dtype=np.uint8)
+        for first, block_kji in stream.blocks():
+            masks = foreground_and_tumour(block_kji, header)
+            if masks is not None:
+                label_kji[first : first + len(block_kji)] = masks[0] + masks[1]
+        label_zyx = to_canonical(label_kji, header.axes_kji)
+        return LabelVolume(label_zyx=label_zyx, header=header, sha256=stream.sha256)
+
+
+def foreground_and_tumour(
+    block_kji: NDArray[Any], header: VolumeHeader
+) -> tuple[NDArray[np.int8], NDArray[np.int8]] | None:
+    """Masks of label ≥ 1 and of label 2 of a block of stored values, or None where both are empty.
+
+    Raises:
+        LabelError: The block holds other values than 0, 1 and 2.
+    """
+    if block_kji.dtype == np.uint8 and not _is_scaled(
+        header
+    ):  # the usual label: three passes over its bytes, not six
+        largest = int(block_kji.max())
+        if largest == 0:
+            return None
+        if largest <= 2:
+            return (block_kji != 0).view(np.int8), (block_kji == 2).view(np.int8)
+    values = _values(block_kji, header)
+    ids = np.rint(values) if values.dtype.kind == "f" else values
+    foreground, tumour = ids != 0, ids == 2
+    if not np.array_equal(foreground, tumour | (ids == 1)) or not _is_near(values, ids):
+        wrong = wrong_values(block_kji, header)
+        raise LabelError(f"{header.path}: holds {describe_values(wrong)}; {RULE}: threshold or map it first")
+    return (foreground.view(np.int8), tumour.view(np.int8)) if foreground.any() else None
+
+
+def wrong_values(block_kji: NDArray[Any], header: VolumeHeader) -> set[float]:
+    """The values of a block that are not a label, each once; of very many different ones only some."""
+    values = np.unique(_values(block_kji, header))
+    with np.errstate(invalid="ignore"):
+        is_label = np.isin(np.rint(values), (0, 1, 2)) & (np.abs(values - np.rint(values)) <= TOLERANCE)
+    return {float(value) for value in values[~is_label][:1000]}
+
+
+def describe_values(values: set[float]) -> str:
+    """Values in words, each with its distance from the nearest label: "0.55 (0.45 from 1), 7 (5 from 2)"."""
+    ordered = sorted(values, key=lambda value: (value != value, value))
+    words = [_described(value) for value in ordered[:_LISTED]]
+    rest = f" and {len(ordered) - _LISTED} other values" if len(ordered) > _LISTED else ""
+    return ", ".join(words) + rest
+
+
+def _described(value: float) -> str:
+    if not np.isfinite(value):
+        return f"{value:g}"
+    nearest = min((0, 1, 2), key=lambda label: abs(value - label))
+    return f"{value:.4g} ({abs(value - nearest):.3g} from {nearest})"
+
+
+def _is_scaled(header: VolumeHeader) -> bool:
+    return (header.slope, header.intercept) != (1.0, 0.0)
+
+
+def _values(block_kji: NDArray[Any], header: VolumeHeader) -> NDArray[Any]:
+    if not _is_scaled(header):
+        return block_kji
+    with np.errstate(over="ignore", invalid="ignore"):
+        values: NDArray[Any] = block_kji * header.slope + header.intercept
+    return values
+
+
+def _is_near(values: NDArray[Any], ids: NDArray[Any]) -> bool:
+    if values is ids:
+        return True
+    with np.errstate(invalid="ignore"):
+        return bool((np.abs(values - ids) <= TOLERANCE).all())
+
+
+# ---- from probabilities
 
 
 def is_foreground(both: Probabilities) -> NDArray[np.bool_]:

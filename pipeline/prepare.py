@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,11 +25,11 @@ from data_cache.schema import (
 )
 from pipeline.average import BoxAverage, Slices, canonical_box
 from pipeline.held import HeldBlock
-from pipeline.nifti import CorruptStreamError, VolumeHeader, VolumeStream, to_canonical
-from pipeline.nifti.stream import as_int16
+from pipeline.labels import foreground_and_tumour
+from pipeline.nifti import VolumeHeader, VolumeStream, to_canonical
+from pipeline.nifti.stream import as_int16, retry_with_stdlib_gzip
 from pipeline.sanity import HU_RANGE, Doubt, VoxelSample, require_plausible, scan_doubts
 
-T = TypeVar("T")
 OpenStream = Callable[[Path], VolumeStream]
 
 GRID_TOLERANCE_VOXELS = 0.1  # how far corresponding corners of an image and its label may be apart
@@ -134,15 +134,6 @@ def prepare_case(
             force=force,
         )
     )
-
-
-def retry_with_stdlib_gzip(read: Callable[[bool], T]) -> T:
-    """Call ``read`` with ISA-L, and once more with the standard library (True) if the stream looks corrupt."""
-    try:
-        return read(False)
-    except CorruptStreamError:
-        # ISA-L has an open false alarm (checksums on aarch64): the standard library has the last word.
-        return read(True)
 
 
 def _read_scan(image: Path, spec: PreprocessSpec, *, use_stdlib: bool) -> HeldScan:
@@ -439,33 +430,6 @@ def check_same_grid(label: VolumeHeader, image: VolumeHeader) -> None:
             f"{label.path}: its affine puts it {distance_mm:.2f} mm away from its image {image.path.name}: "
             "copy the image's affine if the voxels do correspond"
         )
-
-
-def foreground_and_tumour(
-    block_kji: NDArray[Any], header: VolumeHeader
-) -> tuple[NDArray[np.int8], NDArray[np.int8]] | None:
-    """Masks of label ≥ 1 and of label 2 of a block of stored values, or None where both are empty.
-
-    Raises:
-        LabelError: The block holds other values than 0, 1 and 2.
-    """
-    scaled = (header.slope, header.intercept) != (1.0, 0.0)
-    if block_kji.dtype == np.uint8 and not scaled:  # the usual label: three passes over its bytes, not six
-        largest = int(block_kji.max())
-        if largest == 0:
-            return None
-        if largest <= 2:
-            return (block_kji != 0).view(np.int8), (block_kji == 2).view(np.int8)
-    values = block_kji
-    if scaled:
-        # A slope such as 1/255 is not exact: 255 of them are 1 but for the last digits.
-        with np.errstate(over="ignore", invalid="ignore"):
-            values = np.round(block_kji * header.slope + header.intercept, 3)
-    foreground, tumour = values != 0, values == 2
-    if not np.array_equal(foreground, tumour | (values == 1)):
-        found = ", ".join(f"{v:g}" for v in np.unique(values)[:8])
-        raise LabelError(f"{header.path}: holds the values {found}; a label has 0, 1 (liver) and 2 (tumour)")
-    return (foreground.view(np.int8), tumour.view(np.int8)) if foreground.any() else None
 
 
 def _fractions(foreground_zyx: NDArray[np.float32], tumour_zyx: NDArray[np.float32]) -> NDArray[np.uint8]:

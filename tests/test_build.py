@@ -149,7 +149,7 @@ def test_a_case_that_fails_is_named_and_stops_no_other(raw: Path, store: Path, j
     results = run(raw, store, jobs=jobs)
     assert outcomes(results) == ["done", "failed", "failed", "done"]
     assert results["liver_1"].message.startswith(f"{image}: ")
-    assert "holds the values 7" in results["liver_2"].message
+    assert "holds 7 (5 from 2)" in results["liver_2"].message
     assert results["liver_1"].details == ""  # the input's fault: no traceback
     assert list_cases(store) == ("liver_0", "liver_3")
     assert sorted(path.name for path in store.iterdir()) == ["liver_0", "liver_3", "zarr.json"]

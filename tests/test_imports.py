@@ -159,7 +159,6 @@ def test_init_is_a_sentence_and_names(package: str) -> None:
                 "VolumeHeader",
                 "VolumeStream",
                 "read_canonical",
-                "read_with_sha256",
                 "from_canonical",
                 "label_image",
                 "read_planes",

@@ -295,15 +295,15 @@ def with_voxel(value: float, dtype: str = "float32") -> NDArray[Any]:
 @pytest.mark.parametrize(
     ("label", "scaling", "found"),
     [
-        (with_voxel(3, "uint8"), (1.0, 0.0), "0, 1, 2, 3"),
-        (with_voxel(255, "uint8"), (1.0, 0.0), "0, 1, 2, 255"),
-        (with_voxel(-1, "int16"), (1.0, 0.0), "-1, 0, 1, 2"),
-        (with_voxel(0.5), (1.0, 0.0), "0, 0.5, 1, 2"),
-        (with_voxel(float("nan")), (1.0, 0.0), "0, 1, 2, nan"),
-        (with_voxel(float("inf")), (1.0, 0.0), "0, 1, 2, inf"),
-        (with_voxel(0, "uint8"), (0.5, 0.0), "0, 0.5, 1"),  # once scaled, 1 is one half
-        (with_voxel(0, "uint8"), (1.0, 1.0), "1, 2, 3"),
-        (with_voxel(0, "uint8"), (1e38, 0.0), r"0, 1e\+38, 2e\+38"),
+        (with_voxel(3, "uint8"), (1.0, 0.0), "3"),
+        (with_voxel(255, "uint8"), (1.0, 0.0), "255"),
+        (with_voxel(-1, "int16"), (1.0, 0.0), "-1"),
+        (with_voxel(0.5), (1.0, 0.0), "0.5"),
+        (with_voxel(float("nan")), (1.0, 0.0), "nan"),
+        (with_voxel(float("inf")), (1.0, 0.0), "inf"),
+        (with_voxel(0, "uint8"), (0.5, 0.0), "0.5"),  # once scaled, 1 is one half
+        (with_voxel(0, "uint8"), (1.0, 1.0), "3"),
+        (with_voxel(0, "uint8"), (1e38, 0.0), r"1e\+38"),
         (random_scan()[0], (1.0, 0.0), "-1024"),  # an image in place of the label
     ],
 )
@@ -312,9 +312,7 @@ def test_other_values_than_the_three_are_refused(
 ) -> None:
     write_nifti(tmp_path / "imagesTr/liver_0.nii.gz", random_scan()[0])
     path = write_nifti(tmp_path / "labelsTr/liver_0.nii.gz", label, scaling=scaling)
-    with pytest.raises(
-        LabelError, match=rf"holds the values {found}.*; a label has 0, 1 \(liver\) and 2"
-    ) as caught:
+    with pytest.raises(LabelError, match=rf"holds {found}.*; a label has 0, 1 \(liver\) and 2") as caught:
         prepared(tmp_path)
     assert str(caught.value).startswith(f"{path}: ")
 

@@ -19,7 +19,8 @@ from liverseg.inference.segment import Predictor, keep_largest_component, segmen
 from liverseg.measure.overlap import DiceCounts, dice_counts
 from liverseg.measure.plausibility import Plausibility
 from liverseg.measure.summary import LabelScores, score_labels
-from pipeline.nifti import VolumeHeader, read_with_sha256, to_canonical
+from pipeline.labels import read_label
+from pipeline.nifti import VolumeHeader, to_canonical
 from pipeline.prepare import HeldScan, read_scan
 from pipeline.restore import native_labels, one_thread
 
@@ -154,11 +155,11 @@ def _read(case_id: str, predictor: Predictor, store: CacheStore, raw: Path) -> _
     meta = store.meta(case_id)
     if meta.label is None:
         raise CacheError(f"{store.path}: case {case_id} has no label")
-    truth_zyx, header, sha256 = read_with_sha256(raw / meta.label.path)
-    meta.label.require_content(raw / meta.label.path, sha256)
+    truth = read_label(raw / meta.label.path)
+    meta.label.require_content(raw / meta.label.path, truth.sha256)
     scan = read_scan(raw / meta.image.path, predictor.spec)
     meta.image.require_content(raw / meta.image.path, scan.sha256)
-    return _RawCase(scan=scan, truth_zyx=truth_zyx.astype(np.uint8), label_header=header)
+    return _RawCase(scan=scan, truth_zyx=truth.label_zyx, label_header=truth.header)
 
 
 def _native(foreground_czyx: NDArray[np.float32], box: Box, header: VolumeHeader) -> NDArray[np.uint8]:

@@ -7,10 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from data_cache.errors import DataSetError, LabelError
+from data_cache.errors import DataSetError
 from data_cache.files import write_csv, write_json
 from liverseg.measure.summary import (
     SCORES,
@@ -20,8 +17,8 @@ from liverseg.measure.summary import (
     score_labels,
     summarise_scores,
 )
+from pipeline.labels import read_label
 from pipeline.names import volume_stem
-from pipeline.nifti import read_canonical
 from pipeline.prepare import check_same_grid
 
 
@@ -61,12 +58,9 @@ def score_files(pair: LabelPair) -> LabelScores:
         VolumeError: A file cannot be read.
         LabelError: They are not on one grid, or hold other values than 0, 1 and 2.
     """
-    truth_zyx, truth_header = read_canonical(pair.truth)
-    predicted_zyx, header = read_canonical(pair.predicted)
-    check_same_grid(header, truth_header)
-    return score_labels(
-        _label(predicted_zyx, pair.predicted), _label(truth_zyx, pair.truth), truth_header.grid.spacing_zyx_mm
-    )
+    truth, predicted = read_label(pair.truth), read_label(pair.predicted)
+    check_same_grid(predicted.header, truth.header)
+    return score_labels(predicted.label_zyx, truth.label_zyx, truth.header.grid.spacing_zyx_mm)
 
 
 def score_pairs(
@@ -95,12 +89,3 @@ def write_scores(out: Path, scores: dict[str, LabelScores]) -> dict[str, Any]:
 def _volumes(folder: Path) -> dict[str, Path]:
     stems = ((volume_stem(path), path) for path in sorted(folder.iterdir()) if path.is_file())
     return {stem: path for stem, path in stems if stem is not None}
-
-
-def _label(values_zyx: NDArray[np.int16], path: Path) -> NDArray[np.uint8]:
-    if values_zyx.min() < 0 or values_zyx.max() > 2:
-        raise LabelError(
-            f"{path}: holds values from {values_zyx.min()} to {values_zyx.max()}; "
-            "a label has 0, 1 (liver) and 2 (tumour)"
-        )
-    return values_zyx.astype(np.uint8)

@@ -15,8 +15,8 @@ from data_cache.files import replacing
 from data_cache.geometry import Grid, corner_distance_mm
 from pipeline.dicom import DicomSource, Slice, read_series, series_affine
 from pipeline.dicom.header import parse
+from pipeline.labels import foreground_and_tumour
 from pipeline.nifti import VolumeHeader, VolumeStream
-from pipeline.prepare import foreground_and_tumour
 
 SUFFIX = "_seg.dcm"
 NOT_INSTALLED = "--dicom-seg needs highdicom: pip install 'liverseg[dicom]'"

@@ -23,7 +23,8 @@ from liverseg.training.config import TrainConfig
 from liverseg.training.process_group import ProcessGroup
 from liverseg.training.state import Row
 from liverseg.training.stream import WHOLE, SampleSpec, Volumes
-from pipeline.nifti import read_with_sha256, to_canonical
+from pipeline.labels import read_label
+from pipeline.nifti import to_canonical
 from pipeline.restore import native_labels
 
 
@@ -117,11 +118,12 @@ def native_dice(
     if meta.label is None:
         raise CacheError(f"case {meta.case_id} has no label")
     path = raw / meta.label.path
-    truth_zyx, header, sha256 = read_with_sha256(path)
-    meta.label.require_content(path, sha256)
+    truth = read_label(path)
+    meta.label.require_content(path, truth.sha256)
+    header = truth.header
     labels_kji = np.concatenate(list(native_labels(foreground_czyx, meta.boxes[view], header)))
     predicted_zyx = to_canonical(labels_kji, header.axes_kji)
-    return class_dice(torch.from_numpy(predicted_zyx.copy()), torch.from_numpy(truth_zyx.copy()))
+    return class_dice(torch.from_numpy(predicted_zyx.copy()), torch.from_numpy(truth.label_zyx.copy()))
 
 
 def class_dice(predicted_zyx: Tensor, truth_zyx: Tensor) -> tuple[float, float]:

@@ -3,7 +3,7 @@
 from pipeline.nifti.header import CorruptStreamError, FileAxis, VolumeHeader, from_canonical, to_canonical
 from pipeline.nifti.objects import NiftiImage, label_image, temporary_nifti
 from pipeline.nifti.planes import read_planes
-from pipeline.nifti.stream import VolumeStream, read_canonical, read_with_sha256
+from pipeline.nifti.stream import VolumeStream, read_canonical
 from pipeline.nifti.write import write_labels, write_map, write_slices, write_volume
 
 __all__ = [
@@ -16,7 +16,6 @@ __all__ = [
     "label_image",
     "read_canonical",
     "read_planes",
-    "read_with_sha256",
     "temporary_nifti",
     "to_canonical",
     "write_labels",

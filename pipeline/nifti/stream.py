@@ -8,10 +8,10 @@ import io
 import os
 import zlib
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Any, Self, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +29,8 @@ except ImportError:  # no wheel for this platform: the standard library inflates
 else:
     # Its own error is none of these; its stubs take the class for an instance.
     INFLATE_ERRORS += (cast("type[Exception]", igzip_lib.IsalError),)
+
+T = TypeVar("T")
 
 BLOCK_BYTES = 4 << 20  # stays in the L2/L3 cache while it is averaged
 
@@ -203,6 +205,15 @@ def _inflating(raw: _HashingFile, *, use_stdlib: bool) -> io.BufferedIOBase:
     return stream
 
 
+def retry_with_stdlib_gzip(read: Callable[[bool], T]) -> T:
+    """Call ``read`` with ISA-L, and once more with the standard library (True) if the stream looks corrupt."""
+    try:
+        return read(False)
+    except CorruptStreamError:
+        # ISA-L has an open false alarm (checksums on aarch64): the standard library has the last word.
+        return read(True)
+
+
 def as_int16(block_kji: NDArray[Any], header: VolumeHeader) -> NDArray[Any]:
     """Stored values scaled and rounded to int16; what is not finite becomes air."""
     if block_kji.dtype.newbyteorder("=") == np.int16 and (header.slope, header.intercept) == (1.0, 0.0):
@@ -214,16 +225,10 @@ def as_int16(block_kji: NDArray[Any], header: VolumeHeader) -> NDArray[Any]:
 
 
 def read_canonical(path: Path) -> tuple[NDArray[np.int16], VolumeHeader]:
-    """A whole volume (z, y, x), scaled and rounded to int16, for scoring; raises what ``VolumeStream`` does."""
-    volume_zyx, header, _ = read_with_sha256(path)
-    return volume_zyx, header
-
-
-def read_with_sha256(path: Path) -> tuple[NDArray[np.int16], VolumeHeader, str]:
-    """``read_canonical``, and the sha256 of the file."""
+    """A whole volume (z, y, x), scaled and rounded to int16, for pictures; raises what ``VolumeStream`` does."""
     with VolumeStream.open(path) as stream:
         header = stream.header
         volume_kji = np.empty(header.shape_kji, dtype=np.int16)
         for first, block in stream.blocks():
             volume_kji[first : first + len(block)] = as_int16(block, header)
-        return to_canonical(volume_kji, header.axes_kji), header, stream.sha256
+        return to_canonical(volume_kji, header.axes_kji), header
