@@ -93,9 +93,9 @@ def test_the_notebook_runs_and_has_no_outputs(home: Path, monkeypatch: pytest.Mo
             continue
         assert cell["outputs"] == []
         assert cell["execution_count"] is None
-        source = "".join(cell["source"]).replace(
-            "CASES, EPOCHS, STEPS = 6, 2, 20", "CASES, EPOCHS, STEPS = 3, 1, 1"
-        )
+        source = "".join(cell["source"])
+        # Minutes become seconds.
+        source = source.replace("6, 2, 20", "3, 1, 1").replace("(96, 96, 64)", "(40, 40, 40)")
         *body, last = ast.parse(source).body
         if isinstance(last, ast.Expr):
             exec(compile(ast.Module(body, type_ignores=[]), "notebook", "exec"), scope)
