@@ -51,7 +51,7 @@ def measure(
     Args:
         raw: Folder of the data set that the store was built from.
         store: Its ``liver`` views are compared with the native labels.
-        jobs: Worker processes; each holds a few blocks of slices, whatever the volume.
+        jobs: Worker processes; each holds a few blocks of slices, and a byte per voxel of the box around all tumours.
         report: Called with each result as it comes.
 
     Raises:

@@ -39,7 +39,7 @@ SPEC = PreprocessSpec(shape_zyx=(6, 5, 4))
 
 def cached(raw: Path, spec: PreprocessSpec = SPEC) -> CacheStore:
     store = raw / "cache.zarr"
-    results = build(read_data_set(raw), store, spec, jobs=1, report=lambda _: None)
+    results = build(read_data_set(raw), store, spec, jobs=1, report=lambda _: None, force=True)
     assert {result.outcome for result in results} == {"done"}
     return CacheStore.open(store)
 
