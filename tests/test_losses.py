@@ -25,7 +25,8 @@ OVERLAPS: tuple[Overlap, ...] = get_args(Overlap)
 # Those that the module promises to be best at p = g, but for linear overlaps.
 PROPER: tuple[LossName, ...] = ("dice_focal", "dice", "tp_tn_dice", "generalised_dice", "dice_cross_entropy")
 TUMOUR = 2
-ONLY_TUMOUR = LossConfig(alpha=1, gamma=0, class_weights=(0, 0, 1))
+BARE = LossConfig(overlap="squared", cross_entropy=0)
+ONLY_TUMOUR = replace(BARE, alpha=1, gamma=0, class_weights=(0, 0, 1))
 
 every_loss = pytest.mark.parametrize("name", NAMES)
 either_sum = pytest.mark.parametrize("sums", get_args(Sums))
@@ -158,7 +159,7 @@ def test_dice_focal_by_hand() -> None:
     expected = -2 * (1 - d0) ** 2 * math.log(d0) - 5 * (1 - d1) ** 2 * math.log(d1)
     logits = torch.tensor([0.25, 0.75]).log().view(1, 2, 1, 1, 1)
     fractions = torch.tensor([1.0, 0.0]).view(1, 2, 1, 1, 1)
-    config = LossConfig(alpha=0.75, gamma=2, class_weights=(2, 5))
+    config = replace(BARE, alpha=0.75, gamma=2, class_weights=(2, 5))
     assert loss(logits, fractions, config).item() == pytest.approx(expected, rel=1e-5)
 
 
@@ -237,7 +238,7 @@ def two_classes(logit: Tensor) -> Tensor:
 @pytest.mark.parametrize("name", ["dice", "dice_focal"])
 @every_overlap
 def test_where_uncertain_labels_have_their_optimum(name: LossName, overlap: Overlap) -> None:
-    config = LossConfig(name=name, overlap=overlap, alpha=1, gamma=0.3, class_weights=(0, 1))
+    config = LossConfig(name=name, overlap=overlap, cross_entropy=0, alpha=1, class_weights=(0, 1))
     p = fitted(config)
     both = (p**2 + POSTERIORS).sum() if overlap == "squared" else (p + POSTERIORS).sum()
     t = 2 * (p * POSTERIORS).sum() / both
@@ -515,6 +516,17 @@ def test_shapes_that_do_not_fit_are_named() -> None:
         loss(logits, fractions[:, 1:], LossConfig())
     with pytest.raises(ValueError, match="for 2 class weights"):
         loss(logits, fractions, LossConfig(class_weights=(1, 1)))
+
+
+def test_a_loss_is_what_it_is_known_as_unless_told_otherwise() -> None:
+    used = {
+        name: (LossConfig(name=name).used_overlap, LossConfig(name=name).used_cross_entropy) for name in NAMES
+    }
+    assert used.pop("dice_focal") == ("semimetric", 3.0)
+    assert used.pop("dice_cross_entropy") == ("squared", 1.0)
+    assert set(used.values()) == {("squared", 0.0)}
+    told = LossConfig(overlap="linear", cross_entropy=0)
+    assert (told.used_overlap, told.used_cross_entropy) == ("linear", 0)
 
 
 def test_a_bad_configuration_lists_every_fault() -> None:

@@ -403,7 +403,7 @@ def test_the_command_from_end_to_end(tiny_world: TinyWorld, tmp_path: Path) -> N
     line = ["overfit", str(tiny_world.cache), CASE, str(run), "--losses", "dice,dice_focal"]
     result = CliRunner().invoke(main, [*line, "--steps", "4", "--every", "2", *sets])
     assert result.exit_code == 0, result.output
-    assert "dice_focal: α 0.99, γ 0.3, overlap squared, cross-entropy 0.0, weights" in result.output
+    assert "dice_focal: α 0.99, γ 0.3, overlap semimetric, cross-entropy 3.0, weights" in result.output
     assert "dice does not learn the tumour within 300 steps: not decided (only 4 steps" in result.output
     assert (
         "focal does not learn the tumour within 300 steps: not decided (this loss was not run)"
