@@ -190,7 +190,9 @@ def test_no_text_of_the_scan_reaches_the_label(
         edit=name,
         extension=b"\x20\0\0\0\x06\0\0\0DOE^JOHN".ljust(32, b"\0"),
     )
-    result = run("predict", tiny_run, tmp_path / "s.nii", "--out", tmp_path / "out", "--statistics")
+    result = run(
+        "predict", tiny_run, tmp_path / "s.nii", "--out", tmp_path / "out", "--statistics", "--force"
+    )
     assert result.exit_code == 0, result.output
     label: Any = nib.load(tmp_path / "out" / "s.nii.gz")
     scan: Any = nib.load(tmp_path / "s.nii")
