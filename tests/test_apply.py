@@ -195,7 +195,7 @@ def test_segment_runs_from_the_run_folder(tiny_world: TinyWorld, tiny_run: Path)
 def test_a_folder_without_a_run(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="no such checkpoint"):
         load_predictor(tmp_path)
-    with pytest.raises(RunError, match="no such folder"):
+    with pytest.raises(RunError, match="no such file or folder"):
         load_predictor(tmp_path / "none")
 
 

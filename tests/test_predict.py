@@ -27,6 +27,7 @@ from liverseg.cli import main
 from liverseg.inference.inputs import find_scans
 from liverseg.inference.model_file import describe, export_model, load_trained
 from liverseg.inference.segment import load_predictor, resample_to_box, segment
+from liverseg.training.checkpoint import load_checkpoint, write_checkpoint
 from pipeline.nifti import write_slices
 from pipeline.prepare import read_scan
 from pipeline.sanity import ImplausibleScanError
@@ -177,14 +178,14 @@ def test_an_ensemble_of_equals_is_each_of_them_and_of_two_their_mean(
     twice = load_predictor(tiny_run, tiny_run, device="cpu")
     np.testing.assert_allclose(twice.foreground(view.image_zyx), one.foreground(view.image_zyx), atol=1e-6)
     other = shutil.copytree(tiny_run, tmp_path / "other")
-    content = torch.load(other / "best.pt", weights_only=True)
+    content = load_checkpoint(other / "best.pt")
     content["average"] = {k: v * 0.5 if v.is_floating_point() else v for k, v in content["average"].items()}
-    torch.save(content, other / "best.pt")
+    write_checkpoint(other / "best.pt", content)
     second, both = load_predictor(other, device="cpu"), load_predictor(tiny_run, other, device="cpu")
     mean = (one.foreground(view.image_zyx) + second.foreground(view.image_zyx)) / 2
     np.testing.assert_allclose(both.foreground(view.image_zyx), mean, atol=1e-6)
     content["spec"]["margin_fraction"] = 0.5
-    torch.save(content, other / "best.pt")
+    write_checkpoint(other / "best.pt", content)
     with pytest.raises(RunError, match="another preprocessing spec"):
         load_predictor(tiny_run, other, device="cpu")
 
@@ -270,14 +271,14 @@ def test_what_a_network_was_trained_on_goes_along(
 
 def test_what_is_not_recorded_is_not_claimed(run: Run, tiny_run: Path, image: Path, tmp_path: Path) -> None:
     other = shutil.copytree(tiny_run, tmp_path / "other")
-    content = torch.load(other / "best.pt", weights_only=True)
+    content = load_checkpoint(other / "best.pt")
     content["training"]["data_set"] = None
-    torch.save(content, other / "best.pt")
+    write_checkpoint(other / "best.pt", content)
     assert (
         "its licence is not recorded" in describe(export_model(other, tmp_path / "a.safetensors"))["licence"]
     )
     del content["training"]  # a run of an earlier version
-    torch.save(content, other / "best.pt")
+    write_checkpoint(other / "best.pt", content)
     file = export_model(other, tmp_path / "b.safetensors")
     assert describe(file)["licence"] == "Training data not recorded. Not a medical device."
     result = run("predict", file, image, "--out", tmp_path / "out")
@@ -312,7 +313,7 @@ def test_files_that_are_no_models(tiny_run: Path, image: Path, tmp_path: Path) -
     from safetensors.torch import save_file
 
     save_file({"a": torch.zeros(1)}, tmp_path / "other.safetensors")
-    with pytest.raises(RunError, match="not of liverseg export"):
+    with pytest.raises(RunError, match="not written by liverseg export"):
         load_trained(tmp_path / "other.safetensors")
 
 

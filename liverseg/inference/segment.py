@@ -199,7 +199,7 @@ def load_predictor(
 
 def segment(scan: HeldScan, predictor: Predictor) -> ScanSegmentation:
     """Segment a scan without any label: a coarse pass over the whole scan, then close ones over the liver's box."""
-    coarse_czyx = predictor.foreground(scan.scan_view.image_zyx)
+    coarse_czyx = predictor.foreground(scan.view(scan.scan_box).image_zyx)
     foreground_czyx = _kept(coarse_czyx, scan, scan.scan_box)
     labelled = labelled_box(foreground_czyx, scan.scan_box)
     if labelled is None:
