@@ -120,9 +120,11 @@ def test_a_segmentation_shows_itself(tiny_world: TinyWorld, tiny_run: Path, tmp_
     scan.write_bytes((tiny_world.raw / "imagesTs" / "liver_6.nii.gz").read_bytes())
     found = liverseg.load(tiny_run, device="cpu").segment(scan)
     assert (
-        repr(found)
+        repr(found).replace("NOT PLAUSIBLE: ", "")
         == f"Segmentation(40×40×40, liver {found.liver_ml:.0f} mL, tumour {found.tumour_ml:.1f} mL)"
     )
+    assert ("NOT PLAUSIBLE" in repr(found)) is not found.plausible
+    assert found.plausible is found.plausibility.plausible
     assert 'src="data:image/png;base64,' in found._repr_html_()
     scan.unlink()
     assert "cannot be opened" in found._repr_html_()

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -35,7 +36,11 @@ ANY = click.Path(path_type=Path)
     help="Draw N segmentations per scan; also write uncertainty maps and a JSON file.",
 )
 @click.option("--preview", is_flag=True, help="Also write a picture per scan.")
-@click.option("--statistics", is_flag=True, help="Also write volumes and times as a JSON file per scan.")
+@click.option(
+    "--statistics",
+    is_flag=True,
+    help="Also write a JSON file per scan, and statistics.csv of all: volumes, lesions, times.",
+)
 @click.option(
     "--dicom-seg",
     is_flag=True,
@@ -75,9 +80,10 @@ def predict(
              liverseg predict runs/ssn scan1.nii.gz --out segmentations --samples 16
              liverseg predict runs/a --with runs/b --with runs/c scan1.nii.gz --out segmentations --samples 3
     """
+    from data_cache.files import write_csv
     from liverseg.console import complain, progress_bar, say, warn
     from liverseg.inference.inputs import find_scans
-    from liverseg.inference.predict import predict_scan
+    from liverseg.inference.predict import STATISTICS, predict_scan
     from liverseg.inference.segment import load_predictor
 
     if tta and (fast or samples):
@@ -91,7 +97,7 @@ def predict(
         if member.training is not None and member.training.phantom:
             warn(f"{member.source}: trained on {member.training.line()}, not on patients")
     found = find_scans(scans)
-    failures, doubtful = 0, list[str]()
+    failures, doubtful, rows = 0, list[str](), list[dict[str, Any]]()
     with progress_bar() as bar:
         task = bar.add_task("predict", total=len(found), note="")
         for scan in found:
@@ -119,12 +125,36 @@ def predict(
                     warn(f"{scan.path}: not plausible: {reason}")
                 if not result.plausibility.plausible:
                     doubtful.append(scan.name)
+                rows.append(result.row())
                 say(result.line())
             bar.update(task, advance=1)
+    if len(rows) > 1:
+        _print_rows(rows)
+    if statistics and rows:
+        write_csv(out / STATISTICS, rows)
+        say(f"wrote {out / STATISTICS}")
     if doubtful:
         warn(f"not plausible, {len(doubtful)} of {pluralise(len(found), 'scan')}: {', '.join(doubtful)}")
     if failures:
         sys.exit(1)
+
+
+def _print_rows(rows: Sequence[Mapping[str, Any]]) -> None:
+    from liverseg.console import console, table
+
+    headers = ("scan", "liver mL", "tumour mL", "lesions", "plausible", "seconds")
+    cells = [
+        (
+            row["scan"],
+            f"{row['liver_ml']:.0f}",
+            f"{row['tumour_ml']:.1f}",
+            str(row["lesions"]),
+            "yes" if row["plausible"] else "NO",
+            f"{row['seconds']:.1f}",
+        )
+        for row in rows
+    ]
+    console.print(table("predicted", headers, cells))
 
 
 def _check_dicom_seg(paths: Sequence[Path]) -> None:

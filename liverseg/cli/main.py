@@ -98,8 +98,10 @@ def _hint(ctx: click.Context) -> str:
     cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
 )
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+@click.option("--quiet", is_flag=True, help="Print errors and warnings only.")
 @click.version_option(package_name="liverseg")
-def main(debug: bool) -> None:
+@click.pass_context
+def main(ctx: click.Context, debug: bool, quiet: bool) -> None:  # noqa: ARG001 (debug is read from the context)
     """Liver and liver-tumour segmentation from abdominal CT.
 
     \b
@@ -109,6 +111,11 @@ def main(debug: bool) -> None:
     liverseg report     runs/liver
     liverseg predict    runs/liver scan.nii.gz --out segmentations
     """
+    if quiet:
+        from liverseg.console import console
+
+        console.quiet = True
+        ctx.call_on_close(lambda: setattr(console, "quiet", False))
 
 
 for command in (

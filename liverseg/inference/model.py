@@ -82,6 +82,11 @@ class Segmentation:
         return target
 
     @property
+    def plausible(self) -> bool:
+        """Whether it can be a liver; ``plausibility.reasons`` says why not."""
+        return self.plausibility.plausible
+
+    @property
     def label(self) -> NiftiImage:
         """The label as nibabel's image, on the scan's own axes and grid; ``label_zyx`` is canonical."""
         return label_image(from_canonical(self.label_zyx, self.header.axes_kji), self.header)
@@ -90,7 +95,8 @@ class Segmentation:
         shape = "×".join(map(str, self.grid.shape_zyx[::-1]))
         found = f"liver {self.liver_ml:.0f} mL, tumour {self.tumour_ml:.1f} mL"
         sure = "" if self.uncertainty is None else f"; {self.uncertainty.line()}"
-        return f"Segmentation({shape}, {'no liver found' if self.box is None else found}{sure})"
+        doubt = "" if self.plausible else "NOT PLAUSIBLE: "
+        return f"Segmentation({shape}, {doubt}{'no liver found' if self.box is None else found}{sure})"
 
     def _repr_html_(self) -> str:
         """Three slices of the scan with the label's contours, where the scan can still be read."""

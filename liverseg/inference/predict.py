@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from data_cache.errors import VolumeError
 from data_cache.files import write_json
@@ -27,6 +28,7 @@ from pipeline.prepare import HeldScan, read_scan
 from pipeline.restore import native_labels, one_thread
 from pipeline.sanity import require_plausible
 
+STATISTICS = "statistics.csv"  # of all scans of a command
 MOST_REASONS_SHOWN = 2  # on a picture
 
 
@@ -37,6 +39,7 @@ class Prediction:
     Attributes:
         found: False where no liver was found; the label is then empty.
         liver_ml, tumour_ml: Native volumes; the liver's includes its tumours.
+        n_lesions: 26-connected pieces of tumour on the network's grid.
         liver_box: Native voxels of the fine pass, in canonical (RAS+) orientation; None without a liver.
         read_s, network_s, write_s: Seconds per part.
         notes: What was assumed or replaced while reading.
@@ -50,6 +53,7 @@ class Prediction:
     found: bool
     liver_ml: float
     tumour_ml: float
+    n_lesions: int
     liver_box: Box | None
     read_s: float
     network_s: float
@@ -58,6 +62,18 @@ class Prediction:
     uncertainty: UncertaintySummary | None
     plausibility: Plausibility
     trained_on: tuple[str | None, ...]
+
+    def row(self) -> dict[str, str | float | int | bool]:
+        """What ``statistics.csv`` says of the scan; names, not paths: a folder often carries the patient's name."""
+        return {
+            "scan": visible(self.image.name),
+            "liver_ml": round(self.liver_ml, 2),
+            "tumour_ml": round(self.tumour_ml, 3),
+            "lesions": self.n_lesions,
+            "plausible": self.plausibility.plausible,
+            "reasons": "; ".join(self.plausibility.reasons),
+            "seconds": round(self.read_s + self.network_s + self.write_s, 2),
+        }
 
     def line(self) -> str:
         """What was found, how sure that is, where it was written and how long each part took."""
@@ -160,6 +176,7 @@ def _predict_file(
         found=found.box is not None,
         liver_ml=float(counts[1] + counts[2]) * voxel_ml,
         tumour_ml=float(counts[2]) * voxel_ml,
+        n_lesions=_n_lesions(found),
         liver_box=found.box,
         read_s=read_s,
         network_s=network_s,
@@ -176,6 +193,11 @@ def _predict_file(
     if preview:
         _draw_preview(out / f"{scan.name}.png", nifti.path, thin, found, prediction)
     return prediction
+
+
+def _n_lesions(found: ScanSegmentation) -> int:
+    _, count = ndimage.label(decide(found.foreground_czyx) == 2, structure=np.ones((3, 3, 3)))
+    return int(count)
 
 
 def _write_statistics(path: Path, prediction: Prediction) -> None:
