@@ -7,6 +7,7 @@ LiversegError                    base of the errors below; the command line prin
 ├── CacheError                   the store: not a store, unreadable, incomplete, damaged
 │   ├── SchemaError              metadata that does not parse; lists every fault
 │   └── SpecMismatchError        built with a different preprocessing spec
+├── OutputError                  a file in the way that no earlier run of the same command wrote
 ├── ConfigError                  a configuration file or a --set option; lists every fault
 └── RunError                     a training run: no checkpoint, wrong architecture, stopped
     └── DivergedError            the loss is not finite
@@ -41,6 +42,10 @@ class SchemaError(CacheError):
 
 class SpecMismatchError(CacheError):
     """A store was built with a preprocessing spec other than the one requested."""
+
+
+class OutputError(LiversegError):
+    """A file exists where a command wants to write, and is not earlier output of the same command."""
 
 
 class ConfigError(LiversegError, ValueError):

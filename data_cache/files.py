@@ -4,19 +4,42 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import functools
 import hashlib
 import io
 import json
 import os
+import re
+import shutil
+import socket
+import uuid
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
+FORMULA_STARTS = (
+    "=",
+    "+",
+    "-",
+    "@",
+    "\t",
+    "\r",
+    "'",
+)  # an apostrophe, so that reading gives back what was written
+ROW_CHECKSUM = "crc32"  # the last column of a sealed CSV file
+PARTIAL_SUFFIX = ".partial"  # of files and folders that are being written
+MAX_NAME_BYTES = 255
+
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """Open a temporary file that replaces ``path`` when the block ends, and is deleted if the block fails."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    """Open a temporary file that replaces ``path`` when the block ends, and is deleted if the block fails.
+
+    What killed writers left in the same folder is deleted first.
+    """
+    _remove_leftovers(path.parent)
+    partial = path.with_name(partial_name(path.name))
     try:
         with open(partial, "wb") as file:
             yield file
@@ -25,6 +48,69 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def scratch_folder(parent: Path) -> Iterator[Path]:
+    """A new hidden folder in ``parent``, deleted when the block ends; those of killed processes are deleted first."""
+    _remove_leftovers(parent)
+    folder = parent / partial_name(uuid.uuid4().hex[:8])
+    folder.mkdir(parents=True)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def partial_name(name: str) -> str:
+    """Hidden name of a file or folder while this process is writing it: ``.NAME.HOST@PID.partial``.
+
+    Host names never contain "@". With a dash, a leftover from host "ct-7" could pass for process 7 on host "ct".
+    """
+    end = f".{socket.gethostname()}@{os.getpid()}{PARTIAL_SUFFIX}"
+    if len(os.fsencode(name)) + len(os.fsencode(end)) >= MAX_NAME_BYTES:
+        name = hashlib.sha256(os.fsencode(name)).hexdigest()[:16]
+    return f".{name}{end}"
+
+
+def parse_partial_name(partial: str) -> tuple[str, int] | None:
+    """The NAME and PID of a ``partial_name`` made on this machine; None for any other name."""
+    pattern = rf"\.(.+)\.{re.escape(socket.gethostname())}@(\d+){re.escape(PARTIAL_SUFFIX)}"
+    match = re.fullmatch(pattern, partial, flags=re.DOTALL)
+    return None if match is None else (match[1], int(match[2]))
+
+
+@functools.cache  # once per folder and process: listing a folder for each file in it would take ever longer
+def _remove_leftovers(folder: Path) -> None:
+    with contextlib.suppress(OSError):
+        for path in folder.glob(f".*{PARTIAL_SUFFIX}"):
+            written = parse_partial_name(path.name)
+            if written is None or is_running(written[1]):
+                continue
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+
+
+def is_running(pid: int) -> bool:
+    """Whether a process of this machine is alive; a zombie is not."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return not _is_zombie(pid)
+
+
+def _is_zombie(pid: int) -> bool:
+    # Killed, but its parent never collected its exit code: in a container without an init, it stays that way.
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:  # no /proc on this system, or the process has ended
+        return False
+    return status.rpartition(")")[2].split()[0] in "ZX"
 
 
 def write_text(path: Path, text: str) -> None:
@@ -42,19 +128,60 @@ def write_json(path: Path, content: object) -> None:
     write_text(path, json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
 
 
-def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write rows as CSV, whole or not at all.
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], *, sealed: bool = False) -> None:
+    """Write rows as CSV, completely or not at all.
 
     The columns are the keys of all rows in order of appearance; None and a missing key are an empty field. Without
-    any row the file is empty.
+    any row, the file is empty. Text that a spreadsheet would run as a formula gets an apostrophe in front.
+
+    Args:
+        path: The file.
+        rows: Dicts of text, numbers and None.
+        sealed: Add a column with a checksum of each row, which ``read_csv`` checks.
     """
     table = io.StringIO(newline="")
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    writer = csv.DictWriter(table, fieldnames=columns)
+    writer = csv.writer(table)
     if columns:
-        writer.writeheader()
-    writer.writerows(rows)
+        writer.writerow([*columns, ROW_CHECKSUM] if sealed else columns)
+    for row in rows:
+        fields = [_as_text(row.get(column)) for column in columns]
+        writer.writerow([*fields, _row_checksum(columns, fields)] if sealed else fields)
     write_text(path, table.getvalue())
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """The rows of a file written by ``write_csv``, without their checksums.
+
+    Raises:
+        ValueError: A row has too many or too few fields or does not match its checksum, or the file is not UTF-8.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            columns, *rows = list(csv.reader(file, strict=True)) or [[]]
+    except csv.Error as failure:
+        raise ValueError(str(failure)) from failure
+    for number, fields in enumerate(rows, 1):
+        if len(fields) != len(columns):
+            raise ValueError(f"row {number}: expected {len(columns)} fields, found {len(fields)}")
+        if ROW_CHECKSUM in columns[-1:] and fields[-1] != _row_checksum(columns[:-1], fields[:-1]):
+            raise ValueError(f"row {number} does not match its checksum")
+    read = (dict(zip(columns, map(_without_apostrophe, fields), strict=True)) for fields in rows)
+    return [{column: value for column, value in row.items() if column != ROW_CHECKSUM} for row in read]
+
+
+def _row_checksum(columns: Sequence[str], fields: Sequence[str]) -> str:
+    return f"{zlib.crc32(json.dumps([columns, fields]).encode()):08x}"
+
+
+def _as_text(value: Any) -> str:
+    if isinstance(value, str) and value.startswith(FORMULA_STARTS):
+        return f"'{value}"
+    return "" if value is None else str(value)
+
+
+def _without_apostrophe(value: str) -> str:
+    return value[1:] if value.startswith("'") and value[1:].startswith(FORMULA_STARTS) else value
 
 
 def sha256_of(path: Path) -> str:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from data_cache.reader import METADATA
-
+METADATA = "zarr.json"
+CHUNKS = "c"  # Zarr's folder of an array's chunks, which has no metadata
 KEY = "metadata_sha256"
 _CHECKSUM = re.compile(rf'"{KEY}": "[0-9a-f]{{64}}"'.encode())
 _BLANK = f'"{KEY}": "{"0" * 64}"'.encode()
@@ -44,9 +46,21 @@ def _entry(digest: str) -> bytes:
 
 def _digest(folder: Path, *, alone: bool = False) -> str:
     digest = hashlib.sha256()
-    for path in [folder / METADATA] if alone else sorted(folder.rglob(METADATA)):
-        content = path.read_bytes()
-        if path.parent == folder:
+    for parts in [(METADATA,)] if alone else sorted(_metadata_below(str(folder))):
+        name = "/".join(parts)
+        with open(f"{folder}/{name}", "rb") as file:
+            content = file.read()
+        if len(parts) == 1:
             content = _CHECKSUM.sub(_BLANK, content)  # a checksum cannot cover itself
-        digest.update(f"{path.relative_to(folder).as_posix()} {len(content)}\n".encode() + content)
+        digest.update(f"{name} {len(content)}\n".encode() + content)
     return digest.hexdigest()
+
+
+def _metadata_below(folder: str, parts: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """The path of each ``zarr.json`` relative to the folder, as parts: pathlib's rglob takes three times as long."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name == METADATA:
+                yield (*parts, METADATA)
+            elif entry.name != CHUNKS and entry.is_dir(follow_symlinks=False):
+                yield from _metadata_below(entry.path, (*parts, entry.name))

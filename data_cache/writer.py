@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from zarr.codecs import BloscCodec, BloscShuffle, Crc32cCodec
 
 from data_cache.errors import CacheError, SpecMismatchError
+from data_cache.files import is_running
 from data_cache.metadata_checksum import write_with_checksum
 from data_cache.reader import METADATA, has_cases, read_schema
 from data_cache.records import differences, to_json
@@ -179,29 +180,10 @@ def remove_leftovers(store: Path) -> None:
     """Delete what killed writers on this machine left behind; writers that are still running are spared."""
     for folder in (store / PARTIAL).glob("*@*@*@*"):
         host, pid, _ = folder.name.split("@", 2)
-        if host == socket.gethostname() and not _is_running(int(pid)):
+        if host == socket.gethostname() and not is_running(int(pid)):
             shutil.rmtree(folder, ignore_errors=True)
     with contextlib.suppress(OSError):  # another writer is using it, or it does not exist
         (store / PARTIAL).rmdir()
-
-
-def _is_running(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return not _is_zombie(pid)
-
-
-def _is_zombie(pid: int) -> bool:
-    # Killed, but its parent never collected its exit code: in a container without an init, it stays that way.
-    try:
-        status = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:  # no /proc on this system, or the process has ended
-        return False
-    return status.rpartition(")")[2].split()[0] in "ZX"
 
 
 def _swap_in(partial: Path, target: Path) -> None:

@@ -161,10 +161,9 @@ class Scores:
 
     def rows(self) -> list[dict[str, str]]:
         """The rows of ``scores.csv``."""
-        import csv
+        from data_cache.files import read_csv
 
-        with (self.out / "scores.csv").open(newline="", encoding="utf-8") as file:
-            return list(csv.DictReader(file))
+        return read_csv(self.out / "scores.csv")
 
     def to_pandas(self) -> Any:
         """``scores.csv`` as a DataFrame whose index is the case.

@@ -82,7 +82,7 @@ def build(
         else:
             pending.append(files)
     if options.scheduler is None:
-        jobs = _bounded_jobs(pending, spec, jobs=min(jobs, len(pending)), warn=options.warn)
+        jobs = _bounded_jobs(pending, jobs=min(jobs, len(pending)), warn=options.warn)
     # Where workers fill all cores, there is none to spare for a second thread in each.
     prefetch = options.scheduler is None and jobs < physical_cores()
     task = partial(build_case, store=store, spec=spec, root=data_set.root, prefetch=prefetch, force=force)
@@ -97,13 +97,11 @@ def build(
     return results
 
 
-def _bounded_jobs(
-    pending: Sequence[CaseFiles], spec: PreprocessSpec, *, jobs: int, warn: Callable[[str], None]
-) -> int:
+def _bounded_jobs(pending: Sequence[CaseFiles], *, jobs: int, warn: Callable[[str], None]) -> int:
     if jobs <= 1:
         return 1
     paths = (path for files in pending for path in (files.image, files.label))
-    needed, free = worker_bytes(paths, spec.shape_zyx[1:]), free_bytes()
+    needed, free = worker_bytes(paths), free_bytes()
     bounded = affordable_jobs(jobs, needed_bytes=needed, free_bytes=free)
     if bounded < jobs and free is not None:
         warn(

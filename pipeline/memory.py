@@ -13,7 +13,6 @@ from pipeline.nifti.stream import BLOCK_BYTES
 # Measured peaks of a worker: 123 MiB for 512×512×78 int16, 116 for 512×512×60 float64, 235 for 2048×2048×8 float32.
 WORKER_BYTES = 140 << 20  # Python, its libraries and the views of a case
 BLOCK_COPIES = 8  # copies of a block's bytes: float64 for the clipping, float32, masks
-BYTES_PER_IN_PLANE_VOXEL = 8  # two channels of float32
 
 
 def affordable_jobs(jobs: int, *, needed_bytes: int, free_bytes: int | None) -> int:
@@ -21,20 +20,18 @@ def affordable_jobs(jobs: int, *, needed_bytes: int, free_bytes: int | None) -> 
     return jobs if free_bytes is None else max(1, min(jobs, free_bytes // needed_bytes))
 
 
-def worker_bytes(paths: Iterable[Path], plane_yx: tuple[int, int]) -> int:
+def worker_bytes(paths: Iterable[Path]) -> int:
     """Memory that a worker needs for the largest of these files, by their headers; unreadable files are ignored."""
     needed = [WORKER_BYTES]
     for path in paths:
         with contextlib.suppress(VolumeError), VolumeStream.open(path) as stream:
-            needed.append(WORKER_BYTES + volume_bytes(stream.header, plane_yx))
+            needed.append(WORKER_BYTES + volume_bytes(stream.header))
     return max(needed)
 
 
-def volume_bytes(header: VolumeHeader, plane_yx: tuple[int, int]) -> int:
-    """Memory for streaming a volume: one block of slices, and all slices averaged in the plane."""
-    block = max(header.slice_bytes, min(header.data_bytes, BLOCK_BYTES))
-    averaged = header.grid.shape_zyx[0] * plane_yx[0] * plane_yx[1]
-    return block * BLOCK_COPIES + averaged * BYTES_PER_IN_PLANE_VOXEL
+def volume_bytes(header: VolumeHeader) -> int:
+    """Memory for streaming a volume: a few copies of one block of slices, whatever the number of slices."""
+    return max(header.slice_bytes, min(header.data_bytes, BLOCK_BYTES)) * BLOCK_COPIES
 
 
 def free_bytes() -> int | None:

@@ -14,6 +14,7 @@ import torch
 from click.testing import CliRunner, Result
 from tiny import TinyWorld
 
+from data_cache.files import partial_name
 from liverseg.cli import main
 from liverseg.cli.failures import memory_message, os_message
 from liverseg.training.config import load_config
@@ -146,7 +147,9 @@ def test_a_full_disk(run: Run, tiny_run: Path, tmp_path: Path, monkeypatch: pyte
 def test_each_refusal_is_a_sentence_about_a_file(code: int, words: str) -> None:
     assert words in os_message(OSError(code, os.strerror(code), "/x/model.pt"))
     # While it is written it has a name that nobody knows.
-    assert os_message(OSError(code, os.strerror(code), "/x/.model.pt.1234.partial")).startswith(f"/x/{words}")
+    assert os_message(OSError(code, os.strerror(code), f"/x/{partial_name('model.pt')}")).startswith(
+        f"/x/{words}"
+    )
     assert "Errno" not in os_message(OSError(code, os.strerror(code), "/x/model.pt"))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import os
 import threading
 import time
 import tracemalloc
@@ -658,6 +659,14 @@ def test_slices_that_do_not_add_up_leave_the_file_as_it_was(tmp_path: Path, n_sl
     with pytest.raises(ValueError, match=rf"expected the voxels .* \(5, 4, 6\), got {n_slices * 20}"):
         write_slices(path, slices, (6, 4, 5), np.eye(4))
     assert tree_bytes(tmp_path) == {"scan.nii": b"an older file"}
+
+
+def test_a_pipe_is_refused_and_does_not_hang(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "scan.nii.gz")
+    with pytest.raises(VolumeError, match="expected a file, found a pipe"):
+        VolumeStream.open(tmp_path / "scan.nii.gz")
+    with pytest.raises(VolumeError, match="expected a file, found a pipe"):
+        VolumeStream.open(Path("/dev/zero"))
 
 
 def test_blocks_that_fail_midway_leave_nothing(tmp_path: Path) -> None:

@@ -308,7 +308,7 @@ def test_nothing_but_the_same_phantoms_is_overwritten(tmp_path: Path) -> None:
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     write(cases=1, seed=0)  # the same again: as an interrupted run is finished
     for cases, seed in ((2, 0), (1, 1)):
-        with pytest.raises(DataSetError, match="holds another data set, or phantoms of other settings"):
+        with pytest.raises(DataSetError, match="holds another data set, or phantoms with other settings"):
             write(cases=cases, seed=seed)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
     (tmp_path / "dataset.json").write_text('{"name": "patients"}')

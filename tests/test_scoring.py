@@ -28,6 +28,7 @@ from liverseg.measure.summary import (
     score_labels,
     summarise_scores,
 )
+from liverseg.training.split import Split, save_split
 
 Label = NDArray[np.uint8]
 ONE_MM = (1.0, 1.0, 1.0)
@@ -235,10 +236,8 @@ def test_folds_are_pooled_into_one_table(
     runs = [Path(shutil.copytree(tiny_run, tmp_path / name)) for name in ("one", "two")]
     sha256 = {i: tiny_world.store.meta(i).image.sha256 for i in tiny_world.store.case_ids}
     for folder, left in zip(runs, ("liver_0", "liver_1"), strict=True):
-        split = json.loads((folder / "split.json").read_text())
-        split |= {"train": [i for i in sha256 if i != left], "val": [left]}
-        split["train_sha256"] = [sha256[i] for i in split["train"]]
-        (folder / "split.json").write_text(json.dumps(split))
+        train = tuple(i for i in sha256 if i != left)
+        save_split(Split(train=train, val=(left,), train_sha256=tuple(sha256[i] for i in train)), folder)
     common = ("--raw", tiny_world.raw, "--device", "cpu", "--out", tmp_path / "folds")
     result = run("pool", tiny_world.cache, *runs, *common)
     assert result.exit_code == 0, result.output

@@ -204,9 +204,8 @@ def test_a_raw_folder_that_is_not_there_is_said_at_once(tiny_world: TinyWorld, t
 
 
 def test_a_case_that_left_the_store_is_named(tiny_run: Path, tiny_world: TinyWorld, tmp_path: Path) -> None:
-    split = json.loads((tiny_run / "split.json").read_text())
-    split["val"].append("liver_99")
-    (tmp_path / "split.json").write_text(json.dumps(split))
+    split = load_split(tiny_run)
+    save_split(replace(split, val=(*split.val, "liver_99")), tmp_path)
     with pytest.raises(RunError, match="liver_99"):
         train(tiny_world.store, tmp_path, tiny_config(), resume=True, watcher=SILENT)
 

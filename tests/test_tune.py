@@ -249,9 +249,11 @@ def test_a_killed_worker_loses_its_own_setting_only(
 
 def test_another_grid_is_refused(tiny_world: TinyWorld, tmp_path: Path) -> None:
     tried(tiny_world, tmp_path / "run", grid(0.05))
-    with pytest.raises(RunError, match=r"grid.learning_rate \[0.05\], this asks for \[0.01, 0.05\]"):
+    with pytest.raises(
+        RunError, match=r"grid.learning_rate: the folder has \[0.05\], this command has \[0.01, 0.05\]"
+    ):
         tried(tiny_world, tmp_path / "run", grid(0.01, 0.05))
-    with pytest.raises(RunError, match="rungs 2, this asks for 1"):
+    with pytest.raises(RunError, match="rungs: the folder has 2, this command has 1"):
         tried(tiny_world, tmp_path / "run", grid(0.05), halving=replace(HALVING, rungs=1))
 
 

@@ -111,7 +111,7 @@ def numbers_to_try(cores: int, *, most: int) -> list[int]:
 def memory_limit(data_set: RawDataSet, *, jobs: int) -> int:
     """How many of ``jobs`` workers the memory allows."""
     paths = (path for case in data_set.cases for path in (case.image, case.label))
-    needed = worker_bytes(paths, PreprocessSpec().shape_zyx[1:])
+    needed = worker_bytes(paths)
     return affordable_jobs(jobs, needed_bytes=needed, free_bytes=free_bytes())
 
 

@@ -175,7 +175,7 @@ def fidelity(raw: Path, cache: Path, json_path: Path | None, jobs: int | None) -
     \b
     Example: liverseg fidelity data/Task03_Liver data/liver.zarr --json fidelity.json
     """
-    from data_cache.files import write_json
+    from data_cache.outputs import json_mark, require_replaceable, write_signed_json
     from data_cache.reader import CacheStore
     from liverseg.console import complain, console, progress_bar, say
     from pipeline.build import physical_cores
@@ -184,6 +184,8 @@ def fidelity(raw: Path, cache: Path, json_path: Path | None, jobs: int | None) -
 
     if not raw.is_dir():
         raise DataSetError(f"{raw}: no such folder: expected the data set that {cache} was built from")
+    if json_path:
+        require_replaceable(json_path, json_mark("fidelity"), command="fidelity")
     store, failed = CacheStore.open(cache), 0
     with progress_bar() as bar:
         task = bar.add_task("fidelity", total=len(store.case_ids), note="")
@@ -202,7 +204,7 @@ def fidelity(raw: Path, cache: Path, json_path: Path | None, jobs: int | None) -
         console.print(_size_table(results))
     if json_path:
         json_path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(json_path, to_json(results))
+        write_signed_json(json_path, to_json(results), command="fidelity")
         say(f"wrote {json_path}")
     if failed:
         sys.exit(1)
@@ -264,10 +266,13 @@ def fingerprint(data: Path, json_path: Path | None, png: Path | None, seed: int,
     \b
     Example: liverseg fingerprint data/liver.zarr --json fingerprint.json --png fingerprint.png
     """
-    from data_cache.files import write_json
+    from data_cache.outputs import json_mark, png_mark, require_replaceable, write_signed_json
     from liverseg.console import console, say
     from pipeline.fingerprint import fingerprint as summarise
 
+    for path, mark in ((json_path, json_mark("fingerprint")), (png, png_mark("fingerprint"))):
+        if path:
+            require_replaceable(path, mark, command="fingerprint")
     cases, failed = _measured(data, jobs)
     if not cases:
         raise DataSetError(f"{data}: no case could be measured")
@@ -276,14 +281,15 @@ def fingerprint(data: Path, json_path: Path | None, png: Path | None, seed: int,
         console.print(part)
     if json_path:
         json_path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(json_path, content)
+        write_signed_json(json_path, content, command="fingerprint")
         say(f"wrote {json_path}")
     if png:
         from liverseg.pictures.fingerprint_figure import fingerprint_figure
         from liverseg.pictures.sheet import save
 
         png.parent.mkdir(parents=True, exist_ok=True)
-        say(f"wrote {save(fingerprint_figure(cases, content, name=data.name), png)}")
+        figure = fingerprint_figure(cases, content, name=data.name)
+        say(f"wrote {save(figure, png, command='fingerprint')}")
     if failed:
         sys.exit(1)
 

@@ -105,6 +105,7 @@ def inspect(
              liverseg inspect data/liver.zarr --html cache.html
     """
     from data_cache.inspection import summarise_store
+    from data_cache.outputs import html_mark, png_mark, require_replaceable
     from data_cache.reader import CacheStore
     from liverseg.console import case_table, console, say, store_table
 
@@ -112,6 +113,9 @@ def inspect(
         raise click.UsageError("--png, --view and --histogram need one CASE")
     if augment and not png:
         raise click.UsageError("--augment needs --png FILE for its picture")
+    for path, mark in ((png, png_mark("inspect")), (html, html_mark("inspect"))):
+        if path:
+            require_replaceable(path, mark, command="inspect")
     store = CacheStore.open(cache)
     if not cases and not html:
         console.print(store_table(str(cache), store.schema, summarise_store(store)))
@@ -149,7 +153,7 @@ def _draw_case(store: CacheStore, case: str, view: str | None, png: Path, *, aug
             box_zyx=_liver_box_in(meta, voxels.image_zyx.shape) if view == "scan" else None,
         )
     png.parent.mkdir(parents=True, exist_ok=True)
-    return save(figure, png)
+    return save(figure, png, command="inspect")
 
 
 def _liver_box_in(meta: CaseMeta, shape_zyx: tuple[int, ...]) -> tuple[slice, slice, slice] | None:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from data_cache.errors import LiversegError
+from data_cache.files import parse_partial_name
 
 TRAINS = ("train", "overfit", "tune")
 TAKES_JOBS = ("preprocess", "check", "fidelity", "fingerprint")
@@ -16,7 +17,6 @@ TAKES_DEVICE = ("predict", "evaluate")
 _ASKED = re.compile(r"allocate ([\d.]+ ?[KMGTPE]?i?[Bb](?:ytes)?)")
 # Of PyTorch's allocator of main memory, a RuntimeError like any other of its errors.
 _HOST_WORDS = ("not enough memory", "can't allocate memory")
-_PARTIAL = re.compile(r"\.(.+)\.\d+\.partial")
 
 _REFUSED = "permission denied: choose another path, or change its permissions"
 _NOT_A_FOLDER = "is a file where a folder should be: choose another folder, or move the file away"
@@ -109,9 +109,9 @@ def _host_remedy(command: str | None) -> str:
 def _file(failure: OSError) -> str:
     """The file as the user knows it: not its name while it is being written, and the file that takes a folder's place."""
     path = Path(str(failure.filename))
-    written = _PARTIAL.fullmatch(path.name)
-    if written:
-        path = path.with_name(written[1])
+    written = parse_partial_name(path.name)
+    if written is not None:
+        path = path.with_name(written[0])
     if failure.errno == errno.ENOTDIR:
         path = next((p for p in (path, *path.parents) if p.is_file()), path)
     return str(path)

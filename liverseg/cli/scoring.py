@@ -316,9 +316,11 @@ def score(predicted: Path, truth: Path, out: Path | None) -> None:
     Example: liverseg score segmentations data/Task03_Liver/labelsTr --out scores
     """
     from liverseg.console import complain, progress_bar, say, warn
-    from liverseg.evaluation.label_files import pair_labels, score_pairs, write_scores
+    from liverseg.evaluation.label_files import pair_labels, require_own_scores, score_pairs, write_scores
     from liverseg.measure.summary import summarise_scores
 
+    if out is not None:
+        require_own_scores(out)
     pairs, alone = pair_labels(predicted, truth)
     for line in alone:
         warn(line)

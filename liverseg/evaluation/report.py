@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import html
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from data_cache.errors import CacheError, RunError
+from data_cache.files import read_csv
 from data_cache.inspection import summarise_case
 from data_cache.reader import CacheStore, read_schema
 from data_cache.records import to_json
@@ -50,7 +50,7 @@ def write_report(run: Path, scores: Path, out: Path) -> PageFiles:
         digits=tuple(digits for _, _, digits in CASE_COLUMNS),
         cases=[_case(row, scores) for row in worst_first],
     )
-    return write_page(page, out)
+    return write_page(page, out, command="report")
 
 
 def write_cache_page(store: CacheStore, case_ids: Sequence[str], out: Path) -> PageFiles:
@@ -85,7 +85,7 @@ def write_cache_page(store: CacheStore, case_ids: Sequence[str], out: Path) -> P
             for meta in (summary.meta,)
         ],
     )
-    return write_page(page, out)
+    return write_page(page, out, command="inspect")
 
 
 def _cached_case(store: CacheStore, case_id: str) -> str:
@@ -101,13 +101,12 @@ def _cached_case(store: CacheStore, case_id: str) -> str:
 def _read_scores(scores: Path) -> tuple[dict[str, Any], list[dict[str, str]]]:
     try:
         summary = json.loads((scores / SUMMARY).read_text(encoding="utf-8"))
-        with (scores / SCORES).open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
+        rows = read_csv(scores / SCORES)
     except FileNotFoundError as failure:
         raise RunError(f"{failure.filename}: no such file: run liverseg evaluate first") from None
     except (OSError, ValueError) as failure:
         raise RunError(f"{scores}: unreadable: {failure}") from failure
-    if not {"case", *(key for key, _, _ in CASE_COLUMNS)} <= rows[0].keys():
+    if not rows or not {"case", *(key for key, _, _ in CASE_COLUMNS)} <= rows[0].keys():
         raise RunError(f"{scores / SCORES}: written by an older version: run liverseg evaluate again")
     return summary, rows
 

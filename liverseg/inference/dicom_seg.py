@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -19,6 +20,8 @@ from pipeline.labels import foreground_and_tumour
 from pipeline.nifti import VolumeHeader, VolumeStream
 
 SUFFIX = "_seg.dcm"
+# A Segmentation object (its SOP class is in the file's first bytes) whose manufacturer is liverseg.
+SEG_MARK = re.compile(rb"(?s).{128}DICM.*?1\.2\.840\.10008\.5\.1\.4\.1\.1\.66\.4\x00.*?liverseg")
 NOT_INSTALLED = "--dicom-seg needs highdicom: pip install 'liverseg[dicom]'"
 SERIES_NUMBER = 900  # scanners do not give it: viewers sort by it
 REFERRED = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID")

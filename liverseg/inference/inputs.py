@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_cache.errors import VolumeError
+from data_cache.files import scratch_folder
 from pipeline.dicom import convert_series, is_dicom_source, looks_like_dicom
 from pipeline.names import volume_stem
 
@@ -39,12 +40,16 @@ class ScanInput:
     notes: tuple[str, ...] = ()
 
     @contextlib.contextmanager
-    def as_nifti(self, *, series: str | None = None, force: bool = False) -> Iterator[NiftiScan]:
+    def as_nifti(
+        self, *, series: str | None = None, force: bool = False, scratch: Path | None = None
+    ) -> Iterator[NiftiScan]:
         """The scan as a NIfTI file; a converted one is gone when the block ends.
 
         Args:
             series: SeriesInstanceUID to take, where the DICOM files are of several series.
             force: Take DICOM files that are not CT, or have no rescale slope, as if their values were HU.
+            scratch: Folder for the converted file; the system's temporary one if None. Should the process be killed,
+                the next one that writes there deletes what is left of the patient's scan.
 
         Raises:
             VolumeError: The path is not a scan, or the DICOM files do not make a series.
@@ -54,8 +59,8 @@ class ScanInput:
         if not self.is_dicom:
             yield NiftiScan(path=self.path, notes=self.notes)
             return
-        with tempfile.TemporaryDirectory() as folder:
-            target = Path(folder) / "scan.nii"
+        with scratch_folder(Path(tempfile.gettempdir()) if scratch is None else scratch) as folder:
+            target = folder / "scan.nii"
             notes = convert_series(self.path, target, uid=series, force=force)
             try:
                 yield NiftiScan(path=target, notes=(*self.notes, *notes))

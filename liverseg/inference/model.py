@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from data_cache.errors import VolumeError
 from data_cache.geometry import Box, Grid
+from data_cache.outputs import nifti_mark, require_replaceable
 from liverseg.inference.inputs import NiftiScan, find_scans
 from liverseg.inference.plausible import judge_segmentation
 from liverseg.inference.segment import Predictor, segment
@@ -30,6 +31,7 @@ from pipeline.nifti import (
     to_canonical,
     write_labels,
 )
+from pipeline.nifti.write import LABEL_DESCRIPTION
 from pipeline.prepare import read_scan
 from pipeline.restore import native_labels
 from pipeline.sanity import require_plausible
@@ -76,8 +78,13 @@ class Segmentation:
         return int(np.count_nonzero(self.label_zyx == 2)) * self.grid.voxel_volume_ml
 
     def save(self, path: str | Path) -> Path:
-        """Write the label in the file's own orientation, as ``liverseg predict`` does; returns the path."""
+        """Write the label in the file's own orientation, as ``liverseg predict`` does; returns the path.
+
+        Raises:
+            OutputError: The file exists and is not a label written by liverseg.
+        """
         target = Path(path)
+        require_replaceable(target, nifti_mark(LABEL_DESCRIPTION), command="predict")
         write_labels(target, self.header, self._blocks())
         return target
 

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
+import torch
+from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from data_cache.errors import RunError
 from data_cache.files import replacing
+from data_cache.outputs import require_replaceable
 from data_cache.records import parse
 from data_cache.schema import LABEL_NAMES, PreprocessSpec
 from liverseg.measure.summary import SUMMARY
@@ -23,8 +28,10 @@ from liverseg.training.config import TrainConfig, config_from_json
 from liverseg.training.training_data import NOT_RECORDED, TrainingData
 
 SUFFIX = ".safetensors"
-KEY = "liverseg"  # key in the header's metadata, which maps strings to strings
-FORMAT = 1
+KEY, CHECKSUM = "liverseg", "sha256"  # keys in the header's metadata, which maps strings to strings
+FORMAT = 2  # since 2 with a checksum
+_AGAIN = "copy or export it again"
+_MARK = re.compile(rb'(?s).{8}\{"__metadata__":\{.*?"liverseg":')
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -65,6 +72,7 @@ def export_model(run: Path, path: Path, *, licence: str | None = None) -> Path:
     """
     if path.suffix != SUFFIX:
         raise RunError(f"{path}: expected a file name that ends in {SUFFIX}")
+    require_replaceable(path, _MARK, command="export")
     content = load_checkpoint(run / BEST)
     about = {
         "format": FORMAT,
@@ -79,9 +87,10 @@ def export_model(run: Path, path: Path, *, licence: str | None = None) -> Path:
         "licence": _terms(content, source=str(run / BEST)) if licence is None else licence,
     }
     weights = {name: value.contiguous() for name, value in content["average"].items()}
+    text = json.dumps(about)
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as file:
-        file.write(save(weights, metadata={KEY: json.dumps(about)}))
+        file.write(save(weights, metadata={KEY: text, CHECKSUM: _checksum(text, weights)}))
     return path
 
 
@@ -89,25 +98,46 @@ def describe(path: Path) -> dict[str, Any]:
     """The header of an exported file.
 
     Raises:
-        RunError: The file is not a safetensors file, was not written by ``export_model``, or has another format.
+        RunError: The file is damaged, was not written by ``export_model``, or has another format.
     """
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-    except (OSError, SafetensorError) as failure:
-        raise RunError(f"{path}: not a readable {SUFFIX} file ({failure})") from failure
-    if KEY not in metadata:
-        raise RunError(f"{path}: contains weights, but was not written by liverseg export")
-    about: dict[str, Any] = json.loads(metadata[KEY])
-    if about.get("format") != FORMAT:
-        raise RunError(f"{path}: expected file format {FORMAT}, found {about.get('format')!r}")
+    about, _ = _read(path)
     return about
 
 
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The header and the weights, checked against the checksum of both."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+    except Exception as failure:  # safetensors raises whatever a damaged header leads to
+        raise RunError(f"{path}: not a readable {SUFFIX} file ({failure}): {_AGAIN}") from failure
+    if KEY not in metadata:
+        raise RunError(f"{path}: contains weights, but was not written by liverseg export")
+    if CHECKSUM not in metadata:
+        raise RunError(f"{path}: has no checksum: written by an older version, or damaged: {_AGAIN}")
+    if metadata[CHECKSUM] != _checksum(metadata[KEY], weights):
+        raise RunError(f"{path}: damaged: its checksum does not match: {_AGAIN}")
+    about: dict[str, Any] = json.loads(metadata[KEY])
+    if about.get("format") != FORMAT:
+        raise RunError(f"{path}: expected file format {FORMAT}, found {about.get('format')!r}")
+    return about, weights
+
+
+def _checksum(text: str, weights: Mapping[str, Tensor]) -> str:
+    """SHA-256 of the header's text and of each tensor's name, type, shape and bytes."""
+    digest = hashlib.sha256(text.encode())
+    for name, value in sorted(weights.items()):
+        digest.update(f"\n{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(value.flatten().contiguous().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
 def _load_file(path: Path) -> Trained:
-    about = describe(path)
-    with safe_open(path, framework="pt") as file:
-        weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+    about, weights = _read(path)
+    not_finite = [name for name, value in weights.items() if not bool(torch.isfinite(value).all())]
+    if not_finite:
+        raise RunError(f"{path}: {not_finite[0]} has weights that are not finite: export another run")
     return _trained(about, weights, source=str(path))
 
 

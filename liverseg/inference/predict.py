@@ -13,23 +13,30 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from data_cache.errors import VolumeError
-from data_cache.files import write_json
 from data_cache.geometry import Box
+from data_cache.outputs import Mark, json_mark, nifti_mark, png_mark, require_replaceable, write_signed_json
 from data_cache.text import visible
-from liverseg.inference.dicom_seg import SUFFIX, write_dicom_seg
+from liverseg.inference.dicom_seg import SEG_MARK, SUFFIX, write_dicom_seg
 from liverseg.inference.inputs import NiftiScan, ScanInput
 from liverseg.inference.plausible import judge_segmentation
 from liverseg.inference.segment import Predictor, ScanSegmentation, segment
-from liverseg.inference.uncertainty_files import UncertaintySummary, map_values, write_uncertainty
+from liverseg.inference.uncertainty_files import (
+    UncertaintySummary,
+    map_values,
+    uncertainty_outputs,
+    write_uncertainty,
+)
 from liverseg.measure.plausibility import NO_PATIENT_ML, Plausibility
 from pipeline.labels import decide
 from pipeline.nifti import to_canonical, write_labels
+from pipeline.nifti.write import LABEL_DESCRIPTION
 from pipeline.prepare import HeldScan, read_scan
 from pipeline.restore import native_labels, one_thread
 from pipeline.sanity import require_plausible
 
 STATISTICS = "statistics.csv"  # of all scans of a command
 MOST_REASONS_SHOWN = 2  # on a picture
+DOUBTS_FIGURE = "doubts.png"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,9 +125,13 @@ def predict_scan(
     Raises:
         VolumeError: The scan cannot be read, or its label would overwrite it.
         ImplausibleScanError: The scan is not a CT in HU on a believable grid, and ``force`` is not set.
+        OutputError: A file would be replaced that ``liverseg predict`` did not write.
     """
+    options = {"preview": preview, "statistics": statistics, "dicom_seg": dicom_seg}
+    for path, mark in _outputs(out, scan.name, samples=predictor.samples > 0, **options):
+        require_replaceable(path, mark, command="predict")
     started = time.perf_counter()
-    with scan.as_nifti(series=series, force=force) as nifti:
+    with scan.as_nifti(series=series, force=force, scratch=out) as nifti:
         return _predict_file(
             nifti,
             scan,
@@ -200,10 +211,28 @@ def _n_lesions(found: ScanSegmentation) -> int:
     return int(count)
 
 
+def _outputs(
+    out: Path, name: str, *, samples: bool, preview: bool, statistics: bool, dicom_seg: bool
+) -> Iterator[tuple[Path, Mark]]:
+    """The files that will be written for a scan, and the marks that an earlier version of each carries."""
+    yield out / f"{name}.nii.gz", nifti_mark(LABEL_DESCRIPTION)
+    if statistics:
+        yield out / f"{name}.json", json_mark("predict")
+    if dicom_seg:
+        yield out / f"{name}{SUFFIX}", SEG_MARK
+    if preview:
+        yield out / f"{name}.png", png_mark("predict")
+    if samples:
+        yield from uncertainty_outputs(_doubts_folder(out, name))
+    if samples and preview:
+        yield _doubts_folder(out, name) / DOUBTS_FIGURE, png_mark("predict")
+
+
 def _write_statistics(path: Path, prediction: Prediction) -> None:
     # Names, not paths: a folder often carries the patient's name.
     names = {"image": visible(prediction.image.name), "label": visible(prediction.label.name)}
-    write_json(path, {"plausible": prediction.plausibility.plausible} | asdict(prediction) | names)
+    content = {"plausible": prediction.plausibility.plausible} | asdict(prediction) | names
+    write_signed_json(path, content, command="predict")
 
 
 def _draw_preview(
@@ -224,13 +253,15 @@ def _draw_preview(
     title = "\n".join([shown, words.partition(" (")[0], *reasons])
     label_kji = np.concatenate(list(native_labels(found.foreground_czyx, box, thin.header)))
     label_zyx = to_canonical(label_kji, thin.header.axes_kji)
-    save(preview_figure(image, label_zyx, thin.header.grid.spacing_zyx_mm, title=title), path)
+    figure = preview_figure(image, label_zyx, thin.header.grid.spacing_zyx_mm, title=title)
+    save(figure, path, command="predict")
     if found.samples_nczyx is not None:
         view = thin.view(box)
         values = {f"{name}_zyx": value for name, value in map_values(found.samples_nczyx).items()}
         maps = UncertaintyMaps(label_zyx=decide(found.foreground_czyx), **values)
         figure = uncertainty_figure(view.image_zyx, maps, view.grid.spacing_zyx_mm, title=title)
-        save(figure, _doubts_folder(path.parent, path.name.removesuffix(".png")) / "doubts.png")
+        folder = _doubts_folder(path.parent, path.name.removesuffix(".png"))
+        save(figure, folder / DOUBTS_FIGURE, command="predict")
 
 
 def _doubts_folder(out: Path, name: str) -> Path:

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from data_cache.files import write_json
 from data_cache.geometry import Box, resampled_grid
+from data_cache.outputs import Mark, json_mark, nifti_mark, write_signed_json
 from liverseg.inference.segment import ScanSegmentation, keep_largest_component
 from liverseg.measure.uncertainty import (
     MAX_ENTROPY,
@@ -108,6 +108,12 @@ def native_volumes_ml(
     return voxels_nc.T * header.grid.voxel_volume_ml
 
 
+def uncertainty_outputs(folder: Path) -> list[tuple[Path, Mark]]:
+    """The files of ``write_uncertainty``, and the marks that an earlier version of each carries."""
+    maps = [(folder / f"{n}.nii.gz", nifti_mark(f"liverseg: {text}")) for n, text in DESCRIPTIONS.items()]
+    return [*maps, (folder / "uncertainty.json", json_mark("predict"))]
+
+
 def write_uncertainty(folder: Path, finding: ScanSegmentation, thin: HeldScan) -> UncertaintySummary:
     """Write the maps ``entropy.nii.gz``, ``information.nii.gz`` and ``tumour.nii.gz``, and ``uncertainty.json``.
 
@@ -128,7 +134,7 @@ def write_uncertainty(folder: Path, finding: ScanSegmentation, thin: HeldScan) -
             blocks = native_values(values_zyx, box, thin.header)
             write_map(path, thin.header, blocks, maximum=most, description=f"liverseg: {DESCRIPTIONS[name]}")
     uncertainty = summarise_uncertainty(finding.samples_nczyx, box, thin.header)
-    write_json(folder / "uncertainty.json", asdict(uncertainty))
+    write_signed_json(folder / "uncertainty.json", asdict(uncertainty), command="predict")
     return uncertainty
 
 

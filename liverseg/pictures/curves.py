@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import csv
 import html
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from data_cache.errors import RunError
+from data_cache.files import read_csv
 
 WIDTH, HEIGHT = 460, 240
 LEFT, RIGHT, TOP, BOTTOM = 46, 14, 44, 30
@@ -35,12 +37,21 @@ DICE = (
 
 
 def read_history(path: Path) -> dict[str, list[float]]:
-    """The columns of a run's ``history.csv``; an empty field is NaN, a missing file is no column."""
+    """The columns of a run's ``history.csv``; an empty field is NaN, and without the file there are no columns.
+
+    Raises:
+        RunError: The file is damaged.
+    """
     if not path.exists():
         return {}
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    return {key: [float(row[key] or "nan") for row in rows] for key in (rows[0] if rows else ())}
+    try:
+        rows = read_csv(path)
+        return {key: [float(row[key] or "nan") for row in rows] for key in (rows[0] if rows else ())}
+    except (OSError, ValueError) as failure:
+        remedy = "liverseg train --resume writes it again from the checkpoint"
+        raise RunError(
+            f"{path}: damaged ({failure}): {remedy}, or delete it to go without curves"
+        ) from failure
 
 
 def training_charts(history: History) -> str:

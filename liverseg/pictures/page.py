@@ -15,6 +15,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from data_cache.files import replacing
+from data_cache.outputs import author, html_mark, require_replaceable
 from data_cache.text import pluralise
 
 MAX_CASES = 20  # in one file: 28 MB at most
@@ -87,25 +88,36 @@ class PageFiles:
         )
 
 
-def write_page(page: Page, path: Path, *, max_cases: int = MAX_CASES) -> PageFiles:
+def write_page(page: Page, path: Path, *, max_cases: int = MAX_CASES, command: str = "report") -> PageFiles:
     """Write the page, each file whole or not at all, one case after another.
 
     Args:
         page: What to show.
         path: The file to open; with more than ``max_cases`` cases an index.
         max_cases: In one file.
+        command: Signs the page.
+
+    Raises:
+        OutputError: The page, or the file of a case, exists and was not written by the same command.
     """
+    require_replaceable(path, html_mark(command), command=command)
     path.parent.mkdir(parents=True, exist_ok=True)
     if len(page.cases) <= max_cases:
         blocks = _data_blocks(page.cases, nav={})
-        return PageFiles(path=path, n_bytes=_write(path, page, [*page.sections, _case_table(page)], blocks))
+        return PageFiles(
+            path=path, n_bytes=_write(path, page, [*page.sections, _case_table(page)], blocks, command)
+        )
     names = _file_names(page.cases)
     folder = case_folder(path)
+    for name in names:
+        require_replaceable(folder / name, html_mark(command), command=command)
     folder.mkdir(exist_ok=True)
-    sizes = tuple(_write_case(page, index, folder, names, up=path.name) for index in range(len(names)))
+    sizes = tuple(
+        _write_case(page, index, folder, names, command, up=path.name) for index in range(len(names))
+    )
     links = [f"{folder.name}/{name}" for name in names]
     body = [*page.sections, _case_table(page, links), _stated(sizes)]
-    return PageFiles(path=path, n_bytes=_write(path, page, body, None), case_bytes=sizes)
+    return PageFiles(path=path, n_bytes=_write(path, page, body, None, command), case_bytes=sizes)
 
 
 def case_folder(path: Path) -> Path:
@@ -123,12 +135,13 @@ def html_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 # ---- files
 
 
-def _write(path: Path, page: Page, body: Sequence[str], blocks: Iterator[str] | None) -> int:
+def _write(path: Path, page: Page, body: Sequence[str], blocks: Iterator[str] | None, command: str) -> int:
     """Fill in the template; without ``blocks`` there is no viewer. Returns the size of the file."""
     assets = files("liverseg.pictures") / "assets"
     read = {name: (assets / name).read_text(encoding="utf-8") for name in ("page.html", "viewer.html")}
     before, after = read["page.html"].split("{{data}}")
     filling = {
+        "generator": author(command),
         "title": html.escape(page.title),
         "subtitle": html.escape(page.subtitle),
         "css": (assets / "page.css").read_text(encoding="utf-8"),
@@ -145,7 +158,7 @@ def _write(path: Path, page: Page, body: Sequence[str], blocks: Iterator[str] | 
     return path.stat().st_size
 
 
-def _write_case(page: Page, index: int, folder: Path, names: Sequence[str], *, up: str) -> int:
+def _write_case(page: Page, index: int, folder: Path, names: Sequence[str], command: str, *, up: str) -> int:
     n = len(names)
     neighbours = {"previous": names[(index - 1) % n], "next": names[(index + 1) % n], "index": f"../{up}"}
     alone = Page(
@@ -159,7 +172,7 @@ def _write_case(page: Page, index: int, folder: Path, names: Sequence[str], *, u
     )
     blocks = _data_blocks(alone.cases, nav=neighbours)
     back = f'<p><a href="../{html.escape(up)}">all {n} cases</a></p>'
-    return _write(folder / names[index], alone, [back, _case_table(alone)], blocks)
+    return _write(folder / names[index], alone, [back, _case_table(alone)], blocks, command)
 
 
 def _file_names(cases: Sequence[PageCase]) -> list[str]:

@@ -12,16 +12,23 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from data_cache.files import replacing
+from data_cache.outputs import author
 from liverseg.pictures.palette import BACKGROUND, DPI, MUTED, TEXT
 
 TITLE_IN = 0.9
 _LEGEND_IN, _GAP_IN, _EDGE_IN = 0.5, 0.06, 0.2
 
 
-def save(figure: Figure, path: Path) -> Path:
-    """Write the figure as PNG, whole or not at all, and return the path."""
+def save(figure: Figure, path: Path, *, command: str = "") -> Path:
+    """Write the figure as PNG, completely or not at all, and return the path.
+
+    Args:
+        figure: The figure.
+        path: Where to write it.
+        command: Signs the file, so that ``png_mark`` recognises it.
+    """
     with replacing(path) as file:
-        figure.savefig(file, format="png", dpi=DPI)
+        figure.savefig(file, format="png", dpi=DPI, metadata={"Software": author(command).strip()})
     return path
 
 

@@ -76,7 +76,7 @@ class RunWriter:
 
 def write_history(run: Path, history: Sequence[Row], *, draw: bool = True) -> None:
     """Write what follows from a checkpoint's history: history.csv and, if it is to be drawn, progress.png."""
-    write_csv(run / HISTORY, history)
+    write_csv(run / HISTORY, history, sealed=True)
     if draw:
         columns = {name: [_number(row.get(name)) for row in history] for name in _names(history)}
         save(progress_figure(columns), run / PROGRESS)

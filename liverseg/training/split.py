@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +20,8 @@ from data_cache.text import pluralise
 from liverseg.training.config import DataConfig
 
 SPLIT = "split.json"
+CHECKSUM = "checksum"
+_RESTORE = "restore it from a backup, or train again"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +48,11 @@ def make_split(store: CacheStore, config: DataConfig, *, seed: int) -> Split:
         unknown = sorted({*train, *val} - set(labelled))
         if unknown:
             raise ConfigError(f"{store.path}: has no labelled case {', '.join(unknown)}")
+        overlap = _overlap_faults(train, val)
+        if overlap:
+            raise ConfigError(
+                f"data.split: {overlap[0]}: list it once, or its validation score means nothing"
+            )
     else:
         train, val = map(tuple, k_fold_split(labelled, folds=config.folds, fold=config.fold, seed=seed))
     if named is not None and not (train and val):
@@ -100,8 +108,8 @@ def _read_named(path: Path, *, fold: int) -> _Named:
             )
         content = content[fold]
     if isinstance(content, dict):
-        # Checksums are taken from the store, so that the file may also be written by hand.
-        content.pop("train_sha256", None)
+        # Hashes are taken from the store, so that the file may also be written by hand.
+        content = {key: value for key, value in content.items() if key not in ("train_sha256", CHECKSUM)}
     return parse(_Named, content, source=f"data.split: {path}", error=ConfigError)
 
 
@@ -113,20 +121,70 @@ def k_fold_split(case_ids: Sequence[str], *, folds: int, fold: int, seed: int) -
 
 
 def save_split(split: Split, run: Path) -> None:
-    """Write ``split.json``."""
-    write_json(run / SPLIT, to_json(split))
+    """Write ``split.json`` with a checksum of its content."""
+    content = to_json(split)
+    write_json(run / SPLIT, {**content, CHECKSUM: _checksum(content)})
 
 
 def load_split(run: Path) -> Split:
-    """Read ``split.json``; raises RunError if it is missing or damaged."""
+    """Read ``split.json``.
+
+    It decides which cases count as never trained on, so that a single flipped bit must not go unnoticed.
+
+    Raises:
+        RunError: It is missing or damaged, or contradicts itself.
+    """
     path = run / SPLIT
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise RunError(f"{path}: missing: {run} is not the folder of a training run") from None
-    except (OSError, ValueError) as failure:
-        raise RunError(f"{path}: unreadable: {failure}") from failure
-    return parse(Split, content, source=str(path), error=RunError)
+    except (OSError, ValueError, RecursionError) as failure:
+        raise RunError(f"{path}: unreadable ({failure}): {_RESTORE}") from failure
+    checksum = content.pop(CHECKSUM, None) if isinstance(content, dict) else None
+    split = parse(Split, content, source=str(path), error=RunError)
+    if checksum != _checksum(content):
+        raise RunError(f"{path}: its checksum does not match its content: {_RESTORE}")
+    faults = [*_hash_faults(split), *_overlap_faults(split.train, split.val)]
+    if faults:
+        raise RunError(f"{path}: {'; '.join(faults)}: {_RESTORE}")
+    return split
+
+
+def check_trained_on(split: Split, store: CacheStore) -> None:
+    """Check that a store, from which a run is to continue, has the very images that the run was started with.
+
+    Raises:
+        RunError: A case is missing, or is another image of the same name.
+    """
+    missing = sorted({*split.train, *split.val} - set(store.case_ids))
+    if missing:
+        raise RunError(f"{store.path}: lacks {', '.join(missing)}, which the run was started with")
+    known = zip(split.train, split.train_sha256, strict=True)
+    changed = [case_id for case_id, sha256 in known if store.meta(case_id).image.sha256 != sha256]
+    if changed:
+        raise RunError(
+            f"{store.path}: the image of {', '.join(changed)} is not the one that the run was started with (its sha256 "
+            "differs): name the cache that the run was started with, or start a new run"
+        )
+
+
+def _checksum(content: object) -> str:
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _hash_faults(split: Split) -> list[str]:
+    if len(split.train_sha256) != len(split.train):
+        return [f"expected {len(split.train)} hashes in train_sha256, found {len(split.train_sha256)}"]
+    wrong = [sha256 for sha256 in split.train_sha256 if not re.fullmatch("[0-9a-f]{64}", sha256)]
+    return [f"train_sha256: expected 64 hexadecimal digits, found {wrong[0]!r}"] if wrong else []
+
+
+def _overlap_faults(train: Sequence[str], val: Sequence[str]) -> list[str]:
+    """Equal lists are fine: a network may be made to memorise its cases on purpose."""
+    both = [case_id for case_id in val if case_id in set(train)]
+    return [f"{', '.join(both)} both trains and validates"] if both and set(train) != set(val) else []
 
 
 def together(splits: Sequence[Split]) -> Split:

@@ -45,7 +45,7 @@ from liverseg.training.run_files import (
     write_history,
     write_tensorboard,
 )
-from liverseg.training.split import SPLIT, Split, load_split, make_split, save_split
+from liverseg.training.split import SPLIT, Split, check_trained_on, load_split, make_split, save_split
 from liverseg.training.state import (
     Row,
     TrainState,
@@ -195,9 +195,7 @@ def _choose_split(store: CacheStore, run: Path, config: TrainConfig, *, resume: 
     if not (resume and (run / SPLIT).exists()):
         return make_split(store, config.data, seed=config.seed)
     split = load_split(run)
-    missing = sorted({*split.train, *split.val} - set(store.case_ids))
-    if missing:
-        raise RunError(f"{store.path}: lacks {', '.join(missing)}, which {run} was started with")
+    check_trained_on(split, store)
     return split
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_cache.errors import VolumeError
+from data_cache.files import scratch_folder
 from pipeline.nifti.header import VolumeHeader
 from pipeline.nifti.write import label_header
 
@@ -26,8 +27,8 @@ def temporary_nifti(image: object, affine: NDArray[Any] | None = None) -> Iterat
     Raises:
         VolumeError: It is neither, or the array has no affine.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "image.nii"
+    with scratch_folder(Path(tempfile.gettempdir())) as folder:
+        path = folder / "image.nii"
         nib.save(_as_nifti(image, affine), path)
         yield path
 

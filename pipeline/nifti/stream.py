@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import io
 import os
+import stat
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -104,6 +105,12 @@ class VolumeStream:
     def open(cls, path: Path, *, use_stdlib: bool = False, prefetch: bool = False) -> Self:
         """Open a file and parse its header."""
         try:
+            mode = path.stat().st_mode
+            if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+                # Opening a named pipe would wait forever.
+                raise VolumeError(
+                    f"{path}: expected a file, found a pipe, socket or device: copy it to a file"
+                )
             raw = _HashingFile(path, later=prefetch)
         except (OSError, ValueError) as failure:  # ValueError: a NUL in the name
             there = nearby(path) if isinstance(failure, FileNotFoundError) else ""

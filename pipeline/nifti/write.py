@@ -23,6 +23,8 @@ except ImportError:  # no wheel for this platform: the standard library inflates
     igzip = None  # type: ignore[assignment]
 
 LARGEST_BYTE = 255
+# In the header of each predicted label; it also tells one from any other file.
+LABEL_DESCRIPTION = "liverseg: 1 liver, 2 tumour"
 GEOMETRY_FIELDS = (
     *("dim", "pixdim", "xyzt_units", "qform_code", "sform_code"),
     *("quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z"),
@@ -46,7 +48,7 @@ def write_labels(path: Path, header: VolumeHeader, blocks: Iterable[NDArray[np.u
 
 def label_header(header: VolumeHeader) -> bytes:
     """The bytes before the voxels of a label on the grid of ``header``."""
-    return _byte_header(header, b"liverseg: 1 liver, 2 tumour")
+    return _byte_header(header, LABEL_DESCRIPTION.encode())
 
 
 def write_map(
@@ -151,7 +153,9 @@ def _check_voxels(path: Path, written: int, shape_kji: tuple[int, ...]) -> None:
         raise ValueError(f"{path}: expected the voxels of a volume of {shape_kji[::-1]}, got {written}")
 
 
-def write_volume(path: Path, volume_zyx: NDArray[Any], grid: Grid, *, file_axes: str = "RAS") -> None:
+def write_volume(
+    path: Path, volume_zyx: NDArray[Any], grid: Grid, *, file_axes: str = "RAS", description: str = ""
+) -> None:
     """Write a new ``.nii.gz`` with sform and qform.
 
     Args:
@@ -159,11 +163,13 @@ def write_volume(path: Path, volume_zyx: NDArray[Any], grid: Grid, *, file_axes:
         volume_zyx: The voxels, in the orientation of ``grid``.
         grid: The canonical (RAS+) grid.
         file_axes: Orientation in which the file stores its axes, such as "LPS".
+        description: Up to 79 ASCII characters.
     """
     image = nib.Nifti1Image(volume_zyx.transpose(2, 1, 0), grid.affine)
     wanted = nib.orientations.axcodes2ornt(file_axes)
     image = image.as_reoriented(nib.orientations.ornt_transform(nib.io_orientation(grid.affine), wanted))
     image.header.set_xyzt_units("mm")
+    image.header["descrip"] = description.encode("ascii")
     image.set_sform(image.affine, code=1)
     image.set_qform(image.affine, code=1)
     with replacing(path) as file:

@@ -14,6 +14,7 @@ from scipy import ndimage
 from data_cache.errors import DataSetError
 from data_cache.files import write_text
 from data_cache.geometry import Grid
+from data_cache.outputs import nifti_mark, require_replaceable
 from data_cache.text import pluralise
 from pipeline.nifti import write_volume
 from pipeline.phantom.anatomy import Anatomy, DomainShift, PhantomSpec
@@ -24,6 +25,7 @@ from pipeline.workers import Failure, run_parallel
 
 # The dozen float32 arrays of a slab then take about 100 MB, whatever the volume.
 _SLAB_VOXELS = 1_500_000
+DESCRIPTION = "liverseg phantom: not a patient"  # in each file's header; only such files are ever replaced
 
 
 # --- The scan ----------------------------------------------------------------------------------------------------
@@ -146,7 +148,7 @@ def write_phantoms(
         raise ValueError(f"the numbers of cases and tests cannot be negative, got {cases} and {tests}")
     spec = PhantomSpec(shape_xyz=shape_xyz, domain_shift=domain_shift)
     dataset = json.dumps(_dataset(cases, tests, spec=spec, seed=seed), indent=4) + "\n"
-    _refuse_other_data(raw, dataset)
+    _refuse_other_data(raw, dataset, cases=cases, tests=tests)
     for folder in ("imagesTr", "labelsTr", "imagesTs"):
         (raw / folder).mkdir(parents=True, exist_ok=True)
     task = partial(_write_case, raw=raw, spec=spec, seed=seed, labelled=cases)
@@ -160,29 +162,41 @@ def write_phantoms(
         raise DataSetError(f"{raw}: {pluralise(len(failures), 'case')} could not be written: {failures[0]}")
     # Last, since its presence means that all files are there.
     write_text(raw / "dataset.json", dataset)
-    return [
-        raw / ("imagesTr" if n < cases else "imagesTs") / f"liver_{n}.nii.gz" for n in range(cases + tests)
-    ]
+    return [_files(raw, number, labelled=cases)[0] for number in range(cases + tests)]
 
 
 def _write_case(number: int, *, raw: Path, spec: PhantomSpec, seed: int, labelled: int) -> str:
     image, label, grid = render(draw_anatomy(spec, rng=np.random.default_rng((seed, number))))
     axes = "LPS" if number % 2 == 0 else "RAS"
-    name = f"liver_{number}"
-    if number < labelled:
-        write_volume(raw / "labelsTr" / f"{name}.nii.gz", label, grid, file_axes=axes)
-    folder = raw / ("imagesTr" if number < labelled else "imagesTs")
-    write_volume(folder / f"{name}.nii.gz", image, grid, file_axes=axes)
-    return name
+    image_path, *label_path = _files(raw, number, labelled=labelled)
+    for path in label_path:
+        write_volume(path, label, grid, file_axes=axes, description=DESCRIPTION)
+    write_volume(image_path, image, grid, file_axes=axes, description=DESCRIPTION)
+    return f"liver_{number}"
 
 
-def _refuse_other_data(raw: Path, dataset: str) -> None:
+def _files(raw: Path, number: int, *, labelled: int) -> tuple[Path, ...]:
+    """The image of a case and, if it is a labelled one, its label."""
+    name = f"liver_{number}.nii.gz"
+    return (
+        (raw / "imagesTr" / name, raw / "labelsTr" / name)
+        if number < labelled
+        else (raw / "imagesTs" / name,)
+    )
+
+
+def _refuse_other_data(raw: Path, dataset: str, *, cases: int, tests: int) -> None:
     """Only the same phantoms may be written again: a phantom must never replace a patient's scan."""
     path = raw / "dataset.json"
-    if path.exists() and path.read_text(encoding="utf-8") != dataset:
+    if path.exists():
+        if path.read_text(encoding="utf-8", errors="replace") == dataset:
+            return
         raise DataSetError(
             f"{raw}: holds another data set, or phantoms with other settings: name another folder"
         )
+    for number in range(cases + tests):  # a killed run leaves files without dataset.json
+        for file in _files(raw, number, labelled=cases):
+            require_replaceable(file, nifti_mark(DESCRIPTION), command="phantom")
 
 
 def _dataset(cases: int, tests: int, *, spec: PhantomSpec, seed: int) -> dict[str, object]:

@@ -1,0 +1,91 @@
+"""Decides which existing files a command may replace: only earlier output of the same command.
+
+Each file that liverseg writes under a name chosen by the user starts with a mark: the first key of a JSON file, the
+generator of an HTML page, the software of a PNG, the description of a NIfTI file, the header row of a CSV file.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from data_cache.errors import OutputError
+from data_cache.files import write_json
+
+HEAD_BYTES = 8192  # all marks lie within the first bytes of a file
+GZIP_MAGIC = b"\x1f\x8b"
+
+Mark = re.Pattern[bytes]
+
+
+def author(command: str) -> str:
+    """The name under which a command signs its files, such as ``liverseg predict``."""
+    return f"liverseg {command}"
+
+
+def write_signed_json(path: Path, content: Mapping[str, Any], *, command: str) -> None:
+    """Write JSON that ``json_mark`` recognises, completely or not at all."""
+    write_json(path, {"written_by": author(command), **content})
+
+
+def json_mark(command: str) -> Mark:
+    """Matches a file written by ``write_signed_json``."""
+    return re.compile(rb'\{\s*"written_by": ' + _quoted(command))
+
+
+def html_mark(command: str) -> Mark:
+    """Matches a page whose ``<meta name="generator">`` is the command."""
+    return re.compile(rb'(?s)<!doctype html>.*?<meta name="generator" content=' + _quoted(command))
+
+
+def png_mark(command: str) -> Mark:
+    """Matches a PNG whose text chunk ``Software`` is the command."""
+    return re.compile(rb"(?s)\x89PNG\r\n\x1a\n.*?tEXtSoftware\x00" + re.escape(author(command)).encode())
+
+
+def nifti_mark(description: str) -> Mark:
+    """Matches a NIfTI-1 or -2 file, compressed or not, whose field ``descrip`` starts with ``description``."""
+    return re.compile(rb"(?s)(.{148}|.{240})" + re.escape(description).encode())
+
+
+def csv_mark(*columns: str) -> Mark:
+    """Matches a CSV file whose first row has these columns, in this order, perhaps with others in between."""
+    return re.compile(rb"[^\r\n]*".join(re.escape(column).encode() for column in columns))
+
+
+def require_replaceable(path: Path, mark: Mark, *, command: str) -> None:
+    """Check that a command may write a file.
+
+    Args:
+        path: The file; a symbolic link is judged by what it points to.
+        mark: From one of the functions above.
+        command: Name of the command, for the message.
+
+    Raises:
+        OutputError: The file exists and does not carry the mark.
+    """
+    if not os.path.lexists(path) or (path.is_file() and mark.match(_head(path))):
+        return
+    raise OutputError(
+        f"{path}: exists and was not written by {author(command)}: name another place, or move it away"
+    )
+
+
+def _head(path: Path) -> bytes:
+    """The first bytes of a file, decompressed."""
+    with open(path, "rb") as file:
+        head = file.read(HEAD_BYTES)
+    if not head.startswith(GZIP_MAGIC):
+        return head
+    try:
+        return zlib.decompressobj(wbits=31).decompress(head, HEAD_BYTES)
+    except zlib.error:  # it only starts like gzip
+        return b""
+
+
+def _quoted(command: str) -> bytes:
+    return f'"{re.escape(author(command))}"'.encode()

@@ -1,0 +1,114 @@
+"""Files complete or not at all: leftovers of killed writers go, long names work, and no CSV cell is a formula."""
+
+from __future__ import annotations
+
+import csv
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from data_cache.files import (
+    _remove_leftovers,
+    parse_partial_name,
+    partial_name,
+    read_csv,
+    replacing,
+    scratch_folder,
+    write_csv,
+    write_text,
+)
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from data_cache.files import replacing, scratch_folder
+folder = Path(sys.argv[1])
+with scratch_folder(folder) as scratch, replacing(folder / "a.txt") as file:
+    (scratch / "scan.nii").write_text("a patient")
+    file.write(b"half")
+    file.flush()
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.mark.parametrize("next_run", ["file", "folder"])
+def test_the_next_run_removes_what_a_killed_one_left(tmp_path: Path, next_run: str) -> None:
+    (tmp_path / ".another.host@1.partial").touch()
+    (tmp_path / f"{partial_name('mine')}").touch()  # this process is alive
+    kept = names(tmp_path)
+    subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], check=False)
+    assert len(names(tmp_path)) == len(kept) + 2
+    if next_run == "file":
+        write_text(tmp_path / "b.txt", "b")
+        kept.append("b.txt")
+    else:
+        with scratch_folder(tmp_path) as folder:
+            assert names(tmp_path) == sorted([*kept, folder.name])
+    assert names(tmp_path) == sorted(kept)
+
+
+def test_a_folder_is_searched_for_leftovers_once(tmp_path: Path) -> None:
+    before = _remove_leftovers.cache_info().misses
+    for n in range(5):
+        write_text(tmp_path / f"{n}.txt", "n")
+    assert _remove_leftovers.cache_info().misses == before + 1
+
+
+@given(name=st.text(min_size=1, max_size=300))
+def test_a_partial_name_is_short_and_can_be_parsed(name: str) -> None:
+    partial = partial_name(name)
+    parsed = parse_partial_name(partial)
+    assert len(os.fsencode(partial)) <= 255
+    assert parsed is not None
+    assert parsed[1] == os.getpid()
+    assert parsed[0] == name or len(os.fsencode(name)) > 150
+
+
+@pytest.mark.parametrize("name", [".a.partial", ".a.host@x.partial", ".a.other@12.partial", "a.txt"])
+def test_other_names_are_not_leftovers(name: str) -> None:
+    assert parse_partial_name(name) is None
+
+
+def test_a_file_of_the_longest_name_is_written(tmp_path: Path) -> None:
+    write_text(tmp_path / ("n" * 255), "long")
+    assert names(tmp_path) == ["n" * 255]
+
+
+def test_a_failing_block_leaves_the_older_file(tmp_path: Path) -> None:
+    write_text(tmp_path / "a.txt", "old")
+    with pytest.raises(ZeroDivisionError), replacing(tmp_path / "a.txt") as file:
+        file.write(b"new")
+        raise ZeroDivisionError
+    assert (names(tmp_path), (tmp_path / "a.txt").read_text()) == (["a.txt"], "old")
+
+
+@pytest.mark.parametrize("cell", ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "'=1", '=HYPERLINK("x")'])
+def test_no_cell_is_a_formula(tmp_path: Path, cell: str) -> None:
+    write_csv(tmp_path / "a.csv", [{"case": cell, "dice": -0.5}])
+    with (tmp_path / "a.csv").open(newline="") as file:
+        _, (written, number) = csv.reader(file)
+    assert (written, number) == (f"'{cell}", "-0.5")
+    assert read_csv(tmp_path / "a.csv") == [{"case": cell, "dice": "-0.5"}]
+
+
+@given(cells=st.lists(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0")), min_size=1))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+def test_what_is_written_is_read(tmp_path: Path, cells: list[str]) -> None:
+    write_csv(tmp_path / "a.csv", [{"case": cell, "other": "x"} for cell in cells])
+    assert [row["case"] for row in read_csv(tmp_path / "a.csv")] == cells
+
+
+@pytest.mark.parametrize("row", ["a", "a,b,c", '"a', "\xff,b"])
+def test_a_damaged_table_is_refused(tmp_path: Path, row: str) -> None:
+    (tmp_path / "a.csv").write_bytes(f"x,y\r\n{row}\r\n".encode("latin-1"))
+    with pytest.raises(ValueError, match="expected|decode"):
+        read_csv(tmp_path / "a.csv")

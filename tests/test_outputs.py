@@ -1,0 +1,233 @@
+"""Files that a command may replace: its own earlier output, recognised by a mark in each format, and nothing else."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from conftest import oriented_affine, tree_bytes, write_nifti
+from tiny import TinyWorld
+
+from data_cache.errors import DataSetError, OutputError
+from data_cache.files import write_csv, write_json
+from data_cache.geometry import Grid
+from data_cache.outputs import (
+    Mark,
+    csv_mark,
+    html_mark,
+    json_mark,
+    nifti_mark,
+    png_mark,
+    require_replaceable,
+    write_signed_json,
+)
+from liverseg.cli import main
+from liverseg.pictures.page import Page, write_page
+from liverseg.pictures.sheet import new_figure, save
+from pipeline.nifti import write_volume
+from pipeline.phantom import write_phantoms
+
+PAGE = Page(title="a", subtitle="b", sections=(), order="", columns=(), digits=(), cases=())
+
+
+def json_file(path: Path, command: str) -> None:
+    write_signed_json(path, {"n": 1}, command=command)
+
+
+def png_file(path: Path, command: str) -> None:
+    save(new_figure("a title", width_in=4, height_in=4), path, command=command)
+
+
+def html_file(path: Path, command: str) -> None:
+    write_page(PAGE, path, command=command)
+
+
+def nifti_file(path: Path, command: str) -> None:
+    grid = Grid.from_array((3, 4, 5), oriented_affine("RAS"))
+    write_volume(path, np.zeros((3, 4, 5), dtype=np.uint8), grid, description=f"liverseg {command}")
+
+
+def nifti_mark_of(command: str) -> Mark:
+    return nifti_mark(f"liverseg {command}")
+
+
+def csv_file(path: Path, command: str) -> None:
+    write_csv(path, [{"case": "a", "of": 1, command: 2}])
+
+
+def csv_mark_of(command: str) -> Mark:
+    return csv_mark("case", command)
+
+
+FORMATS = pytest.mark.parametrize(
+    ("write", "mark"),
+    [
+        (json_file, json_mark),
+        (png_file, png_mark),
+        (html_file, html_mark),
+        (nifti_file, nifti_mark_of),
+        (csv_file, csv_mark_of),
+    ],
+)
+
+
+@FORMATS
+def test_a_command_replaces_its_own_output_and_no_other(
+    tmp_path: Path, write: Callable[[Path, str], None], mark: Callable[[str], Mark]
+) -> None:
+    path = tmp_path / "file"
+    require_replaceable(path, mark("inspect"), command="inspect")
+    write(path, "inspect")
+    require_replaceable(path, mark("inspect"), command="inspect")
+    with pytest.raises(
+        OutputError, match="exists and was not written by liverseg report: name another place"
+    ):
+        require_replaceable(path, mark("report"), command="report")
+
+
+@FORMATS
+@pytest.mark.parametrize(
+    "content", [b"", b"\x1f\x8b broken", b"liverseg inspect", gzip.compress(b"liverseg inspect")]
+)
+def test_anything_else_stays(
+    tmp_path: Path, write: Callable[[Path, str], None], mark: Callable[[str], Mark], content: bytes
+) -> None:
+    assert write is not None
+    path = tmp_path / "file"
+    path.write_bytes(content)
+    with pytest.raises(OutputError, match=re.escape(str(path))):
+        require_replaceable(path, mark("inspect"), command="inspect")
+
+
+def a_folder(path: Path) -> None:
+    path.mkdir()
+
+
+def a_fifo(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def a_broken_link(path: Path) -> None:
+    path.symlink_to("nowhere")
+
+
+@pytest.mark.parametrize("make", [a_folder, a_fifo, a_broken_link])
+def test_what_is_not_a_file_stays(tmp_path: Path, make: Callable[[Path], None]) -> None:
+    make(tmp_path / "x")
+    with pytest.raises(OutputError):
+        require_replaceable(tmp_path / "x", json_mark("fidelity"), command="fidelity")
+
+
+def test_the_mark_is_that_of_nifti_2_too(tmp_path: Path) -> None:
+    def described(header: object) -> None:
+        header["descrip"] = b"liverseg: 1 liver, 2 tumour"  # type: ignore[index]
+
+    voxels = np.zeros((3, 4, 5), dtype=np.uint8)
+    for version in (1, 2):
+        path = write_nifti(tmp_path / f"{version}.nii.gz", voxels, version=version, edit=described)
+        require_replaceable(path, nifti_mark("liverseg: 1 liver"), command="predict")
+
+
+# --- the commands
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(main, list(map(str, arguments)))
+
+
+@pytest.mark.parametrize(
+    ("command", "name"),
+    [
+        ("fidelity RAW CACHE --json", "dataset.json"),
+        ("fingerprint CACHE --json", "dataset.json"),
+        ("fingerprint CACHE --png", "photo.png"),
+        ("inspect CACHE liver_0 --png", "photo.png"),
+        ("inspect CACHE --html", "page.html"),
+        ("export RUN", "other.safetensors"),
+    ],
+)
+def test_a_command_leaves_a_foreign_file_and_replaces_its_own(
+    tiny_world: TinyWorld, tiny_run: Path, tmp_path: Path, command: str, name: str
+) -> None:
+    places = {"RAW": tiny_world.raw, "CACHE": tiny_world.cache, "RUN": tiny_run}
+    arguments = [places.get(word, word) for word in command.split()]
+    path = tmp_path / name
+    path.write_bytes(b"mine")
+    refused = run(*arguments, path)
+    assert refused.exit_code == 1
+    assert f"{path}: exists and was not written by liverseg {command.split()[0]}" in refused.output
+    assert tree_bytes(tmp_path) == {name: b"mine"}
+    path.unlink()
+    for _ in range(2):
+        written = run(*arguments, path)
+        assert written.exit_code == 0, written.output
+
+
+def test_predict_leaves_the_scan_and_the_truth(tiny_world: TinyWorld, tiny_run: Path, tmp_path: Path) -> None:
+    image = (tiny_world.raw / "imagesTr/liver_0.nii.gz").read_bytes()
+    (tmp_path / "scan.nii.gz").write_bytes(image)
+    (tmp_path / "scan.nii").write_bytes(gzip.decompress(image))
+    (tmp_path / "labelsTr").mkdir()
+    (tmp_path / "labelsTr/liver_1.nii.gz").write_bytes(
+        (tiny_world.raw / "labelsTr/liver_1.nii.gz").read_bytes()
+    )
+    before = tree_bytes(tmp_path)
+    over_itself = run("predict", tiny_run, tmp_path / "scan.nii", "--out", tmp_path)
+    over_truth = run(
+        "predict", tiny_run, tiny_world.raw / "imagesTr/liver_1.nii.gz", "--out", tmp_path / "labelsTr"
+    )
+    for result in (over_itself, over_truth):
+        assert (result.exit_code, "was not written by liverseg predict" in result.output) == (1, True)
+    assert tree_bytes(tmp_path) == before
+
+
+@pytest.mark.parametrize("name", ["scan.png", "scan.json"])
+def test_predict_checks_each_file_before_it_writes_any(
+    tiny_world: TinyWorld, tiny_run: Path, tmp_path: Path, name: str
+) -> None:
+    scan, out = tmp_path / "scan.nii.gz", tmp_path / "out"
+    scan.write_bytes((tiny_world.raw / "imagesTr/liver_0.nii.gz").read_bytes())
+    out.mkdir()
+    (out / name).write_text("{}")
+    arguments = ("predict", tiny_run, scan, "--out", out, "--preview", "--statistics")
+    assert run(*arguments).exit_code == 1
+    assert tree_bytes(out) == {name: b"{}"}
+    (out / name).unlink()
+    for _ in range(2):
+        assert run(*arguments).exit_code == 0
+
+
+def test_score_leaves_the_scores_of_another_command(tiny_world: TinyWorld, tmp_path: Path) -> None:
+    truth = tiny_world.raw / "labelsTr"
+    write_json(tmp_path / "summary.json", {"n_cases": 6})
+    refused = run("score", truth, truth, "--out", tmp_path)
+    assert (refused.exit_code, json.loads((tmp_path / "summary.json").read_text())) == (1, {"n_cases": 6})
+    (tmp_path / "summary.json").unlink()
+    for _ in range(2):
+        assert run("score", truth, truth, "--out", tmp_path).exit_code == 0
+
+
+def test_a_phantom_never_replaces_a_patient(tmp_path: Path) -> None:
+    def phantoms() -> list[Path]:
+        return write_phantoms(tmp_path, cases=1, tests=1, shape_xyz=(16, 16, 16))
+
+    scan = tmp_path / "imagesTs/liver_1.nii.gz"
+    write_nifti(scan, np.zeros((3, 4, 5), dtype=np.int16))
+    patient = scan.read_bytes()
+    with pytest.raises(OutputError, match="liver_1.nii.gz: exists"):
+        phantoms()
+    assert tree_bytes(tmp_path) == {"imagesTs/liver_1.nii.gz": patient}
+    scan.unlink()
+    phantoms()
+    (tmp_path / "dataset.json").unlink()  # as if killed before the end
+    assert phantoms()[1] == scan
+    (tmp_path / "dataset.json").write_text("{}")
+    with pytest.raises(DataSetError, match="another data set"):
+        phantoms()
