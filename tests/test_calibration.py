@@ -17,6 +17,7 @@ from liverseg.measure.calibration import (
     ErrorDetection,
     ReliabilityCounts,
     fit_temperature,
+    fit_temperature_that_helps,
     tempered,
 )
 
@@ -254,3 +255,24 @@ def test_what_is_all_right_is_sharpened_as_far_as_allowed() -> None:
 def test_no_voxel_has_no_temperature() -> None:
     assert fit_temperature([], []) is None
     assert fit_temperature([np.zeros((2, 0), dtype=np.float32)], [np.zeros(0, dtype=np.uint8)]) is None
+
+
+def overconfident(seed: int, *, power: float, n: int = 4000) -> tuple[Probabilities, NDArray[np.uint8]]:
+    """Probabilities of liver and tumour whose logits are ``power`` times what the truth is drawn by."""
+    generator = np.random.default_rng(seed)
+    logits = generator.normal(0, 1.5, (3, n))
+    honest = softmax(logits)
+    truth = (generator.random(n)[None] > np.cumsum(honest, axis=0)).sum(axis=0).clip(0, 2).astype(np.uint8)
+    return softmax(power * logits)[1:].astype(np.float32), truth
+
+
+def test_a_temperature_is_taken_where_it_helps_left_out_cases() -> None:
+    cases = [overconfident(seed, power=2.5) for seed in range(4)]
+    fit = fit_temperature_that_helps([c[0] for c in cases], [c[1] for c in cases])
+    assert fit is not None
+    assert fit.temperature == pytest.approx(2.5, rel=0.1)
+    # Two networks in one: what fits one spoils the other, and nothing helps a case that was left out.
+    mixed = [overconfident(0, power=6.0), overconfident(1, power=0.15)]
+    assert fit_temperature_that_helps([c[0] for c in mixed], [c[1] for c in mixed]) is None
+    assert fit_temperature_that_helps([cases[0][0]], [cases[0][1]]) is None
+    assert fit_temperature_that_helps([], []) is None

@@ -135,3 +135,14 @@ def test_what_does_not_fit_is_refused() -> None:
         PairCounts.from_block(np.zeros((2, 3, 4), dtype=np.uint8), np.zeros((4, 3), dtype=np.uint8))
     with pytest.raises(ValueError, match="2 and 3 samples"):
         PairCounts.empty(2) + PairCounts.empty(3)
+
+
+def test_pairwise_dice_by_hand() -> None:
+    # Livers of voxels 0..3, 0..1 and none; tumour in the first alone. Liver: 2·2/6 = 2/3, 0, 0; tumour: 0, 0 and 1
+    # of the two that both have none.
+    labels = np.zeros((3, 1, 1, 5), dtype=np.uint8)
+    labels[0, ..., :4], labels[0, ..., 3], labels[1, ..., :2] = 1, 2, 1
+    counts = PairCounts.from_block(labels, np.ones((1, 1, 5), dtype=np.uint8))
+    assert counts.pairwise_dice is not None
+    assert list(counts.pairwise_dice) == pytest.approx([2 / 9, 1 / 3])
+    assert PairCounts.from_block(labels[:1], labels[0]).pairwise_dice is None

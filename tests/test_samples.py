@@ -19,16 +19,17 @@ from scipy import ndimage
 from tiny import SILENT, TinyWorld, tiny_config
 
 import liverseg
-from data_cache.errors import CacheError, ConfigError
+from data_cache.errors import CacheError, ConfigError, RunError
 from data_cache.geometry import Box, resampled_grid
 from liverseg.cli import main
-from liverseg.evaluation.calibrate import Calibration, _calibration_case, calibrate, calibrate_apart
+from liverseg.evaluation.calibrate import _calibration_case, calibrate, calibrate_apart
 from liverseg.evaluation.evaluate import evaluate
 from liverseg.evaluation.uncertainty import CaseUncertainty, NativeCase, evaluate_uncertainty, risk_of
 from liverseg.evaluation.uncertainty_summary import summarise_uncertainties, uncertainty_row
+from liverseg.inference.calibration import Calibration
 from liverseg.inference.segment import Predictor, keep_largest_component, load_predictor, segment
 from liverseg.inference.uncertainty_files import UncertaintySummary, native_volumes_ml, summarise_uncertainty
-from liverseg.measure.calibration import ErrorDetection, ReliabilityCounts
+from liverseg.measure.calibration import ErrorDetection, ReliabilityCounts, TemperatureFit
 from liverseg.measure.diversity import PairCounts
 from liverseg.measure.near_liver import NEAR_MM, near_liver
 from liverseg.measure.summary import score_labels
@@ -36,7 +37,6 @@ from liverseg.measure.uncertainty import MAX_ENTROPY, VolumeInterval, entropy, m
 from liverseg.model.losses import LossConfig
 from liverseg.training.split import Split, load_split, together
 from liverseg.training.train import train
-from pipeline.labels import decide
 from pipeline.nifti import read_canonical, to_canonical
 from pipeline.prepare import read_scan
 from pipeline.restore import native_labels, native_values
@@ -123,7 +123,8 @@ def test_a_scan_without_a_liver_has_samples_of_the_whole_scan(
     assert uncertainty.liver_ml.mean_ml == 0
     assert uncertainty.lesions == ()
     # What is too small for a liver may be sure of itself: the scan is as doubtful as any all the same.
-    assert uncertainty.case_uncertainty == MAX_ENTROPY
+    assert uncertainty.mean_entropy == MAX_ENTROPY
+    assert uncertainty.disagreement == 1.0  # two samples that both see nothing agree, and are no comfort
 
 
 # ---- what predict writes
@@ -144,7 +145,13 @@ def test_what_predict_writes_beside_the_label(run: Run, ssn_run: Path, image: Pa
         <= uncertainty["liver_ml"]["high_ml"]
     )
     assert uncertainty["liver_ml"]["low_ml"] < uncertainty["liver_ml"]["high_ml"]
-    assert f"uncertainty {uncertainty['case_uncertainty']:.3f}" in result.output.replace("\n", " ")
+    words = result.output.replace("\n", " ")
+    assert (
+        f"disagreement {uncertainty['disagreement']:.3f}, entropy {uncertainty['mean_entropy']:.3f}" in words
+    )
+    between = [uncertainty[f"{name}_dice_between"] for name in ("liver", "tumour")]
+    assert uncertainty["disagreement"] == pytest.approx(1 - sum(between) / 2)
+    assert uncertainty["hu_deviation"] > 0
     for name in maps:
         read = nib.Nifti1Image.from_filename(folder / name)
         np.testing.assert_array_equal(read.affine, nib.Nifti1Image.from_filename(image).affine)
@@ -242,6 +249,10 @@ def native_case(predictor: Predictor, world: TinyWorld, case_id: str) -> NativeC
     )
 
 
+def summary_of(case: NativeCase) -> UncertaintySummary:
+    return summarise_uncertainty(case.samples_nczyx, case.box, case.header)
+
+
 def on_native(values: NDArray[np.float32], case: NativeCase) -> NDArray[np.float32]:
     blocks = list(native_values(values, case.box, case.header))
     return to_canonical(np.concatenate(blocks), case.header.axes_kji)
@@ -257,7 +268,7 @@ def test_a_case_is_judged_as_whole_arrays_are(
     spacing = case.header.grid.spacing_zyx_mm
     scores = score_labels(case.predicted_zyx, case.truth_zyx, spacing)
     monkeypatch.setattr("pipeline.restore.BLOCK_VOXELS", per_block * 40 * 40)
-    uncertainty = evaluate_uncertainty(case_id, case, scores)
+    uncertainty = evaluate_uncertainty(case_id, case, scores, summary=summary_of(case))
     mean = case.samples_nczyx.mean(axis=0)
     liver, tumour = (on_native(channel, case) for channel in mean)
     near = near_liver((case.truth_zyx > 0) | (case.predicted_zyx > 0), spacing)
@@ -315,16 +326,21 @@ def test_calibration_is_fitted_on_cases_that_are_neither_trained_on_nor_scored(
     split = load_split(ssn_run)
     first, other = split.val
     scored = {store.meta(first).image.sha256}
-    calibration = calibrate_apart(predictor, store, split, scored=scored)
+    calibration = calibrate_apart(predictor, store, split, raw=tiny_world.raw, scored=scored)
     assert calibration.case_ids == (other,)
-    assert calibration.temperature is not None
-    assert calibration.temperature.nll_after <= calibration.temperature.nll_before
+    assert calibration.temperature is None  # of one case there is none to leave out
     assert calibration.widening["liver"] is None  # nine cases it would take
     with pytest.raises(ConfigError, match="nothing is left to calibrate on"):
-        calibrate_apart(predictor, store, split, scored={store.meta(i).image.sha256 for i in split.val})
+        calibrate_apart(
+            predictor,
+            store,
+            split,
+            raw=tiny_world.raw,
+            scored={store.meta(i).image.sha256 for i in split.val},
+        )
     with pytest.raises(CacheError, match="another spec"):
         wrong = replace(predictor, spec=replace(predictor.spec, margin_fraction=0.3))
-        calibrate_apart(wrong, store, split, scored=scored)
+        calibrate_apart(wrong, store, split, raw=tiny_world.raw, scored=scored)
 
 
 def test_a_temperature_changes_what_is_counted_after_it_and_nothing_else(
@@ -333,10 +349,12 @@ def test_a_temperature_changes_what_is_counted_after_it_and_nothing_else(
     predictor = load_predictor(ssn_run, device="cpu", samples=2)
     case = native_case(predictor, tiny_world, "liver_0")
     scores = score_labels(case.predicted_zyx, case.truth_zyx, case.header.grid.spacing_zyx_mm)
-    calibration = calibrate(predictor, tiny_world.store, ["liver_1"])
-    assert calibration.temperature is not None
-    plain = evaluate_uncertainty("a", case, scores)
-    uncertainty = evaluate_uncertainty("a", case, scores, calibration=calibration)
+    calibration = replace(
+        calibrate(predictor, tiny_world.store, ["liver_1"], raw=tiny_world.raw),
+        temperature=TemperatureFit(temperature=2.0, nll_before=1.0, nll_after=0.5, n_voxels=10),
+    )
+    plain = evaluate_uncertainty("a", case, scores, summary=summary_of(case))
+    uncertainty = evaluate_uncertainty("a", case, scores, summary=plain.uncertainty, calibration=calibration)
     assert uncertainty.tempered is not None
     np.testing.assert_array_equal(
         plain.reliability["liver"].confidence_sum, uncertainty.reliability["liver"].confidence_sum
@@ -356,14 +374,30 @@ def test_evaluate_writes_what_uncertainty_is_worth(
 ) -> None:
     first, second = load_split(ssn_run).val
     command = ("evaluate", tiny_world.cache, ssn_run, "--raw", tiny_world.raw, "--out", tmp_path)
-    options = ("--case", first, "--samples", 3, "--calibrate", tiny_world.cache, "--device", "cpu")
+    options: tuple[Any, ...] = (
+        "--case",
+        first,
+        "--samples",
+        3,
+        "--calibrate",
+        tiny_world.cache,
+        tiny_world.raw,
+        "--device",
+        "cpu",
+    )
+    options += ("--shifted", tiny_world.cache, tiny_world.raw)
     result = run(*command, *options)
     assert result.exit_code == 0, result.output
     assert "entropy of wrong voxels against right ones" in result.output
     summary = json.loads((tmp_path / "uncertainty.json").read_text())
     assert summary["fitted"]["case_ids"] == [second]
+    assert "AUROC, shifted" in result.output
+    assert summary["n_shifted"] == len(tiny_world.store.case_ids)
+    for name in ("disagreement", "mean_entropy", "hu_deviation"):
+        assert 0 <= summary["case_numbers"][name]["shifted_auroc"] <= 1
     assert summary["calibration"]["liver"]["ece"] >= 0
-    assert summary["calibration_tempered"]["liver"]["ece"] >= 0
+    written = Calibration.load(tmp_path / "calibration.json", load_predictor(ssn_run, device="cpu").spec)
+    assert written.case_ids == (second,)
     (row,) = csv.DictReader((tmp_path / "uncertainty.csv").read_text().splitlines())
     assert row["case"] == first
     assert float(row["liver_low_ml"]) <= float(row["liver_high_ml"])
@@ -374,7 +408,8 @@ def test_evaluate_writes_what_uncertainty_is_worth(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("--calibrate", "x"), "--calibrate needs samples"),
+        (("--calibrate", "x", "y"), "--calibrate needs samples"),
+        (("--shifted", "x", "y"), "--shifted needs samples"),
         (("--with", "x", "--samples", 2), "evaluate takes one RUN, got 2"),
     ],
 )
@@ -440,7 +475,15 @@ def hand_case(
     return CaseUncertainty(
         case_id=case_id,
         uncertainty=UncertaintySummary(
-            samples=2, case_uncertainty=uncertainty, liver_ml=volume, tumour_ml=volume, lesions=()
+            samples=2,
+            disagreement=uncertainty,
+            liver_dice_between=1 - uncertainty,
+            tumour_dice_between=1 - uncertainty,
+            mean_entropy=1 - uncertainty,
+            hu_deviation=None,
+            liver_ml=volume,
+            tumour_ml=volume,
+            lesions=(),
         ),
         risk=risk,
         reliability={"liver": counts, "tumour": counts},
@@ -457,59 +500,110 @@ def test_a_summary_of_three_cases_by_hand() -> None:
         hand_case("b", uncertainty=0.2, risk=0.1, interval=(90, 102), truth_ml=104),  # 8 from 96: 4 sd
         hand_case("c", uncertainty=0.3, risk=0.5, interval=(90, 102), truth_ml=130),  # 34 from 96: 17 sd
     ]
-    calibration = Calibration(case_ids=("v",), temperature=None, widening={"liver": 5.0, "tumour": None})
+    calibration = Calibration(
+        case_ids=("v",),
+        spec_fingerprint="s",
+        sources=("r",),
+        temperature=None,
+        widening={"liver": 5.0, "tumour": None},
+    )
     summary = summarise_uncertainties(cases, calibration)
     # The more doubtful, the lower the Dice: against the Dice, and not against the risk.
-    assert summary["spearman"]["rho"] == pytest.approx(-1)
+    numbers = summary["case_numbers"]
+    assert numbers["disagreement"]["spearman"]["rho"] == pytest.approx(-1)
+    assert numbers["mean_entropy"]["spearman"]["rho"] == pytest.approx(1)
+    assert numbers["hu_deviation"] is None
     covered = summary["volume_intervals"]["liver"]
     assert (covered["samples"]["n_covered"], covered["widened"]["n_covered"]) == (1, 2)
     # No case has a tumour: none of them counts, and nothing was fitted.
     assert summary["volume_intervals"]["tumour"]["samples"]["n_cases"] == 0
     assert summary["volume_intervals"]["tumour"]["widened"] is None
     # Selective risks 0, 0.05, 0.2 in the best order that there is.
-    assert summary["aurc"] == pytest.approx(0.25 / 3)
-    assert summary["excess_aurc"] == pytest.approx(0)
+    assert numbers["disagreement"]["aurc"] == pytest.approx(0.25 / 3)
+    assert numbers["disagreement"]["excess_aurc"] == pytest.approx(0)
+    # Shifted scans of disagreement 0.25 and 0.4 against 0.1, 0.2 and 0.3: 2 + 3 of 6 pairs.
+    assert numbers["disagreement"]["shifted_auroc"] is None
+    shifted = [replace(cases[0].uncertainty, disagreement=value) for value in (0.25, 0.4)]
+    judged = summarise_uncertainties(cases, calibration, shifted)
+    assert judged["case_numbers"]["disagreement"]["shifted_auroc"] == pytest.approx(5 / 6)
+    assert judged["n_shifted"] == 2
     # |0.2 - 0| and |0.9 - 1|, one voxel each: 0.15.
     assert summary["calibration"]["liver"]["ece"] == pytest.approx(0.15)
     assert summary["ged_iou"]["mean"] == 0
     assert [row["case"] for row in map(uncertainty_row, cases)] == ["a", "b", "c"]
 
 
-def test_a_calibration_case_has_liver_and_tumour_of_its_label(ssn_run: Path, tiny_world: TinyWorld) -> None:
+def test_a_calibration_case_is_measured_on_its_own_grid(ssn_run: Path, tiny_world: TinyWorld) -> None:
     predictor, store = load_predictor(ssn_run, device="cpu", samples=2), tiny_world.store
     case_id = next(i for i in store.case_ids if store.meta(i).volume_ml(2))
-    case = _calibration_case(predictor, store, case_id)
+    fitted = _calibration_case(predictor, store, case_id, tiny_world.raw)
     liver_ml, tumour_ml = store.meta(case_id).volume_ml(1), store.meta(case_id).volume_ml(2)
     assert liver_ml is not None
     assert tumour_ml is not None
-    assert case.truth_ml == {"liver": liver_ml + tumour_ml, "tumour": tumour_ml}
-    view = store.read(case_id, "liver")
-    assert view.fractions_czyx is not None
-    truth_zyx = decide(view.fractions_czyx.astype(np.float32) / np.float32(255))
-    # All of the true liver counts, also what was not found.
-    assert np.count_nonzero(case.truth_v) == np.count_nonzero(truth_zyx)
-    assert case.foreground_cv.shape == (2, case.truth_v.size)
+    assert fitted.truth_ml == {
+        "liver": pytest.approx(liver_ml + tumour_ml),
+        "tumour": pytest.approx(tumour_ml),
+    }
+    # What evaluate counts of the same case, voxel for voxel.
+    case = native_case(predictor, tiny_world, case_id)
+    scores = score_labels(case.predicted_zyx, case.truth_zyx, case.header.grid.spacing_zyx_mm)
+    counted = evaluate_uncertainty(case_id, case, scores, summary=summary_of(case)).reliability["liver"]
+    assert fitted.truth_v.size == counted.n_voxels.sum()
+    assert np.count_nonzero(fitted.truth_v) == counted.n_correct.sum()
+    assert fitted.foreground_cv.sum() == pytest.approx(counted.confidence_sum.sum(), rel=1e-4)
+    assert fitted.intervals["tumour"] == summary_of(case).tumour_ml
 
 
-def test_only_cases_with_a_tumour_say_how_far_its_intervals_reach(
-    ssn_run: Path, tiny_world: TinyWorld, monkeypatch: pytest.MonkeyPatch
+def test_predict_applies_what_was_fitted(run: Run, ssn_run: Path, image: Path, tmp_path: Path) -> None:
+    spec = load_predictor(ssn_run, device="cpu").spec
+    fitted = Calibration(
+        case_ids=("a", "b"),
+        spec_fingerprint=spec.fingerprint(),
+        sources=("run",),
+        temperature=TemperatureFit(temperature=3.0, nll_before=1.0, nll_after=0.5, n_voxels=10),
+        widening={"liver": 4.0, "tumour": None},
+    )
+    fitted.write(tmp_path / "calibration.json")
+    common = ("predict", ssn_run, image, "--samples", 3, "--device", "cpu")
+    plain = run(*common, "--out", tmp_path / "plain")
+    assert plain.exit_code == 0, plain.output
+    applied = run(*common, "--out", tmp_path / "applied", "--calibration", tmp_path / "calibration.json")
+    assert applied.exit_code == 0, applied.output
+    before, after = (
+        json.loads((tmp_path / name / "liver_0_uncertainty" / "uncertainty.json").read_text())
+        for name in ("plain", "applied")
+    )
+    assert (before["calibrated_on"], after["calibrated_on"]) == (None, ["a", "b"])
+    volume = before["liver_ml"]
+    assert after["liver_ml"]["high_ml"] == pytest.approx(volume["mean_ml"] + 4 * volume["sd_ml"])
+    assert after["tumour_ml"] == before["tumour_ml"]
+    entropies = [
+        voxels(tmp_path / name / "liver_0_uncertainty" / "entropy.nii.gz") for name in ("plain", "applied")
+    ]
+    assert entropies[1].mean() > entropies[0].mean()  # a temperature above 1 softens
+    labels = [voxels(tmp_path / name / "liver_0.nii.gz") for name in ("plain", "applied")]
+    np.testing.assert_array_equal(labels[0], labels[1])
+
+
+def test_a_calibration_that_does_not_fit_is_refused(
+    run: Run, ssn_run: Path, image: Path, tmp_path: Path
 ) -> None:
-    asked: list[int] = []
-
-    def remember(intervals: list[VolumeInterval], truths_ml: list[float]) -> float:
-        asked.append(len(intervals))
-        return float(min(truths_ml))
-
-    monkeypatch.setattr("liverseg.evaluation.calibrate.fit_widening", remember)
-    predictor, store = load_predictor(ssn_run, device="cpu", samples=2), tiny_world.store
-    with_tumour = {i for i in store.case_ids if store.meta(i).volume_ml(2)}
-    none = replace(store.meta("liver_0"), voxel_counts=(3000, 700, 0))
-    metas = {i: none if i == "liver_0" else store.meta(i) for i in store.case_ids}
-    monkeypatch.setattr(type(store), "meta", lambda _, case_id: metas[case_id])
-    calibration = calibrate(predictor, store, store.case_ids)
-    assert asked == [len(store.case_ids), len(with_tumour - {"liver_0"})]
-    assert calibration.widening["tumour"] is not None
-    assert calibration.widening["tumour"] > 0
+    fitted = Calibration(
+        case_ids=(),
+        spec_fingerprint="0" * 16,
+        sources=(),
+        temperature=None,
+        widening={"liver": None, "tumour": None},
+    )
+    fitted.write(tmp_path / "calibration.json")
+    spec = load_predictor(ssn_run, device="cpu").spec
+    with pytest.raises(RunError, match="fitted for a network of spec 0000000000000000, this one has"):
+        Calibration.load(tmp_path / "calibration.json", spec)
+    with pytest.raises(RunError, match="name a calibration.json that liverseg evaluate --calibrate wrote"):
+        Calibration.load(tmp_path / "none.json", spec)
+    result = run("predict", ssn_run, image, "--out", tmp_path, "--calibration", tmp_path / "calibration.json")
+    assert result.exit_code == 2
+    assert "--calibration needs samples" in result.output
 
 
 def test_maps_do_not_pass_for_labels_or_scans(run: Run, ssn_run: Path, image: Path, tmp_path: Path) -> None:

@@ -20,9 +20,9 @@ from liverseg.measure.uncertainty import (
     MAX_ENTROPY,
     LesionCandidate,
     Samples,
-    case_uncertainty,
     entropy,
     lesion_candidates,
+    mean_entropy,
     mean_foreground,
     mutual_information,
     volume_interval,
@@ -104,7 +104,7 @@ def test_the_order_of_the_samples_changes_nothing(foreground: Samples, data: st.
         rows(lesion_candidates(other, GRID)), rows(lesion_candidates(foreground, GRID)), rtol=1e-6
     )
     label = decide(foreground[0])
-    assert case_uncertainty(other, label) == pytest.approx(case_uncertainty(foreground, label), abs=1e-6)
+    assert mean_entropy(other, label) == pytest.approx(mean_entropy(foreground, label), abs=1e-6)
 
 
 @settings(deadline=None, max_examples=20)
@@ -141,7 +141,7 @@ def test_arguments_are_left_as_they_were() -> None:
     before = foreground.copy()
     mutual_information(foreground)
     lesion_candidates(foreground, GRID)
-    case_uncertainty(foreground, decide(foreground[0]))
+    mean_entropy(foreground, decide(foreground[0]))
     np.testing.assert_array_equal(foreground, before)
 
 
@@ -309,18 +309,18 @@ def test_a_lesion_goes_to_json_as_it_is() -> None:
 
 @settings(deadline=None, max_examples=30)
 @given(foreground=samples)
-def test_the_case_uncertainty_has_its_range(foreground: Samples) -> None:
-    assert 0 <= case_uncertainty(foreground, decide(foreground[0])) <= MAX_ENTROPY + 1e-6
+def test_the_mean_entropy_has_its_range(foreground: Samples) -> None:
+    assert 0 <= mean_entropy(foreground, decide(foreground[0])) <= MAX_ENTROPY + 1e-6
 
 
 def test_a_case_without_a_liver_comes_first_and_a_sure_one_last() -> None:
     label = np.random.default_rng(0).integers(0, 3, SHAPE).astype(np.uint8)
     sure = from_labels(label.astype(np.int64), label.astype(np.int64))
-    assert case_uncertainty(sure, label) == 0.0
-    assert case_uncertainty(sure, np.zeros_like(label)) == MAX_ENTROPY
+    assert mean_entropy(sure, label) == 0.0
+    assert mean_entropy(sure, np.zeros_like(label)) == MAX_ENTROPY
 
 
-def test_the_case_uncertainty_is_the_entropy_near_the_liver_by_hand() -> None:
+def test_the_mean_entropy_is_the_entropy_near_the_liver_by_hand() -> None:
     # Liver in one corner with p = 3/4; what is within two face steps of it: 1 + 3 + 6 = 10 voxels of an octant.
     foreground = np.zeros((1, 2, 6, 6, 6), dtype=np.float32)
     foreground[0, 0, 0, 0, 0] = 0.75
@@ -328,4 +328,4 @@ def test_the_case_uncertainty_is_the_entropy_near_the_liver_by_hand() -> None:
     label = np.zeros((6, 6, 6), dtype=np.uint8)
     label[0, 0, 0] = 1
     expected = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25)) / 10
-    assert case_uncertainty(foreground, label) == pytest.approx(expected, rel=1e-6)
+    assert mean_entropy(foreground, label) == pytest.approx(expected, rel=1e-6)

@@ -47,6 +47,11 @@ ANY = click.Path(path_type=Path)
     help="Also write a DICOM Segmentation per series; all SCANS must be DICOM. It carries the patient and study "
     "attributes that DICOM requires, and nothing else of the series.",
 )
+@click.option(
+    "--calibration",
+    type=FILE,
+    help="A calibration.json of `liverseg evaluate --calibrate`: applied to the uncertainty maps and volume intervals.",
+)
 @click.option("--force", is_flag=True, help="Segment what is no CT in HU, or of an impossible grid, too.")
 def predict(
     run: Path,
@@ -61,6 +66,7 @@ def predict(
     preview: bool,
     statistics: bool,
     dicom_seg: bool,
+    calibration: Path | None,
     force: bool,
 ) -> None:
     """Segment SCANS with RUN, a training run or a file from `liverseg export`: one label per scan, on the scan's grid.
@@ -71,8 +77,8 @@ def predict(
     With --samples, the label is the mean of N segmentations, drawn as the run was trained (model.stochastic: dropout
     left on, or a stochastic segmentation network) or one from each of several runs (--with). A folder NAME_uncertainty
     beside each label holds maps of predictive entropy, mutual information and tumour probability on the scan's grid,
-    and uncertainty.json: volumes with 5-95 % intervals, possible lesions with their probability, and one number to
-    sort a worklist by.
+    and uncertainty.json: volumes with 5-95 % intervals, possible lesions with their probability, how far the samples
+    disagree, and how unlike the training cases the HU in and around the liver are.
 
     \b
     Example: liverseg predict runs/liver scan1.nii.gz scan2.nii.gz --out segmentations
@@ -82,12 +88,15 @@ def predict(
     """
     from data_cache.files import write_csv
     from liverseg.console import complain, progress_bar, say, warn
+    from liverseg.inference.calibration import Calibration
     from liverseg.inference.inputs import find_scans
     from liverseg.inference.predict import STATISTICS, predict_scan
     from liverseg.inference.segment import load_predictor
 
     if tta and (fast or samples):
         raise click.UsageError(f"--tta and --{'fast' if fast else 'samples'} exclude each other")
+    if calibration is not None and not samples:
+        raise click.UsageError("--calibration needs samples: add --samples 16")
     if dicom_seg:
         _check_dicom_seg(scans)
     predictor = load_predictor(run, *others, device=device, fast=fast, tta=tta, samples=samples)
@@ -96,6 +105,7 @@ def predict(
     for member in predictor.members:
         if member.training is not None and member.training.phantom:
             warn(f"{member.source}: trained on {member.training.line()}, not on patients")
+    fitted = None if calibration is None else Calibration.load(calibration, predictor.spec)
     found = find_scans(scans)
     failures, doubtful, rows = 0, list[str](), list[dict[str, Any]]()
     with progress_bar() as bar:
@@ -112,6 +122,7 @@ def predict(
                     dicom_seg=dicom_seg,
                     series=series,
                     force=force,
+                    calibration=fitted,
                 )
             except Exception as failure:  # of whatever kind: one scan must not end a night's batch
                 if not isinstance(failure, LiversegError) and in_debug():

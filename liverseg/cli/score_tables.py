@@ -49,29 +49,51 @@ def print_uncertainty(summary: Mapping[str, Any]) -> None:
         f"uncertainty, {pluralise(summary['n_cases'], 'case')}, within {summary['near_mm']:g} mm of the liver"
     )
     console.print(table(title, headers, rows))
-    errors, rank = summary["errors"], summary["spearman"]
+    errors = summary["errors"]
     say(
         f"entropy of wrong voxels against right ones: AUROC {number(errors['auroc'])}, average precision "
         f"{number(errors['auprc'])} (by chance {number(errors['rate'], 4)})"
     )
-    say(
-        f"case uncertainty against Dice: Spearman {number(rank['rho'], 2)} (p {number(rank['p_value'])}), "
-        f"AURC {number(summary['aurc'], 4)} (excess {number(summary['excess_aurc'], 4)})"
-    )
+    _print_case_numbers(summary)
     say(
         f"samples: energy distance² {number(summary['ged_iou']['mean'])}, "
         f"diversity {number(summary['diversity']['mean'])}"
     )
-    if fitted is not None and fitted["temperature"] is not None:
+    if fitted is not None:
         say(_fit_line(fitted))
+
+
+def _print_case_numbers(summary: Mapping[str, Any]) -> None:
+    """What each number of a case is worth; one that not all cases have is left out."""
+    from liverseg.console import console, number, table
+    from liverseg.evaluation.uncertainty_summary import NUMBERS
+
+    judged = {NUMBERS[name]: found for name, found in summary["case_numbers"].items() if found is not None}
+    rows = [
+        (
+            name,
+            number(found["spearman"]["rho"], 2),
+            number(found["spearman"]["p_value"]),
+            number(found["aurc"], 4),
+            number(found["excess_aurc"], 4),
+            number(found["shifted_auroc"], 2),
+        )
+        for name, found in judged.items()
+    ]
+    headers = ("number per case", "Spearman with Dice", "p", "AURC", "excess AURC", "AUROC, shifted")
+    title = f"{pluralise(summary['n_cases'], 'case')} and {pluralise(summary['n_shifted'], 'shifted scan')}"
+    console.print(table(title, headers, rows))
 
 
 def _fit_line(fitted: Mapping[str, Any]) -> str:
     short = [name for name, factor in fitted["widening_sd"].items() if factor is None]
-    line = (
-        f"temperature {fitted['temperature']['temperature']:.2f}, "
-        f"fitted on {pluralise(len(fitted['case_ids']), 'other case')}"
+    fit = fitted["temperature"]
+    temperature = (
+        "no temperature lowers the ECE of left-out cases"
+        if fit is None
+        else f"temperature {fit['temperature']:.2f}"
     )
+    line = f"{temperature}, fitted on {pluralise(len(fitted['case_ids']), 'other case')}"
     if short:
         line += f"; intervals of {' and '.join(short)} not widened: this takes nine cases that have the class"
     return line

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from data_cache.reader import CacheStore
     from liverseg.evaluation.case import CaseEvaluation
     from liverseg.inference.segment import Predictor
+    from liverseg.inference.uncertainty_files import UncertaintySummary
     from liverseg.measure.summary import LabelScores
     from liverseg.training.split import Split
 
@@ -70,9 +71,16 @@ WANTED = {"evaluate": "one RUN", "compare": "two RUNs", "pool": "two or more RUN
 )
 @click.option(
     "--calibrate",
-    type=FOLDER,
-    metavar="CACHE",
-    help="Fit a temperature and interval widths on the cases of this store that are neither trained on nor scored.",
+    type=(FOLDER, FOLDER),
+    metavar="CACHE RAW",
+    help="Fit a temperature and interval widths on the cases of this store that are neither trained on nor scored, "
+    "and write calibration.json for predict.",
+)
+@click.option(
+    "--shifted",
+    type=(FOLDER, FOLDER),
+    metavar="CACHE RAW",
+    help="Also segment the scans of this store, which differ from the training data: does the uncertainty tell them?",
 )
 def evaluate(
     cache: Path,
@@ -84,7 +92,8 @@ def evaluate(
     device: str,
     others: tuple[Path, ...],
     samples: int,
-    calibrate: Path | None,
+    calibrate: tuple[Path, Path] | None,
+    shifted: tuple[Path, Path] | None,
 ) -> None:
     """Score RUN in native space on the cases of CACHE that it was never trained on.
 
@@ -96,14 +105,16 @@ def evaluate(
 
     \b
     Example: liverseg evaluate data/liver.zarr runs/liver --raw data/Task03_Liver
-             liverseg evaluate data/test.zarr runs/ssn --raw data/test --samples 16 --calibrate data/liver.zarr
+             liverseg evaluate data/test.zarr runs/ssn --raw data/test --samples 16 --calibrate data/liver.zarr data/Task03_Liver
              liverseg evaluate data/test.zarr runs/a --raw data/test --with runs/b --with runs/c --samples 3
     """
     _check_order("evaluate", cache, runs, n_runs=range(1, 2))
     if calibrate is not None and not samples:
         raise click.UsageError("--calibrate needs samples: add --samples 16")
+    if shifted is not None and not samples:
+        raise click.UsageError("--shifted needs samples: add --samples 16")
     (run,) = runs
-    options = _Options(cases=cases, device=device, samples=samples, calibrate=calibrate)
+    options = _Options(cases=cases, device=device, samples=samples, calibrate=calibrate, shifted=shifted)
     folder = out or run / ("ensemble" if others else "evaluation")
     if not _evaluate_run(cache, (run, *others), raw=raw, out=folder, options=options).complete:
         sys.exit(1)
@@ -209,7 +220,8 @@ class _Options:
     cases: tuple[str, ...] = ()
     device: str
     samples: int = 0
-    calibrate: Path | None = None
+    calibrate: tuple[Path, Path] | None = None
+    shifted: tuple[Path, Path] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -240,8 +252,6 @@ def _evaluate_run(
         warn(DRAWN.format(predictor.n_drawn, options.samples))
     scored = _score_cases(predictor, store, split, case_ids, raw=raw, out=out, options=options)
     if scored:
-        kind = "never trained on" if unseen else "TRAINED ON"
-        print_cases(f"native space, predicted crop, cases {kind}", {e.case_id: e.predicted for e in scored})
         say(f"wrote scores.csv, summary.json and {pluralise(len(scored), 'overlay')} to {out}")
         scores_option = "" if out == runs[0] / "evaluation" else f" --scores {out}"
         say(f"look at them: liverseg report {runs[0]}{scores_option}")
@@ -270,12 +280,16 @@ def _score_cases(
 
     calibration = None
     if options.calibrate is not None:
+        other, other_raw = options.calibrate
         calibration = calibrate_apart(
             predictor,
-            CacheStore.open(options.calibrate),
+            CacheStore.open(other),
             split,
+            raw=other_raw,
             scored={store.meta(case_id).image.sha256 for case_id in case_ids},
+            report=lambda case_id, failure: None if failure is None else complain(f"{case_id}: {failure}"),
         )
+    shifted = [] if options.shifted is None else _measure_shifted(predictor, *options.shifted)
     with progress_bar() as bar:
         task = bar.add_task("evaluate", total=len(case_ids), note="")
 
@@ -293,13 +307,36 @@ def _score_cases(
             out=out,
             report=report,
             calibration=calibration,
+            shifted=shifted,
         )
     if scored:
+        seen = any(e.trained_on for e in scored)
+        title = f"native space, predicted crop, cases {'TRAINED ON' if seen else 'never trained on'}"
+        print_cases(title, {e.case_id: e.predicted for e in scored})
         print_summary(summarise(scored))
     uncertainties = [e.uncertainty for e in scored if e.uncertainty is not None]
     if uncertainties:
-        print_uncertainty(summarise_uncertainties(uncertainties, calibration))
+        print_uncertainty(summarise_uncertainties(uncertainties, calibration, shifted))
     return scored
+
+
+def _measure_shifted(predictor: Predictor, cache: Path, raw: Path) -> Sequence[UncertaintySummary]:
+    """The uncertainty of shifted scans, with a progress bar."""
+    from data_cache.errors import LiversegError
+    from data_cache.reader import CacheStore
+    from liverseg.console import complain, progress_bar
+    from liverseg.evaluation.shifted import measure_shifted
+
+    store = CacheStore.open(cache)
+    with progress_bar() as bar:
+        task = bar.add_task("shifted", total=len(store.case_ids), note="")
+
+        def report(case_id: str, result: UncertaintySummary | LiversegError) -> None:
+            bar.update(task, advance=1, note=case_id)
+            if isinstance(result, LiversegError):
+                complain(f"{case_id}: {result}")
+
+        return measure_shifted(predictor, store, raw=raw, report=report)
 
 
 @click.command()

@@ -1,57 +1,56 @@
-"""What is fitted on held-back cases before others are scored: a temperature, and how far volume intervals reach."""
+"""Fit a temperature and interval widths on held-back cases, through the native path that a user's scan takes."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from data_cache.errors import CacheError, ConfigError
+from data_cache.errors import CacheError, ConfigError, LiversegError
 from data_cache.reader import CacheStore
-from data_cache.schema import FRACTION_ONE
-from liverseg.inference.segment import Predictor, keep_largest_component
-from liverseg.measure.calibration import (
-    TemperatureFit,
-    fit_temperature,
-)
-from liverseg.measure.near_liver import near_liver
-from liverseg.measure.selective import (
-    fit_widening,
-)
+from liverseg.evaluation.uncertainty import NativeCase, near_voxels
+from liverseg.inference.calibration import Calibration
+from liverseg.inference.segment import Predictor, segment
+from liverseg.inference.uncertainty_files import summarise_uncertainty
+from liverseg.measure.calibration import fit_temperature_that_helps
+from liverseg.measure.selective import fit_widening
 from liverseg.measure.summary import CLASSES
-from liverseg.measure.uncertainty import (
-    VolumeInterval,
-    mean_foreground,
-    volume_interval,
-)
+from liverseg.measure.uncertainty import VolumeInterval
 from liverseg.training.split import Split
-from pipeline.labels import decide
+from pipeline.labels import read_label
+from pipeline.nifti import to_canonical
+from pipeline.prepare import read_scan
+from pipeline.restore import native_labels, one_thread
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Calibration:
-    """What was fitted on cases that neither trained the network nor are scored.
-
-    Attributes:
-        case_ids: Those cases.
-        temperature: None without a voxel.
-        widening: By class, how many standard deviations an interval of 90 % needs; None where the cases are too few.
-    """
-
-    case_ids: tuple[str, ...]
-    temperature: TemperatureFit | None
-    widening: Mapping[str, float | None]
+MAX_VOXELS = (
+    100_000  # of a case, drawn at random: one temperature needs no more, and 512×512×500 has 10 million
+)
 
 
 def calibrate_apart(
-    predictor: Predictor, store: CacheStore, split: Split, *, scored: Collection[str]
+    predictor: Predictor,
+    store: CacheStore,
+    split: Split,
+    *,
+    raw: Path,
+    scored: Collection[str],
+    report: Callable[[str, LiversegError | None], None] = lambda *_: None,
 ) -> Calibration:
-    """``calibrate`` on the labelled cases of a store that were not trained on and are not scored, by their images' sha256.
+    """``calibrate`` on the labelled cases of a store that were not trained on and are not scored.
+
+    Args:
+        predictor: With samples.
+        store: The cache that holds the cases.
+        split: What the networks were trained on.
+        raw: Folder of the data set that the store was built from.
+        scored: sha256 of the images that are scored.
+        report: As in ``calibrate``.
 
     Raises:
-        CacheError: The store has another spec than the network.
+        CacheError: The store was built with another spec than the network was trained with.
         ConfigError: It has no such case.
     """
     if store.schema.spec != predictor.spec:
@@ -64,26 +63,45 @@ def calibrate_apart(
             f"{store.path}: all of its labelled cases were trained on or are scored: nothing is left to calibrate on; "
             "score some of them with --case, or name another store"
         )
-    return calibrate(predictor, store, apart)
+    return calibrate(predictor, store, apart, raw=raw, report=report)
 
 
-def calibrate(predictor: Predictor, store: CacheStore, case_ids: Sequence[str]) -> Calibration:
+def calibrate(
+    predictor: Predictor,
+    store: CacheStore,
+    case_ids: Sequence[str],
+    *,
+    raw: Path,
+    report: Callable[[str, LiversegError | None], None] = lambda *_: None,
+) -> Calibration:
     """Fit a temperature, and how far volume intervals must be widened, on cases that are not scored.
 
-    On the cached grid and in the crop that the label gives, where a case costs the samples and no more; scores are of the
-    predicted crop, which is nearly the same. A case without a liver has no such view and is left out.
+    Each case is segmented as a user's scan is, and compared with its label on its own grid: fitted on the cached grid,
+    where a lesion of 6 mm has another volume, neither would hold where it is used.
 
     Args:
         predictor: With samples.
         store: The cache that holds the cases.
-        case_ids: Labelled ones, never trained on.
+        case_ids: Labelled cases, never trained on.
+        raw: Folder of the data set that the store was built from.
+        report: Called with each case, and with why it could not be used; it does not stop the others.
     """
-    with_liver = [case_id for case_id in case_ids if "liver" in store.meta(case_id).boxes]
-    fitted = [_calibration_case(predictor, store, case_id) for case_id in with_liver]
+    fitted = []
+    for case_id in case_ids:
+        try:
+            fitted.append(_calibration_case(predictor, store, case_id, raw))
+        except LiversegError as failure:
+            report(case_id, failure)
+        else:
+            report(case_id, None)
     having = {name: [c for c in fitted if c.truth_ml[name] > 0] for name in CLASSES}
     return Calibration(
-        case_ids=tuple(with_liver),
-        temperature=fit_temperature([c.foreground_cv for c in fitted], [c.truth_v for c in fitted]),
+        case_ids=tuple(case.case_id for case in fitted),
+        spec_fingerprint=predictor.spec.fingerprint(),
+        sources=predictor.sources,
+        temperature=fit_temperature_that_helps(
+            [c.foreground_cv for c in fitted], [c.truth_v for c in fitted]
+        ),
         widening={
             name: fit_widening([c.intervals[name] for c in cases], [c.truth_ml[name] for c in cases])
             for name, cases in having.items()
@@ -93,27 +111,44 @@ def calibrate(predictor: Predictor, store: CacheStore, case_ids: Sequence[str]) 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _CalibrationCase:
+    case_id: str
     foreground_cv: NDArray[np.float32]
     truth_v: NDArray[np.uint8]
     intervals: Mapping[str, VolumeInterval]
     truth_ml: Mapping[str, float]
 
 
-def _calibration_case(predictor: Predictor, store: CacheStore, case_id: str) -> _CalibrationCase:
-    view = store.read(case_id, "liver")
-    assert view.fractions_czyx is not None
-    samples_nczyx = predictor.draw(view.image_zyx)
-    mean_czyx = mean_foreground(samples_nczyx)
-    truth_czyx = view.fractions_czyx.astype(np.float32) / np.float32(FRACTION_ONE)
-    truth_zyx, voxel_ml = decide(truth_czyx), view.grid.voxel_volume_ml
-    predicted_zyx = decide(keep_largest_component(mean_czyx, voxel_volume_ml=voxel_ml))
-    near_zyx = near_liver((truth_zyx > 0) | (predicted_zyx > 0), view.grid.spacing_zyx_mm)
-    labels = [decide(keep_largest_component(sample, voxel_volume_ml=voxel_ml)) for sample in samples_nczyx]
-    volumes = {"liver": [int((x > 0).sum()) for x in labels], "tumour": [int((x == 2).sum()) for x in labels]}
-    _, liver_ml, tumour_ml = (store.meta(case_id).volume_ml(label) or 0.0 for label in range(3))
+def _calibration_case(predictor: Predictor, store: CacheStore, case_id: str, raw: Path) -> _CalibrationCase:
+    meta = store.meta(case_id)
+    if meta.label is None:
+        raise CacheError(f"{store.path}: case {case_id} has no label")
+    truth = read_label(raw / meta.label.path)
+    meta.label.require_content(raw / meta.label.path, truth.sha256)
+    scan = read_scan(raw / meta.image.path, predictor.spec)
+    meta.image.require_content(raw / meta.image.path, scan.sha256)
+    found = segment(scan, predictor)
+    assert found.samples_nczyx is not None
+    box, header = found.box or scan.scan_box, truth.header
+    with one_thread():
+        labels_kji = np.concatenate(list(native_labels(found.foreground_czyx, box, header)))
+    case = NativeCase(
+        samples_nczyx=found.samples_nczyx,
+        box=box,
+        header=header,
+        predicted_zyx=to_canonical(labels_kji, header.axes_kji),
+        truth_zyx=truth.label_zyx,
+    )
+    foreground_cv, truth_v = near_voxels(case)
+    at = np.random.default_rng(0).permutation(truth_v.size)[:MAX_VOXELS]
+    summary = summarise_uncertainty(found.samples_nczyx, box, scan.header)
+    voxel_ml = header.grid.voxel_volume_ml
     return _CalibrationCase(
-        foreground_cv=mean_czyx[:, near_zyx],
-        truth_v=truth_zyx[near_zyx],
-        intervals={name: volume_interval(np.array(v) * voxel_ml) for name, v in volumes.items()},
-        truth_ml={"liver": liver_ml + tumour_ml, "tumour": tumour_ml},
+        case_id=case_id,
+        foreground_cv=foreground_cv[:, at],
+        truth_v=truth_v[at],
+        intervals={"liver": summary.liver_ml, "tumour": summary.tumour_ml},
+        truth_ml={
+            "liver": int(np.count_nonzero(truth.label_zyx)) * voxel_ml,
+            "tumour": int(np.count_nonzero(truth.label_zyx == 2)) * voxel_ml,
+        },
     )

@@ -12,10 +12,11 @@ from data_cache.errors import CacheError
 from data_cache.geometry import Box, Grid
 from data_cache.reader import CacheStore
 from data_cache.schema import FRACTION_ONE, View
-from liverseg.evaluation.calibrate import Calibration
 from liverseg.evaluation.uncertainty import CaseUncertainty, NativeCase, evaluate_uncertainty
+from liverseg.inference.calibration import Calibration
 from liverseg.inference.plausible import judge_segmentation
 from liverseg.inference.segment import Predictor, keep_largest_component, segment
+from liverseg.inference.uncertainty_files import summarise_segmentation
 from liverseg.measure.overlap import DiceCounts, dice_counts
 from liverseg.measure.plausibility import Plausibility
 from liverseg.measure.summary import LabelScores, score_labels
@@ -127,7 +128,13 @@ def evaluate_case(
             predicted_zyx=predicted_zyx,
             truth_zyx=truth_zyx,
         )
-        uncertainty = evaluate_uncertainty(case_id, native, scores, calibration=calibration)
+        uncertainty = evaluate_uncertainty(
+            case_id,
+            native,
+            scores,
+            summary=summarise_segmentation(found, case.scan, predictor.training),
+            calibration=calibration,
+        )
     evaluation = CaseEvaluation(
         case_id=case_id,
         trained_on=trained_on,

@@ -10,10 +10,11 @@ from data_cache.errors import CacheError, ConfigError
 from data_cache.files import write_csv, write_json
 from data_cache.reader import CacheStore
 from liverseg.evaluation.artifacts import write_artifacts
-from liverseg.evaluation.calibrate import Calibration
 from liverseg.evaluation.case import CaseEvaluation, evaluate_case
 from liverseg.evaluation.uncertainty_summary import write_uncertainty_summary
+from liverseg.inference.calibration import CALIBRATION, Calibration
 from liverseg.inference.segment import Predictor
+from liverseg.inference.uncertainty_files import UncertaintySummary
 from liverseg.measure.summary import CLASSES, SCORES, SUMMARY, interval, score_columns, summarise_scores
 from liverseg.training.split import Split
 
@@ -50,6 +51,7 @@ def evaluate(
     out: Path,
     report: Callable[[str, CaseEvaluation | Exception], None],
     calibration: Calibration | None = None,
+    shifted: Sequence[UncertaintySummary] = (),
 ) -> list[CaseEvaluation]:
     """Score cases one by one, and write ``scores.csv``, ``summary.json`` and the artifacts of each case into ``out``.
 
@@ -64,6 +66,7 @@ def evaluate(
         out: Created if it does not exist.
         report: Called with each case's scores, or with why it has none; a case that fails does not stop the others.
         calibration: Fitted on other cases, for the samples.
+        shifted: What ``measure_shifted`` found in scans that differ from the training data.
 
     Raises:
         CacheError: The store was built with another spec than the network was trained with.
@@ -88,7 +91,7 @@ def evaluate(
             done.append(case.scores)
             report(case_id, case.scores)
     if done:
-        _write_tables(out, predictor, done, calibration)
+        _write_tables(out, predictor, done, calibration, shifted)
     return done
 
 
@@ -96,12 +99,19 @@ def evaluate(
 
 
 def _write_tables(
-    out: Path, predictor: Predictor, done: Sequence[CaseEvaluation], calibration: Calibration | None
+    out: Path,
+    predictor: Predictor,
+    done: Sequence[CaseEvaluation],
+    calibration: Calibration | None,
+    shifted: Sequence[UncertaintySummary],
 ) -> None:
     write_csv(out / SCORES, [_row(e) for e in done])
     content = {"models": list(predictor.sources), "samples": predictor.n_drawn, **summarise(done)}
     write_json(out / SUMMARY, content)
-    write_uncertainty_summary(out, [e.uncertainty for e in done if e.uncertainty is not None], calibration)
+    if calibration is not None:
+        calibration.write(out / CALIBRATION)
+    uncertainties = [e.uncertainty for e in done if e.uncertainty is not None]
+    write_uncertainty_summary(out, uncertainties, calibration, shifted)
 
 
 def summarise(evaluations: Sequence[CaseEvaluation]) -> dict[str, Any]:

@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_cache.geometry import Box, resampled_grid
-from liverseg.evaluation.calibrate import Calibration
+from liverseg.inference.calibration import Calibration
 from liverseg.inference.segment import keep_largest_component
-from liverseg.inference.uncertainty_files import UncertaintySummary, summarise_uncertainty
+from liverseg.inference.uncertainty_files import UncertaintySummary
 from liverseg.measure.calibration import (
     ErrorDetection,
     ReliabilityCounts,
@@ -77,9 +77,14 @@ class NativeCase:
 
 
 def evaluate_uncertainty(
-    case_id: str, case: NativeCase, scores: LabelScores, *, calibration: Calibration | None = None
+    case_id: str,
+    case: NativeCase,
+    scores: LabelScores,
+    *,
+    summary: UncertaintySummary,
+    calibration: Calibration | None = None,
 ) -> CaseUncertainty:
-    """Measure a case; ``scores`` are those of its predicted label."""
+    """Measure a case; ``scores`` are those of its predicted label, ``summary`` is what a user is told of it."""
     temperature = None if calibration is None else calibration.temperature
     reliability = {name: ReliabilityCounts.empty() for name in CLASSES}
     after = dict(reliability)
@@ -92,7 +97,7 @@ def evaluate_uncertainty(
         pairs += block.pairs
     return CaseUncertainty(
         case_id=case_id,
-        uncertainty=summarise_uncertainty(case.samples_nczyx, case.box, case.header),
+        uncertainty=summary,
         risk=risk_of(scores),
         reliability=reliability,
         tempered=None if temperature is None else after,
@@ -118,6 +123,21 @@ class _Block:
     predicted_v: NDArray[np.uint8]
     truth_v: NDArray[np.uint8]
     pairs: PairCounts
+
+
+def near_voxels(case: NativeCase) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+    """Mean probabilities (2, voxels) and true labels (voxels,) near the liver, on the case's own grid."""
+    axes = case.header.axes_kji
+    near_zyx = near_liver((case.truth_zyx > 0) | (case.predicted_zyx > 0), case.header.grid.spacing_zyx_mm)
+    near, truth = (from_canonical(values, axes) for values in (near_zyx, case.truth_zyx))
+    parts, start = [], 0
+    with one_thread():
+        means = [native_values(mean, case.box, case.header) for mean in mean_foreground(case.samples_nczyx)]
+        for liver, tumour in zip(*means, strict=True):
+            inside = near[start : start + len(liver)]
+            start += len(liver)
+            parts.append(np.stack((liver[inside], tumour[inside])))
+    return np.concatenate(parts, axis=1), truth[near]
 
 
 def _blocks(case: NativeCase) -> Iterator[_Block]:

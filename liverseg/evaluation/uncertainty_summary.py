@@ -15,10 +15,10 @@ from data_cache.files import write_csv, write_json
 from data_cache.geometry import Box
 from data_cache.schema import View
 from data_cache.text import pluralise
-from liverseg.evaluation.calibrate import Calibration
 from liverseg.evaluation.uncertainty import CaseUncertainty, NativeCase
+from liverseg.inference.calibration import Calibration
 from liverseg.inference.segment import keep_largest_component
-from liverseg.inference.uncertainty_files import map_values
+from liverseg.inference.uncertainty_files import UncertaintySummary, map_values
 from liverseg.measure.calibration import (
     ErrorDetection,
     ReliabilityCounts,
@@ -28,6 +28,7 @@ from liverseg.measure.selective import (
     Correlation,
     Coverage,
     RiskCoverage,
+    auroc_of_scores,
     interval_coverage,
     risk_coverage,
     spearman,
@@ -44,12 +45,21 @@ from liverseg.pictures.uncertainty_figures import UncertaintyMaps, uncertainty_f
 from pipeline.labels import decide
 
 UNCERTAINTY = "uncertainty"  # in the folder of an evaluation: a .json, a .csv, and a folder of pictures
+# Numbers of a case that may tell how wrong it is, by the field of ``UncertaintySummary``.
+NUMBERS = {
+    "disagreement": "disagreement of the samples",
+    "mean_entropy": "mean entropy",
+    "hu_deviation": "HU deviation",
+}
 RELIABILITY, RISK_COVERAGE = "reliability.png", "risk_coverage.png"
 FILES = (f"{UNCERTAINTY}.json", f"{UNCERTAINTY}.csv", RELIABILITY, RISK_COVERAGE)
 
 
 def write_uncertainty_summary(
-    out: Path, cases: Sequence[CaseUncertainty], calibration: Calibration | None
+    out: Path,
+    cases: Sequence[CaseUncertainty],
+    calibration: Calibration | None,
+    shifted: Sequence[UncertaintySummary] = (),
 ) -> None:
     """Write ``uncertainty.json``, ``uncertainty.csv``, ``reliability.png`` and ``risk_coverage.png`` into ``out``.
 
@@ -59,6 +69,7 @@ def write_uncertainty_summary(
         out: The folder of the evaluation.
         cases: None without samples.
         calibration: What was fitted on other cases, if it was.
+        shifted: The summaries of scans that differ from the training data, if any were measured.
     """
     pictures = {f"{case.case_id}.png" for case in cases}
     stale = [path for path in (out / UNCERTAINTY).glob("*.png") if path.name not in pictures]
@@ -66,15 +77,17 @@ def write_uncertainty_summary(
         path.unlink(missing_ok=True)
     if not cases:
         return
-    summary = summarise_uncertainties(cases, calibration)
+    summary = summarise_uncertainties(cases, calibration, shifted)
     write_json(out / f"{UNCERTAINTY}.json", summary)
     write_csv(out / f"{UNCERTAINTY}.csv", [uncertainty_row(case) for case in cases])
     title = (
         f"Are the probabilities right?\n{pluralise(len(cases), 'case')}, within {NEAR_MM:g} mm of the liver"
     )
     save(reliability_figure(pooled(cases), pooled_tempered(cases), title=title), out / RELIABILITY)
-    curves = {"case uncertainty": coverage_curve(cases)}
-    title = f"Are the doubtful cases the bad ones?\n{pluralise(len(cases), 'case')}"
+    curves = {label: coverage_curve(cases, name) for name, label in NUMBERS.items() if _values(cases, name)}
+    title = (
+        f"Risk of the cases that remain when the most uncertain are left out\n{pluralise(len(cases), 'case')}"
+    )
     save(risk_coverage_figure(curves, title=title), out / RISK_COVERAGE)
 
 
@@ -84,7 +97,7 @@ def uncertainty_picture(uncertainty: CaseUncertainty, case: NativeCase, view: Vi
         mean_foreground(case.samples_nczyx), voxel_volume_ml=view.grid.voxel_volume_ml
     )
     values = {f"{name}_zyx": value for name, value in map_values(case.samples_nczyx).items()}
-    title = f"{uncertainty.case_id}\nuncertainty {uncertainty.uncertainty.case_uncertainty:.3f}, 1 - Dice {uncertainty.risk:.3f}"
+    title = f"{uncertainty.case_id}\n{uncertainty.uncertainty.line()}, 1 - Dice {uncertainty.risk:.3f}"
     return uncertainty_figure(
         view.image_zyx,
         UncertaintyMaps(label_zyx=decide(mean_czyx), **values),
@@ -104,12 +117,12 @@ def _nearest(label_zyx: NDArray[np.uint8], box: Box, shape_zyx: tuple[int, ...])
 
 
 def summarise_uncertainties(
-    cases: Sequence[CaseUncertainty], calibration: Calibration | None
+    cases: Sequence[CaseUncertainty],
+    calibration: Calibration | None,
+    shifted: Sequence[UncertaintySummary] = (),
 ) -> dict[str, Any]:
     """Everything over all cases, as plain JSON; voxels are pooled, cases averaged."""
     errors = sum((case.errors for case in cases), start=ErrorDetection.empty())
-    uncertainties = [case.uncertainty.case_uncertainty for case in cases]
-    curve = coverage_curve(cases)
     return {
         "n_cases": len(cases),
         "samples": [case.uncertainty.samples for case in cases],
@@ -118,9 +131,8 @@ def summarise_uncertainties(
         "calibration_tempered": _tempered_json(cases),
         "fitted": None if calibration is None else _fitted_json(calibration),
         "errors": {"auroc": errors.auroc, "auprc": errors.auprc, "rate": errors.error_rate},
-        "aurc": curve.aurc,
-        "excess_aurc": curve.excess_aurc,
-        "spearman": _spearman_json(uncertainties, [1.0 - case.risk for case in cases]),
+        "case_numbers": {name: _judged(cases, name, shifted) for name in NUMBERS},
+        "n_shifted": len(shifted),
         "volume_intervals": {name: _coverage_json(cases, name, calibration) for name in CLASSES},
         **_means([case.pairs.to_json() for case in cases]),
     }
@@ -142,16 +154,43 @@ def pooled_tempered(cases: Sequence[CaseUncertainty]) -> dict[str, ReliabilityCo
     return {name: sum((c[name] for c in after), start=ReliabilityCounts.empty()) for name in CLASSES}
 
 
-def coverage_curve(cases: Sequence[CaseUncertainty]) -> RiskCoverage:
-    """Risk against coverage, by the uncertainty of the cases."""
-    return risk_coverage([case.risk for case in cases], [case.uncertainty.case_uncertainty for case in cases])
+def coverage_curve(cases: Sequence[CaseUncertainty], name: str) -> RiskCoverage:
+    """Risk against coverage, the cases sorted by one of ``NUMBERS``, which all of them must have."""
+    return risk_coverage([case.risk for case in cases], _values(cases, name))
+
+
+def _values(cases: Sequence[CaseUncertainty], name: str) -> list[float]:
+    """One of ``NUMBERS`` of each case; empty unless all have it."""
+    return number_of([case.uncertainty for case in cases], name)
+
+
+def number_of(summaries: Sequence[UncertaintySummary], name: str) -> list[float]:
+    """One of ``NUMBERS`` of each summary; empty unless all have it."""
+    values = [getattr(summary, name) for summary in summaries]
+    return [] if None in values else values
+
+
+def _judged(
+    cases: Sequence[CaseUncertainty], name: str, shifted: Sequence[UncertaintySummary]
+) -> dict[str, Any] | None:
+    """What one number is worth: for ranking the cases by Dice, and for telling shifted scans from them."""
+    values = _values(cases, name)
+    if not values:
+        return None
+    curve = coverage_curve(cases, name)
+    return {
+        "spearman": _spearman_json(values, [1.0 - case.risk for case in cases]),
+        "aurc": curve.aurc,
+        "excess_aurc": curve.excess_aurc,
+        "shifted_auroc": auroc_of_scores(number_of(shifted, name), values),
+    }
 
 
 def uncertainty_row(case: CaseUncertainty) -> dict[str, Any]:
     """A case as a row of ``uncertainty.csv``."""
     row: dict[str, Any] = {
         "case": case.case_id,
-        "uncertainty": case.uncertainty.case_uncertainty,
+        **{name: getattr(case.uncertainty, name) for name in NUMBERS},
         "risk": case.risk,
         "error_auroc": case.errors.auroc,
         "error_rate": case.errors.error_rate,

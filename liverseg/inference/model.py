@@ -20,7 +20,7 @@ from data_cache.outputs import nifti_mark, require_replaceable
 from liverseg.inference.inputs import NiftiScan, find_scans
 from liverseg.inference.plausible import judge_segmentation
 from liverseg.inference.segment import Predictor, segment
-from liverseg.inference.uncertainty_files import UncertaintySummary, summarise_uncertainty
+from liverseg.inference.uncertainty_files import UncertaintySummary, summarise_segmentation
 from liverseg.measure.plausibility import Plausibility
 from pipeline.nifti import (
     NiftiImage,
@@ -169,7 +169,9 @@ class Model:
             open_scan=open_scan,
             samples_nczyx=samples,
             plausibility=judge_segmentation(found, thin, self.predictor.training),
-            uncertainty=None if samples is None else summarise_uncertainty(samples, box, thin.header),
+            uncertainty=None
+            if samples is None
+            else summarise_segmentation(found, thin, self.predictor.training),
         )
 
 

@@ -16,6 +16,7 @@ from data_cache.errors import VolumeError
 from data_cache.geometry import Box
 from data_cache.outputs import Mark, json_mark, nifti_mark, png_mark, require_replaceable, write_signed_json
 from data_cache.text import visible
+from liverseg.inference.calibration import Calibration
 from liverseg.inference.dicom_seg import SEG_MARK, SUFFIX, write_dicom_seg
 from liverseg.inference.inputs import NiftiScan, ScanInput
 from liverseg.inference.plausible import judge_segmentation
@@ -107,6 +108,7 @@ def predict_scan(
     dicom_seg: bool = False,
     series: str | None = None,
     force: bool = False,
+    calibration: Calibration | None = None,
 ) -> Prediction:
     """Segment a scan and write ``out/NAME.nii.gz``, where NAME is the scan's.
 
@@ -119,6 +121,7 @@ def predict_scan(
         dicom_seg: Also write ``NAME_seg.dcm``; the scan must be a DICOM series.
         series: SeriesInstanceUID to take, where the DICOM files are of several series.
         force: Segment what is not a CT in HU, or has an impossible grid, too.
+        calibration: Applied to the uncertainty, with samples.
 
     With samples, the folder ``NAME_uncertainty`` is also written: see ``write_uncertainty``.
 
@@ -143,6 +146,7 @@ def predict_scan(
             series=series,
             force=force,
             started=started,
+            calibration=calibration,
         )
 
 
@@ -158,6 +162,7 @@ def _predict_file(
     series: str | None,
     force: bool,
     started: float,
+    calibration: Calibration | None,
 ) -> Prediction:
     label = out / f"{scan.name}.nii.gz"
     # Not Path.resolve, which raises on a loop of links.
@@ -176,7 +181,11 @@ def _predict_file(
     with one_thread():
         write_labels(label, thin.header, _counted(blocks, counts))
     uncertainty = (
-        write_uncertainty(_doubts_folder(out, scan.name), found, thin) if predictor.samples else None
+        write_uncertainty(
+            _doubts_folder(out, scan.name), found, thin, predictor.training, calibration=calibration
+        )
+        if predictor.samples
+        else None
     )
     times.append(time.perf_counter())
     voxel_ml = thin.header.grid.voxel_volume_ml

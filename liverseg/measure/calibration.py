@@ -8,11 +8,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import ConfigDict
 from scipy import optimize, special
 
+from data_cache.records import STRICT
 from liverseg.measure.uncertainty import MAX_ENTROPY
 
 N_BINS = 15  # as Guo et al. 2017
@@ -173,9 +176,10 @@ class TemperatureFit:
     """The temperature that makes validation voxels likeliest; below 1 sharpens, above 1 softens.
 
     Attributes:
-        nll_before, nll_after: Mean negative log-likelihood in nats a voxel, at 1 and at ``temperature``.
+        nll_before, nll_after: Mean negative log-likelihood in nats per voxel, at 1 and at ``temperature``.
     """
 
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
     temperature: float
     nll_before: float
     nll_after: float
@@ -234,6 +238,41 @@ def fit_temperature(
         nll_after=float(found.fun),
         n_voxels=ids.size,
     )
+
+
+def fit_temperature_that_helps(
+    foreground_cases: Sequence[NDArray[np.float32]], truth_cases: Sequence[NDArray[np.uint8]]
+) -> TemperatureFit | None:
+    """``fit_temperature``, if temperatures fitted without a case lower that case's calibration error, on the whole.
+
+    The likeliest temperature is not the best calibrated one. So each case is left out once: the expected calibration
+    errors of liver and tumour, over the voxels of all left-out cases, must both be lower after than before.
+
+    Returns:
+        None without a voxel, for a single case, or where it does not help.
+    """
+    n = len(truth_cases)
+    if n < 2:
+        return None
+    before = {name: ReliabilityCounts.empty() for name in ("liver", "tumour")}
+    after = dict(before)
+    for i in range(n):
+        rest = [j for j in range(n) if j != i]
+        fit = fit_temperature([foreground_cases[j] for j in rest], [truth_cases[j] for j in rest])
+        if fit is None:
+            return None
+        before = _with_case(before, foreground_cases[i], truth_cases[i])
+        after = _with_case(after, tempered(foreground_cases[i], fit.temperature), truth_cases[i])
+    helps = all((after[name].ece or 0.0) < (before[name].ece or 0.0) for name in before)
+    return fit_temperature(foreground_cases, truth_cases) if helps else None
+
+
+def _with_case(
+    counts: dict[str, ReliabilityCounts], foreground: NDArray[np.float32], truth: NDArray[np.uint8]
+) -> dict[str, ReliabilityCounts]:
+    liver = ReliabilityCounts.from_block(foreground.sum(axis=0), truth >= 1)
+    tumour = ReliabilityCounts.from_block(foreground[1], truth == 2)
+    return {"liver": counts["liver"] + liver, "tumour": counts["tumour"] + tumour}
 
 
 def _nll(log_p: NDArray[np.float32], ids: NDArray[np.uint8], temperature: float) -> float:

@@ -71,6 +71,18 @@ class PairCounts:
         liver, tumour = self._overlap("dice")[:, :-1, -1].mean(axis=1)
         return float(liver), float(tumour)
 
+    @property
+    def pairwise_dice(self) -> tuple[float, float] | None:
+        """Of liver and of tumour: the mean Dice over pairs of different samples, 1 where both lack it; None for n = 1.
+
+        The simple failure detector of Zenk et al. 2024 (arXiv:2406.03323).
+        """
+        first, second = np.triu_indices(self.n_samples, k=1)
+        if not first.size:
+            return None
+        liver, tumour = self._overlap("dice")[:, first, second].mean(axis=1)
+        return float(liver), float(tumour)
+
     def volumes_ml(self, voxel_volume_ml: float) -> NDArray[np.float64]:
         """(2, n) volumes of liver, tumours within, and of tumour in each sample."""
         voxels_cm = np.diagonal(self.shared_cmm, axis1=1, axis2=2)

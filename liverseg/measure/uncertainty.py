@@ -1,4 +1,4 @@
-"""How sure a network is of one scan: entropy maps, volume intervals, doubtful lesions, one number for a worklist.
+"""How sure a network is of one scan: entropy maps, volume intervals, possible lesions, the mean entropy of a case.
 
 All on a view's grid, from n samples ``foreground_nczyx``: float32 (n, 2, Z, Y, X), the softmax probabilities of
 liver and tumour; the background has the rest. A single network's one answer is n = 1.
@@ -165,8 +165,8 @@ def _ras_mm(grid: Grid, index_zyx: tuple[float, float, float]) -> tuple[float, f
 # ---- one number a case
 
 
-def case_uncertainty(foreground_nczyx: Samples, label_zyx: NDArray[np.uint8]) -> float:
-    """To sort a worklist by, most doubtful first: mean predictive entropy, in nats, in and around the predicted liver.
+def mean_entropy(foreground_nczyx: Samples, label_zyx: NDArray[np.uint8]) -> float:
+    """Mean predictive entropy, in nats, in and around the predicted liver.
 
     Args:
         foreground_nczyx: Samples.

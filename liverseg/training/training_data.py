@@ -14,7 +14,8 @@ from data_cache.reader import CacheStore
 from data_cache.records import STRICT, parse
 from data_cache.schema import FRACTION_ONE, DataSetInfo
 from data_cache.text import pluralise
-from liverseg.measure.plausibility import AnswerFacts, LabelledView, ReferenceRanges, measure_facts
+from liverseg.measure.density import DensityReference, measure_density
+from liverseg.measure.plausibility import LabelledView, ReferenceRanges, measure_facts
 from pipeline.labels import decide
 
 NOT_RECORDED = "Training data not recorded. Not a medical device."
@@ -28,12 +29,14 @@ class TrainingData:
         data_set: As its dataset.json says; None where the cache does not record it.
         n_cases: Training cases.
         ranges: Ranges over the labels of the training cases.
+        density: HU in and around their livers; None for fewer than three cases, or where it was not recorded.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
     data_set: DataSetInfo | None
     n_cases: int
     ranges: ReferenceRanges
+    density: DensityReference | None = None
 
     @classmethod
     def from_json(cls, data: object, *, source: str) -> Self | None:
@@ -62,23 +65,27 @@ class TrainingData:
 
 def describe_training_data(store: CacheStore, case_ids: Sequence[str]) -> TrainingData:
     """Measure the labels of the training cases: about a tenth of a second each."""
-    facts = [found for case_id in case_ids if (found := _facts(store, case_id)) is not None]
+    views = [view for case_id in case_ids if (view := _labelled_view(store, case_id)) is not None]
+    facts = [found for view in views if (found := measure_facts(view)) is not None]
+    densities = [measure_density(v.image_zyx, v.label_zyx, v.grid.spacing_zyx_mm) for v in views]
     return TrainingData(
-        data_set=store.schema.data_set, n_cases=len(case_ids), ranges=ReferenceRanges.of(facts)
+        data_set=store.schema.data_set,
+        n_cases=len(case_ids),
+        ranges=ReferenceRanges.of(facts),
+        density=DensityReference.of([density for density in densities if density is not None]),
     )
 
 
-def _facts(store: CacheStore, case_id: str) -> AnswerFacts | None:
+def _labelled_view(store: CacheStore, case_id: str) -> LabelledView | None:
     if "liver" not in store.meta(case_id).boxes:
         return None
     close, scan = store.read(case_id, "liver"), store.read(case_id, "scan")
     if close.fractions_czyx is None:
         return None
-    view = LabelledView(
+    return LabelledView(
         label_zyx=decide(close.fractions_czyx.astype(np.float32) / np.float32(FRACTION_ONE)),
         image_zyx=close.image_zyx,
         grid=close.grid,
         scan_zyx=scan.image_zyx,
         scan_grid=scan.grid,
     )
-    return measure_facts(view)

@@ -1,0 +1,49 @@
+"""The uncertainty of scans that differ from the training data: can it tell them from the ordinary ones?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from data_cache.errors import CacheError, LiversegError
+from data_cache.reader import CacheStore
+from liverseg.inference.segment import Predictor, segment
+from liverseg.inference.uncertainty_files import UncertaintySummary, summarise_segmentation
+from pipeline.prepare import read_scan
+
+Outcome = UncertaintySummary | LiversegError
+
+
+def measure_shifted(
+    predictor: Predictor,
+    store: CacheStore,
+    *,
+    raw: Path,
+    report: Callable[[str, Outcome], None],
+) -> Sequence[UncertaintySummary]:
+    """The uncertainty of every case of a store of shifted scans; no label is needed.
+
+    Args:
+        predictor: With samples.
+        store: A store of scans that differ from the training data, built with the network's spec.
+        raw: Folder of the data set that it was built from.
+        report: Called with each case's summary, or with why it has none.
+
+    Raises:
+        CacheError: The store was built with another spec than the network was trained with.
+    """
+    if store.schema.spec != predictor.spec:
+        raise CacheError(f"{store.path}: built with another spec than the network was trained with")
+    done = []
+    for case_id in store.case_ids:
+        try:
+            image = store.meta(case_id).image
+            scan = read_scan(raw / image.path, predictor.spec)
+            image.require_content(raw / image.path, scan.sha256)
+            summary = summarise_segmentation(segment(scan, predictor), scan, predictor.training)
+        except LiversegError as failure:
+            report(case_id, failure)
+        else:
+            done.append(summary)
+            report(case_id, summary)
+    return done

@@ -1,0 +1,52 @@
+"""HU in and around a liver: facts by hand, and what deviates from the training cases."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from liverseg.measure.density import (
+    LOWEST_SD_HU,
+    NO_LIVER_DEVIATION,
+    DensityFacts,
+    DensityReference,
+    measure_density,
+)
+
+SPACING_MM = (2.0, 2.0, 2.0)
+
+
+def a_scan(
+    *, liver_hu: int = 100, tumour_hu: int = 40, around_hu: int = -80
+) -> tuple[NDArray[np.int16], NDArray[np.uint8]]:
+    """A liver of 20³ voxels with a tumour of 8³ in fat."""
+    label = np.zeros((32, 32, 32), dtype=np.uint8)
+    label[6:26, 6:26, 6:26], label[10:18, 10:18, 10:18] = 1, 2
+    return np.choose(label, [around_hu, liver_hu, tumour_hu]).astype(np.int16), label
+
+
+def facts(**hu: int) -> DensityFacts:
+    found = measure_density(*a_scan(**hu), SPACING_MM)
+    assert found is not None
+    return found
+
+
+def test_facts_by_hand() -> None:
+    # Of the core of 18³ the tumour is 512 / 5832, more than 1 %: the 1st percentile is its HU.
+    assert facts() == DensityFacts(liver_hu=100, low_hu=-60, high_hu=0, around_hu=-80)
+    image, label = a_scan()
+    assert measure_density(image, np.zeros_like(label), SPACING_MM) is None
+
+
+def test_a_tumour_denser_than_any_deviates_and_an_ordinary_one_does_not() -> None:
+    training = [facts(liver_hu=100 + d, tumour_hu=40 + d) for d in (-10, -5, 0, 5, 10)]
+    reference = DensityReference.of(training)
+    assert reference is not None
+    assert reference.mean_hu == (100, -60, 0, -80)
+    assert reference.deviation(facts(liver_hu=103, tumour_hu=43)) < 1
+    # 99th percentile 60 HU above the median, where it was 0 in training: 60 over the lowest deviation counted.
+    assert reference.deviation(facts(tumour_hu=160)) == pytest.approx(60 / LOWEST_SD_HU)
+    assert reference.deviation(facts(liver_hu=0, tumour_hu=-60)) > 5
+    assert reference.deviation(None) == NO_LIVER_DEVIATION
+    assert DensityReference.of(training[:2]) is None
