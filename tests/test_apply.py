@@ -332,9 +332,9 @@ def test_a_case_that_fails_does_not_stop_the_others(
 
 
 def test_a_case_that_fails_for_no_reason_we_know_does_not_stop_the_others(
-    tiny_world: TinyWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_world: TinyWorld, tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    predictor = oracle_predictor(tiny_world, "liver_1", monkeypatch)
+    predictor = load_predictor(tiny_run, device="cpu")
     from liverseg.evaluation.case import evaluate_case
 
     def fail_once(case_id: str, *arguments: object, **options: object) -> object:
