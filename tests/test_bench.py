@@ -11,6 +11,7 @@ import torch
 from click.testing import CliRunner
 from tiny import SPEC, TinyWorld
 
+import liverseg.bench.train as bench_train
 from liverseg.bench.contenders import CONTENDERS, available
 from liverseg.bench.preprocess import measure
 from liverseg.bench.timing import fastest
@@ -52,6 +53,18 @@ def test_preprocessing_is_timed_with_and_without_its_second_thread(
     assert found[0].cpu_seconds < min(found[1].cpu_seconds, found[2].cpu_seconds)
 
 
+def test_the_peak_is_that_of_the_contender_and_not_of_its_parent(
+    phantoms: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("liverseg.bench.preprocess.available", lambda: ("inflate",))
+    image, label = (phantoms / folder / "liver_0.nii.gz" for folder in ("imagesTr", "labelsTr"))
+    (before,) = measure(image, label, repeats=1)
+    held = torch.ones(2**28)  # 1 GiB in this process, as after painting a phantom
+    (after,) = measure(image, label, repeats=1)
+    del held
+    assert after.peak_mib < before.peak_mib + 100
+
+
 @pytest.mark.parametrize(
     ("name", "cores", "prefetch"),
     [("liverseg", 1, False), ("liverseg", 2, True), ("liverseg, one thread", 2, False)],
@@ -73,11 +86,29 @@ def test_the_second_thread_is_where_the_name_says(
 
 def test_share_of_the_peak_is_counted_from_the_network() -> None:
     (own,) = (
-        s for s in measure_steps(CPU, base_channels=2, batch_sizes=(2,), seconds=0) if s.name == "liverseg"
+        s
+        for s in measure_steps(CPU, base_channels=2, batch_sizes=(2,), seconds=0, skipped=pytest.fail)
+        if s.name == "liverseg"
     )
     flops = 3 * forward_flops(NetworkConfig(base_channels=2), SPEC.shape_zyx)
     assert own.mfu == pytest.approx(own.samples_per_second * flops / matmul_peak(CPU, torch.float32))
     assert own.peak_mib is None
+
+
+def test_a_network_that_does_not_fit_costs_its_own_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = bench_train._measure
+
+    def full(name: str, *arguments: Any, **options: Any) -> Any:
+        if name == "liverseg" and options["batch_size"] == 4:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return whole(name, *arguments, **options)
+
+    monkeypatch.setattr(bench_train, "_contenders", lambda: {"liverseg": bench_train._unet})
+    monkeypatch.setattr(bench_train, "_measure", full)
+    skipped: list[str] = []
+    steps = measure_steps(CPU, base_channels=2, batch_sizes=(4, 2), seconds=0, skipped=skipped.append)
+    assert [step.batch_size for step in steps] == [2]
+    assert skipped == ["liverseg, batch 4: out of memory on cpu"]
 
 
 def test_the_trainer_is_timed_beside_its_bare_steps(tiny_world: TinyWorld) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from data_cache.errors import ConfigError
 from liverseg.model.network import NetworkConfig, UNet
 from liverseg.training.checkpoint import LAST, load_checkpoint
 from liverseg.training.config import TrainConfig, save_config
-from liverseg.training.process_group import ProcessGroup, replace_norms, synchronise_norms
+from liverseg.training.process_group import ProcessGroup, process_group, replace_norms, synchronise_norms
 from liverseg.training.train import train
 
 TESTS = Path(__file__).parent
@@ -63,6 +64,35 @@ def test_two_processes_learn_what_one_does_and_one_goes_on(tiny_world: TinyWorld
     assert (state.epoch, state.step) == (3, 9)
 
 
+def test_a_process_that_fails_ends_all_with_its_message(tiny_world: TinyWorld, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / LAST).write_bytes(b"spoilt")
+    save_config(alone(1), tmp_path / "two.toml")
+    arguments: list[str | Path] = ["-m", "liverseg", "train", tiny_world.cache, tmp_path / "run", "--resume"]
+    start = time.monotonic()
+    result = torchrun([*arguments, "--config", tmp_path / "two.toml"])
+    assert result.returncode
+    assert "not a readable checkpoint" in result.stderr
+    assert "terminate" not in result.stderr
+    assert time.monotonic() - start < 120  # neither waits for the other, as collectives do for half an hour
+
+
+def test_more_processes_than_gpus_and_a_named_gpu_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for name, value in (("WORLD_SIZE", "3"), ("LOCAL_WORLD_SIZE", "3"), ("LOCAL_RANK", "2")):
+        monkeypatch.setenv(name, value)
+    with (
+        pytest.raises(
+            ConfigError, match="3 processes on this machine, which has 2 GPUs: use --nproc-per-node=2"
+        ),
+        process_group("auto"),
+    ):
+        pass
+    with pytest.raises(ConfigError, match="gives each process a GPU of its own"), process_group("cuda:1"):
+        pass
+
+
 def test_losses_over_devices_are_those_of_the_whole_batch() -> None:
     result = torchrun([TESTS / "losses_in_processes.py"])
     assert result.returncode == 0, result.stderr
@@ -79,6 +109,8 @@ def test_batch_norm_is_refused_on_several_cpus_and_replaced_on_gpus() -> None:
     network = UNet(NetworkConfig(base_channels=2, depth=1))
     with pytest.raises(ConfigError, match="set it to instance or group"):
         synchronise_norms(network, ProcessGroup(rank=0, size=2, device=torch.device("cpu")), compiled=False)
+    with pytest.raises(ConfigError, match="compile = true breaks"):
+        synchronise_norms(network, ProcessGroup(rank=0, size=2, device=torch.device("cuda")), compiled=True)
     names = list(network.state_dict())
     parameters = list(network.parameters())
     replace_norms(network)

@@ -872,6 +872,31 @@ def test_learning_rate_on_a_hand_example() -> None:
     assert rates[2:] == sorted(rates[2:], reverse=True)
 
 
+@pytest.mark.parametrize("name", ["liver", "kaggle"])
+def test_the_schedule_of_a_real_run_warms_up_ends_at_zero_and_is_averaged_from_the_start(name: str) -> None:
+    config = load_config(Path(__file__).parents[1] / "configs" / f"{name}.toml").optim
+    total = config.epochs * config.steps_per_epoch
+    rates = [learning_rate(step, config) for step in range(total)]
+    assert int(np.argmax(rates)) in (config.warmup_steps - 1, config.warmup_steps)
+    assert config.warmup_steps <= 0.02 * total
+    assert rates[-1] < 1e-6 * config.learning_rate
+    # The average's age in steps, and what it keeps of the first, random weights.
+    network, average = torch.nn.Linear(1, 1, bias=False), torch.nn.Linear(1, 1, bias=False)
+    age, ages = 0.0, []
+    torch.nn.init.zeros_(network.weight)
+    torch.nn.init.ones_(average.weight)
+    for step in range(1, 2001):
+        before = average.weight.item()
+        update_average(average, network, decay=config.ema_decay, step=step)
+        age = (age + 1) * (average.weight.item() / before if before > 1e-30 else 1.0)
+        ages.append(age)
+    first = config.steps_per_epoch
+    assert ages[first - 1] < 0.2 * first
+    assert average.weight.item() < 1e-6
+    # At the end it lags by less than the steps in which the rate is below a thousandth of its height.
+    assert 1 / (1 - config.ema_decay) < sum(rate < 2e-3 * config.learning_rate for rate in rates)
+
+
 def test_warm_up_is_at_most_half_of_a_short_run() -> None:
     config = OptimConfig(epochs=1, steps_per_epoch=4, warmup_steps=500, learning_rate=1.0)
     assert [learning_rate(step, config) for step in range(2)] == [0.5, 1.0]

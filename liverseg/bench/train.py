@@ -70,20 +70,31 @@ class WholeTiming:
 
 
 def measure_steps(
-    device: torch.device, *, base_channels: int, batch_sizes: Sequence[int], seconds: float
+    device: torch.device,
+    *,
+    base_channels: int,
+    batch_sizes: Sequence[int],
+    seconds: float,
+    skipped: Callable[[str], None],
 ) -> Iterator[StepTiming]:
-    """Steps of every network that is importable, same widths, dtype, loss and optimizer; on a GPU compiled, too."""
+    """Steps of every network that is importable, same widths, dtype, loss and optimizer; on a GPU compiled, too.
+
+    One that does not fit the device's memory is left out, and ``skipped`` is told.
+    """
     channels = NetworkConfig(base_channels=base_channels).channels
     for batch_size in batch_sizes:
         for name, make in _contenders().items():
             network = _build(make, channels, device)
-            flops = _flops(make, channels)
-            yield _measure(name, network, device, batch_size=batch_size, flops=flops, seconds=seconds)
+            networks = {name: network}
             if device.type == "cuda":
-                compiled = cast("nn.Module", torch.compile(network))
-                name = f"{name}, compiled"
-                yield _measure(name, compiled, device, batch_size=batch_size, flops=flops, seconds=seconds)
-            del network
+                networks[f"{name}, compiled"] = cast("nn.Module", torch.compile(network))
+            flops = _flops(make, channels)
+            for label, each in networks.items():
+                try:
+                    yield _measure(label, each, device, batch_size=batch_size, flops=flops, seconds=seconds)
+                except torch.OutOfMemoryError:
+                    skipped(f"{label}, batch {batch_size}: out of memory on {device}")
+            del network, networks
 
 
 def _contenders() -> dict[str, Make]:

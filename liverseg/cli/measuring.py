@@ -239,13 +239,15 @@ def _print_train(
     store: CacheStore, device: torch.device, *, base_channels: int | None, seconds: float
 ) -> None:
     from liverseg.bench.train import measure_steps, measure_whole
-    from liverseg.console import console, number, say, table
+    from liverseg.console import console, number, say, table, warn
     from liverseg.device import DTYPE_NAMES, autocast_dtype
 
     on_gpu = device.type == "cuda"
     base = base_channels or (64 if on_gpu else 8)
     steps = list(
-        measure_steps(device, base_channels=base, batch_sizes=(2, 4) if on_gpu else (2,), seconds=seconds)
+        measure_steps(
+            device, base_channels=base, batch_sizes=(2, 4) if on_gpu else (2,), seconds=seconds, skipped=warn
+        )
     )
     own = {step.batch_size: step.seconds for step in steps if step.name == "liverseg"}
     rows = (
@@ -253,7 +255,7 @@ def _print_train(
             step.name,
             str(step.batch_size),
             f"{1000 * step.seconds:.1f}",
-            f"{step.seconds / own[step.batch_size]:.2f}×",
+            f"{step.seconds / own[step.batch_size]:.2f}×" if step.batch_size in own else "–",
             f"{step.samples_per_second:.2f}",
             f"{step.mfu:.1%}",
             number(step.peak_mib, 0),
