@@ -65,6 +65,15 @@ def test_other_values_are_shown_by_number_and_what_is_left_out_is_said(tmp_path:
     assert "1000" not in layer["names"]
 
 
+def test_a_page_is_written_again_and_another_file_is_left_alone(tmp_path: Path) -> None:
+    label = np.ones((12, 14, 16), np.uint8)
+    assert view(tmp_path, label).exit_code == 0
+    assert view(tmp_path, label).exit_code == 0
+    (tmp_path / "v.html").write_text("my thesis")
+    assert view(tmp_path, label).exit_code == 1
+    assert (tmp_path / "v.html").read_text() == "my thesis"
+
+
 def test_an_empty_label_shows_the_whole_scan(tmp_path: Path) -> None:
     result = view(tmp_path, np.zeros((12, 14, 16), np.uint8))
     assert result.exit_code == 0, result.output

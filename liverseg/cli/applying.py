@@ -87,6 +87,7 @@ def predict(
              liverseg predict runs/a --with runs/b --with runs/c scan1.nii.gz --out segmentations --samples 3
     """
     from data_cache.files import write_csv
+    from data_cache.outputs import csv_mark, require_replaceable
     from liverseg.console import complain, progress_bar, say, warn
     from liverseg.inference.calibration import Calibration
     from liverseg.inference.inputs import find_scans
@@ -106,6 +107,8 @@ def predict(
         if member.training is not None and member.training.phantom:
             warn(f"{member.source}: trained on {member.training.line()}, not on patients")
     fitted = None if calibration is None else Calibration.load(calibration, predictor.spec)
+    if statistics:
+        require_replaceable(out / STATISTICS, csv_mark("scan", "liver_ml"), command="predict")
     found = find_scans(scans)
     failures, doubtful, rows = 0, list[str](), list[dict[str, Any]]()
     with progress_bar() as bar:

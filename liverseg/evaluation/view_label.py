@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_cache.errors import LabelError, VolumeError
+from data_cache.outputs import html_mark, require_replaceable
 from data_cache.text import pluralise
 from liverseg.inference.inputs import find_scans
 from liverseg.pictures.page import Page, PageCase, PageFiles, write_page
@@ -35,10 +36,13 @@ def view_label(scan: Path, label: Path, out: Path | None) -> tuple[PageFiles, tu
     Raises:
         VolumeError: A file cannot be read, or ``scan`` holds several scans.
         LabelError: The label lies on another grid.
+        OutputError: ``out`` is a file that the command did not write.
     """
     source, *others = find_scans([scan])
     if others:
         raise VolumeError(f"{scan}: holds {1 + len(others)} scans: name one of them")
+    out = out or Path(f"{source.name}_view.html")
+    require_replaceable(out, html_mark("view"), command="view")
     with source.as_nifti() as image:
         image_zyx, header = read_canonical(image.path)
     stored_zyx, label_header = read_canonical(label)
@@ -68,7 +72,7 @@ def view_label(scan: Path, label: Path, out: Path | None) -> tuple[PageFiles, tu
             )
         ],
     )
-    return write_page(page, out or Path(f"{source.name}_view.html")), notes
+    return write_page(page, out, command="view"), notes
 
 
 def _layer(stored_zyx: NDArray[np.int16], label: Path) -> tuple[NDArray[np.uint8], Layer, tuple[str, ...]]:
