@@ -29,7 +29,7 @@ def test_import_is_fast_and_loads_no_torch() -> None:
 
 
 def test_the_steps_in_a_row(tiny_world: TinyWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("data_cache.schema.PreprocessSpec", lambda: SPEC)
+    monkeypatch.setattr("data_cache.schema.PreprocessSpec", lambda **_: SPEC)
     save_config(tiny_config(epochs=2), tmp_path / "tiny.toml")
     seen: list[liverseg.Progress] = []
     cache = liverseg.preprocess(tiny_world.raw, tmp_path / "c.zarr", jobs=1, progress=seen.append)

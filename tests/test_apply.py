@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from oracle import oracle
 from tiny import SPEC, TinyWorld
 
-from data_cache.errors import CacheError, ConfigError, RunError, VolumeError
+from data_cache.errors import CacheError, ConfigError, OutputError, RunError, VolumeError
 from data_cache.geometry import Box
 from liverseg.evaluation.case import CaseEvaluation, evaluate_case
 from liverseg.evaluation.evaluate import (
@@ -156,7 +156,7 @@ def test_no_liver_is_an_answer(
 def test_a_label_never_overwrites_its_image(tiny_world: TinyWorld, tiny_run: Path) -> None:
     image = tiny_world.raw / "imagesTr" / "liver_0.nii.gz"
     before = image.read_bytes()
-    with pytest.raises(VolumeError, match="overwrite"):
+    with pytest.raises(OutputError, match="was not written by liverseg predict"):
         predict_file(image, image.parent, load_predictor(tiny_run, device="cpu"))
     assert image.read_bytes() == before
 

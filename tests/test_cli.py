@@ -68,7 +68,7 @@ def test_a_path_that_does_not_exist(run: Run, tmp_path: Path) -> None:
     assert "none: no such folder" in error_line(run("preprocess", tmp_path / "none", tmp_path / "c"))
     assert "none: no such folder" in error_line(run("inspect", tmp_path / "none"))
     assert "none: no such folder" in error_line(run("train", tmp_path / "none", tmp_path / "run"))
-    assert "none: no such folder" in error_line(
+    assert "none: no such file or folder: name a training run" in error_line(
         run("predict", tmp_path / "none", "x.nii.gz", "--out", tmp_path)
     )
 

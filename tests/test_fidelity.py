@@ -165,7 +165,7 @@ def test_command(phantoms: Path, tmp_path: Path) -> None:
     result = CliRunner().invoke(main, command)
     assert result.exit_code == 0, result.output
     cases = json.loads(out.read_text())
-    assert list(cases) == ["cases", "by_diameter"]
+    assert list(cases) == ["written_by", "cases", "by_diameter"]
     assert [case["case"] for case in cases["cases"]] == [f"liver_{i}" for i in range(6)]
     assert set(cases["cases"][0]) == {
         "case",

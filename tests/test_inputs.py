@@ -54,7 +54,6 @@ def broken_scans(folder: Path, image: Path) -> list[Path]:
     (folder / "folder.nii").mkdir()
     (folder / "noise.zip").write_bytes(os.urandom(1000))
     (folder / "text.nii.gz").write_text("no scan")
-    shutil.copy(image, folder / f"{'n' * 240}.nii.gz")  # its label's temporary name is too long
     return [
         *sorted(folder.iterdir()),
         folder / ("x" * 300 + ".nii"),
@@ -68,17 +67,19 @@ def test_each_bad_scan_is_one_line_and_the_good_ones_are_written(
 ) -> None:
     bad, out = broken_scans(tmp_path / "bad", image), tmp_path / "out"
     (out / "taken.nii.gz").mkdir(parents=True)  # a folder at an output's name
-    for name in ("taken", "good"):
+    long = "n" * 240  # with its number and its ending, a temporary file's name would be too long
+    for name in ("taken", "good", long):
         shutil.copy(image, tmp_path / f"{name}.nii.gz")
-    scans = [*bad, tmp_path / "taken.nii.gz", tmp_path / "good.nii.gz"]
+    scans = [*bad, tmp_path / "taken.nii.gz", tmp_path / f"{long}.nii.gz", tmp_path / "good.nii.gz"]
     result = run("predict", tiny_run, *scans, "--out", out)
     assert result.exit_code == 1
     lines = errors(result)
-    assert len(lines) == len(scans) - 1, result.output
+    assert len(lines) == len(scans) - 2, result.output
     assert "internal" not in result.output
     assert "Traceback" not in result.output
     assert (out / "good.nii.gz").is_file()
-    for scan in scans[:-1]:
+    assert (out / f"{long}.nii.gz").is_file()
+    for scan in scans[:-2]:
         assert any(scan.name[:200] in line for line in lines), scan
 
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from data_cache.errors import CacheError, ConfigError, RunError
 from data_cache.reader import CacheStore
+from data_cache.schema import Case
 from data_cache.writer import open_or_create, write_case
 from liverseg.cli import main
 from liverseg.laboratory.experiment import begin
@@ -27,7 +28,7 @@ from liverseg.laboratory.loss_choice import ALL, choose_losses, loss_configs, nu
 from liverseg.laboratory.one_case import Learner, Point, experiment_config, find_subject
 from liverseg.laboratory.overfit import LossResult, Onlooker, overfit, read_results
 from liverseg.model.losses import LossConfig, LossName
-from liverseg.training.augment import AugmentParams, apply
+from liverseg.training.augment import AugmentParams, Context, apply
 from liverseg.training.config import TrainConfig, save_config
 
 SILENT = Onlooker(warned=lambda _: None, stepped=lambda *_: None, finished=lambda _: None)
@@ -101,8 +102,10 @@ def test_all_losses_start_from_the_same_network(tiny_world: TinyWorld) -> None:
 def test_the_case_is_shown_as_it_is_cached(tiny_world: TinyWorld, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
 
-    def remember(image: Tensor, fractions: Tensor, params: AugmentParams) -> tuple[Tensor, Tensor]:
-        seen.append(apply(image, fractions, params))
+    def remember(
+        image: Tensor, fractions: Tensor, params: AugmentParams, *, context: Context | None
+    ) -> tuple[Tensor, Tensor]:
+        seen.append(apply(image, fractions, params, context=context))
         return seen[-1]
 
     monkeypatch.setattr("liverseg.training.train.apply", remember)
@@ -278,10 +281,24 @@ def test_a_case_that_cannot_be_learnt(odd_store: CacheStore, case: str, said: st
         find_subject(odd_store, case)
 
 
+def without_tumour(store: CacheStore, case_id: str, path: Path) -> CacheStore:
+    """A store of one case whose tumours are too small for any cached voxel to be more than half of one."""
+    meta = store.meta(case_id)
+    views = {name: store.read(case_id, name) for name in meta.boxes}
+    bare = {}
+    for name, view in views.items():
+        assert view.fractions_czyx is not None
+        liver, tumour = view.fractions_czyx
+        bare[name] = replace(view, fractions_czyx=np.stack([liver + tumour, np.zeros_like(tumour)]))
+    open_or_create(path, store.schema.spec)
+    write_case(path, Case(meta=meta, views=bare), store.schema.spec)
+    return CacheStore.open(path)
+
+
 def test_a_case_without_a_tumour_is_judged_by_its_liver(tiny_world: TinyWorld, tmp_path: Path) -> None:
     warnings: list[str] = []
     found = overfit(
-        tiny_world.store,
+        without_tumour(tiny_world.store, "liver_5", tmp_path / "c.zarr"),
         tmp_path / "run",
         tiny_experiment("liver_5", steps=2),
         losses=losses("dice"),

@@ -61,7 +61,8 @@ def test_a_folder_of_files_and_what_is_written_beside_them(
     result = run("predict", tiny_run, folder, "--out", out, "--preview", "--statistics")
     assert result.exit_code == 0, result.output
     assert {p.name for p in out.iterdir()} == {
-        f"{n}.{kind}" for n in "ab" for kind in ("nii.gz", "png", "json")
+        "statistics.csv",
+        *(f"{n}.{kind}" for n in "ab" for kind in ("nii.gz", "png", "json")),
     }
     assert (out / "a.png").read_bytes().startswith(b"\x89PNG")
     statistics = json.loads((out / "a.json").read_text())

@@ -318,7 +318,7 @@ def test_a_report_has_the_scores_and_the_worst_case_first(
 
     def badness(name: str) -> tuple[float, float]:
         row = {
-            key: float(value)
+            key: float(value or 0)  # empty where no lesion was found
             for key, value in rows[name].items()
             if key.endswith(("_dice", "_ml", "_missed", "_false_positives"))
         }

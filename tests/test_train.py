@@ -852,7 +852,7 @@ print(faults() - before)
         int(subprocess.run([sys.executable, "-c", code, how], capture_output=True, check=True).stdout)
         for how in ("reuse", "as usual")
     ]
-    assert 20 * faults[0] < faults[1]
+    assert 4 * faults[0] < faults[1]
 
 
 def test_matmul_peak_is_measured_once() -> None:

@@ -39,7 +39,7 @@ def png_uri(bytes_yx: NDArray[np.uint8]) -> str:
     file = io.BytesIO()
     Image.fromarray(bytes_yx).save(
         file, "PNG", compress_level=6
-    )  # optimised: 7 s instead of 0.4 for 3 % less
+    )  # optimised, it takes 7 s for four million voxels
     return _data_uri("image/png", file)
 
 
