@@ -47,7 +47,7 @@ def errors(result: Result) -> list[str]:
 # ---- one bad scan never ends a batch
 
 
-def broken_scans(folder: Path, image: Path) -> list[Path]:
+def broken_scans(folder: Path) -> list[Path]:
     """Paths that fail each in its own way, none of them in liverseg's."""
     folder.mkdir()
     (folder / "loop.nii").symlink_to(folder / "loop.nii")
@@ -65,7 +65,7 @@ def broken_scans(folder: Path, image: Path) -> list[Path]:
 def test_each_bad_scan_is_one_line_and_the_good_ones_are_written(
     run: Run, tiny_run: Path, image: Path, tmp_path: Path
 ) -> None:
-    bad, out = broken_scans(tmp_path / "bad", image), tmp_path / "out"
+    bad, out = broken_scans(tmp_path / "bad"), tmp_path / "out"
     (out / "taken.nii.gz").mkdir(parents=True)  # a folder at an output's name
     long = "n" * 240  # with its number and its ending, a temporary file's name would be too long
     for name in ("taken", "good", long):
