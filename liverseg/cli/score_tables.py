@@ -35,7 +35,7 @@ def print_summary(summary: Mapping[str, Any]) -> None:
 
 
 def print_uncertainty(summary: Mapping[str, Any]) -> None:
-    """What the uncertainty of all cases is worth."""
+    """Calibration, ranking and interval coverage over all cases."""
     from liverseg.console import console, number, say, table
 
     after, fitted = summary["calibration_tempered"], summary["fitted"]
@@ -64,7 +64,7 @@ def print_uncertainty(summary: Mapping[str, Any]) -> None:
 
 
 def _print_case_numbers(summary: Mapping[str, Any]) -> None:
-    """What each number of a case is worth; one that not all cases have is left out."""
+    """How well each number of a case ranks; one that not all cases have is left out."""
     from liverseg.console import console, number, table
     from liverseg.evaluation.uncertainty_summary import NUMBERS
 

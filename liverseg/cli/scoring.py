@@ -67,7 +67,7 @@ WANTED = {"evaluate": "one RUN", "compare": "two RUNs", "pool": "two or more RUN
     default=0,
     type=click.IntRange(min=0),
     metavar="N",
-    help="Draw N segmentations per case, and measure what their uncertainty is worth.",
+    help="Draw N segmentations per case, and compare their uncertainty with the errors.",
 )
 @click.option(
     "--calibrate",
@@ -80,7 +80,7 @@ WANTED = {"evaluate": "one RUN", "compare": "two RUNs", "pool": "two or more RUN
     "--shifted",
     type=(FOLDER, FOLDER),
     metavar="CACHE RAW",
-    help="Also segment the scans of this store, which differ from the training data: does the uncertainty tell them?",
+    help="Also segment the scans of this store, which differ from the training data, and report how well the uncertainty tells them (AUROC).",
 )
 def evaluate(
     cache: Path,
@@ -101,7 +101,7 @@ def evaluate(
     scored as a user gets it (predicted crop), with the label's crop, and for what the grid itself allows.
 
     With --samples, uncertainty.json, uncertainty.csv and pictures say how well the probabilities are calibrated,
-    whether uncertain voxels and uncertain cases are the wrong ones, and whether volume intervals hold the truth.
+    how well uncertainty ranks voxels and cases by their errors, and whether volume intervals hold the truth.
 
     \b
     Example: liverseg evaluate data/liver.zarr runs/liver --raw data/Task03_Liver

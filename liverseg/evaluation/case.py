@@ -43,7 +43,7 @@ class CaseEvaluation:
         predicted: Scores with the predicted crop: what a user gets.
         label_crop: Dice with the crop that the label gives, as the original project reported it; None without a liver.
         ceiling: Dice of the cached fractions themselves: the most that the grid allows; None without a liver.
-        uncertainty: What the samples are worth; None where none were drawn.
+        uncertainty: The uncertainty of the samples beside the case's errors; None where no samples were drawn.
         plausibility: Whether the prediction can be a liver, judged without the label.
     """
 
@@ -64,7 +64,7 @@ class EvaluatedCase:
     Attributes:
         image_zyx: Native HU, canonical.
         truth_zyx, predicted_zyx: Native labels, canonical.
-        grid: Of these three.
+        grid: Grid of these three.
         foreground_czyx: Predicted probabilities on the view of ``box``.
         view: The scan as the network saw it, on the view of ``box``.
         native: What the uncertainty was computed from; None where no samples were drawn.

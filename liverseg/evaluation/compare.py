@@ -33,7 +33,7 @@ class PairedDifference:
     """One metric of the second run minus the first, over the cases where both have it.
 
     Attributes:
-        mean, low95, high95: Of the differences, Student's t interval; the mean is None without a case, the interval below two.
+        mean, low95, high95: Mean difference and its Student's t interval; None without a case, and below two cases.
         rose, fell: Cases whose metric is higher, and lower, in the second run (for distances, lower is better).
         wilcoxon_p: Two-sided signed-rank test (Wilcoxon 1945); None for fewer than six differences that are not 0.
     """

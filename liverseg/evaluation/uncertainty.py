@@ -1,4 +1,4 @@
-"""Whether a network's uncertainty is worth anything: what ``evaluate --samples`` measures of a case, and of all.
+"""A network's uncertainty beside its errors: what ``evaluate --samples`` measures for each case.
 
 In native space, in the liver's neighbourhood: the true and the predicted liver and ``NEAR_MM`` around. A whole scan is
 mostly air and fat that every network is rightly sure of, which makes any of them look calibrated.
@@ -41,7 +41,7 @@ class CaseUncertainty:
         risk: 1 - Dice, the mean over liver and, where truth or prediction has any, tumour.
         reliability, tempered: By class, before and after temperature scaling; the latter None without one.
         errors: Entropy of right and of wrong voxels.
-        pairs: Of the samples and the truth, over the whole scan.
+        pairs: Overlaps of the samples and the truth, over the whole scan.
         truth_ml: By class.
     """
 
@@ -65,7 +65,7 @@ class NativeCase:
 
     Attributes:
         samples_nczyx: As ``ScanSegmentation`` has them, on the view of ``box``.
-        header: Of the scan, or of its label: its grid and the order of its axes.
+        header: Header of the scan or of its label: the grid and the order of its axes.
         predicted_zyx, truth_zyx: Labels, canonical.
     """
 

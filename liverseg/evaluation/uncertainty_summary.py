@@ -63,11 +63,11 @@ def write_uncertainty_summary(
 ) -> None:
     """Write ``uncertainty.json``, ``uncertainty.csv``, ``reliability.png`` and ``risk_coverage.png`` into ``out``.
 
-    Those of an earlier evaluation go, and so do its pictures of other cases: they would stand beside scores not theirs.
+    Files of an earlier evaluation are deleted, its pictures of other cases included: they would lie beside scores of another run.
 
     Args:
         out: The folder of the evaluation.
-        cases: None without samples.
+        cases: Empty without samples.
         calibration: What was fitted on other cases, if it was.
         shifted: The summaries of scans that differ from the training data, if any were measured.
     """
@@ -81,7 +81,7 @@ def write_uncertainty_summary(
     write_json(out / f"{UNCERTAINTY}.json", summary)
     write_csv(out / f"{UNCERTAINTY}.csv", [uncertainty_row(case) for case in cases])
     title = (
-        f"Are the probabilities right?\n{pluralise(len(cases), 'case')}, within {NEAR_MM:g} mm of the liver"
+        f"Probability against frequency\n{pluralise(len(cases), 'case')}, within {NEAR_MM:g} mm of the liver"
     )
     save(reliability_figure(pooled(cases), pooled_tempered(cases), title=title), out / RELIABILITY)
     curves = {label: coverage_curve(cases, name) for name, label in NUMBERS.items() if _values(cases, name)}
@@ -173,7 +173,7 @@ def number_of(summaries: Sequence[UncertaintySummary], name: str) -> list[float]
 def _judged(
     cases: Sequence[CaseUncertainty], name: str, shifted: Sequence[UncertaintySummary]
 ) -> dict[str, Any] | None:
-    """What one number is worth: for ranking the cases by Dice, and for telling shifted scans from them."""
+    """How well one number ranks the cases by Dice, and tells shifted scans from them."""
     values = _values(cases, name)
     if not values:
         return None

@@ -28,7 +28,7 @@ class Calibration:
 
     Attributes:
         case_ids: Those cases.
-        spec_fingerprint: Of the network's preprocessing spec.
+        spec_fingerprint: Fingerprint of the network's preprocessing spec.
         sources: The networks, as they were named.
         temperature: None without a voxel, or where it did not help left-out cases.
         widening: By class, how many standard deviations an interval of 90 % needs; None where the cases are too few.

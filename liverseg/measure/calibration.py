@@ -20,15 +20,15 @@ from liverseg.measure.uncertainty import MAX_ENTROPY
 
 N_BINS = 15  # as Guo et al. 2017
 N_ENTROPY_BINS = 1024
-TEMPERATURES = (0.05, 20.0)  # between which one is looked for
-# A truth that a sample set calls impossible costs 13.8 nats and not infinitely many. It also bounds what the
+TEMPERATURES = (0.05, 20.0)  # the range that is searched
+# A true class that the samples call impossible costs 13.8 nats instead of infinitely many. It also bounds what the
 # finite number of samples and 16-bit storage could tell apart.
 MIN_PROBABILITY = 1e-6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ReliabilityCounts:
-    """One class's voxels by the probability they were given, in equal bins of [0, 1].
+    """The voxels of one class counted by the probability that they were given, in equal bins of [0, 1].
 
     A bin holds its lower edge, the last one both: Guo et al. 2017 have the upper one, and no bin for 0.
 
@@ -111,7 +111,7 @@ class ReliabilityCounts:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ErrorDetection:
-    """Voxels by their entropy, those labelled right and those labelled wrong.
+    """Voxels counted by entropy, those labelled right apart from those labelled wrong.
 
     The bins are equal in the square root of the entropy: a confident network has most voxels under 0.001 nats,
     which bins equal in the entropy itself would make ties of.
@@ -210,12 +210,12 @@ def fit_temperature(
 ) -> TemperatureFit | None:
     """The one temperature of least mean negative log-likelihood over all voxels given (Guo et al. 2017, §4.2).
 
-    Looked for in ``TEMPERATURES``; voxels that are all right drive it to the lower end. Probabilities count as
+    The search covers ``TEMPERATURES``; voxels that are all right drive it to the lower end. Probabilities count as
     ``MIN_PROBABILITY`` where they are less.
 
     Args:
-        foreground_cases: (2, ...) mean probabilities of liver and tumour, one array a validation case: the
-            voxels of the liver's neighbourhood, or a random part of them; none of a test case.
+        foreground_cases: (2, ...) mean probabilities of liver and tumour, one array per validation case: the
+            voxels near the liver, or a random part of them; no test case may be among them.
         truth_cases: Labels 0, 1, 2 of the same voxels.
 
     Returns:

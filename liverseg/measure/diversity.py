@@ -67,13 +67,13 @@ class PairCounts:
 
     @property
     def dice_of_samples(self) -> tuple[float, float]:
-        """Of liver and of tumour: the mean over samples of the Dice with the truth; 1 where both are empty."""
+        """Mean Dice of the samples with the truth, for liver and for tumour; 1 where both are empty."""
         liver, tumour = self._overlap("dice")[:, :-1, -1].mean(axis=1)
         return float(liver), float(tumour)
 
     @property
     def pairwise_dice(self) -> tuple[float, float] | None:
-        """Of liver and of tumour: the mean Dice over pairs of different samples, 1 where both lack it; None for n = 1.
+        """Mean Dice over pairs of different samples, for liver and for tumour; 1 where both lack it, None for n = 1.
 
         The simple failure detector of Zenk et al. 2024 (arXiv:2406.03323).
         """
@@ -110,7 +110,7 @@ class PairCounts:
         return float(self._distance("iou")[:-1, :-1].sum()) / (n * (n - 1)) if n > 1 else None
 
     def to_json(self) -> dict[str, float | None]:
-        """Everything but the volumes, as plain numbers."""
+        """All figures except the volumes, as plain numbers."""
         dice = dict(zip(CLASSES, self.dice_of_samples, strict=True))
         return {
             "ged_iou": self.ged("iou"),

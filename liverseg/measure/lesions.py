@@ -78,7 +78,7 @@ class LesionScores:
     def __add__(self, other: LesionScores) -> LesionScores:
         if self.iou_threshold != other.iou_threshold:
             raise ValueError(
-                f"IoU > {self.iou_threshold} and IoU > {other.iou_threshold} count different things"
+                f"IoU > {self.iou_threshold} and IoU > {other.iou_threshold} cannot be added: they count different things"
             )
         return LesionScores(
             iou_threshold=self.iou_threshold,
@@ -88,7 +88,7 @@ class LesionScores:
         )
 
     def to_json(self) -> dict[str, object]:
-        """One object a bin, and ``overall``."""
+        """One object per size, and ``overall``."""
         return {
             "iou_threshold": self.iou_threshold,
             "overall": self.overall.to_json(),
@@ -126,7 +126,7 @@ class LesionOverlaps:
 
     @property
     def pred_diameters_mm(self) -> NDArray[np.float64]:
-        """(n_pred,) the same of the predicted lesions."""
+        """(n_pred,) diameters of the predicted lesions, likewise."""
         return equivalent_diameters_mm(self.pred_voxels * _voxel_ml(self.spacing_zyx_mm))
 
     @property
@@ -145,7 +145,7 @@ class LesionDetails:
         lits: Counts by the rule of the LiTS challenge: see ``lits_counts``.
         n_split: True lesions that two or more predicted lesions share.
         n_merged: Predicted lesions that share two or more true lesions.
-        dice: Of each found lesion and its prediction, matched one to one at IoU > 0.
+        dice: Dice of each found lesion with its prediction, matched one to one at IoU > 0.
         assd_mm: Average symmetric surface distance of the same pairs.
     """
 
@@ -168,7 +168,7 @@ class BurdenErrors:
 def score_lesions(
     pred_zyx: Mask, truth_zyx: Mask, spacing_zyx_mm: Spacing, *, iou_thresholds: Sequence[float] = (0.0, 0.5)
 ) -> tuple[LesionScores, ...]:
-    """Detection scores of one case's tumour masks, one record a threshold; empty masks give zero counts."""
+    """Detection scores of one case's tumour masks, one record per threshold; empty masks give zero counts."""
     overlaps = lesion_overlaps(pred_zyx, truth_zyx, spacing_zyx_mm)
     return tuple(detection(overlaps, iou_threshold=threshold) for threshold in iou_thresholds)
 
@@ -353,13 +353,13 @@ def tumour_burden(label_zyx: NDArray[np.uint8]) -> float:
 
 
 def burden_errors(pred: Sequence[float], truth: Sequence[float]) -> BurdenErrors:
-    """Root mean square and largest error of the tumour burden, one number a case and sequence (LiTS).
+    """Root mean square and largest error of the tumour burden, one number per case in each sequence (LiTS).
 
     Raises:
         ValueError: The sequences differ in length.
     """
     if len(pred) != len(truth):
-        raise ValueError(f"need one burden a case, got {len(pred)} predicted and {len(truth)} true")
+        raise ValueError(f"expected one burden per case, got {len(pred)} predicted and {len(truth)} true")
     if not pred:
         return BurdenErrors(rmse=None, max_abs=None, n_cases=0)
     error = np.asarray(pred, dtype=np.float64) - np.asarray(truth, dtype=np.float64)
@@ -390,6 +390,6 @@ def _shared_voxels(
     """Index of the truth, of the prediction, and the shared voxels of each pair that has any."""
     both = (pred_ids > 0) & (truth_ids > 0)
     n_pred = int(pred_ids.max(initial=0)) + 1
-    # One number a pair: a sort of the shared voxels finds all pairs, however many lesions there are.
+    # One number per pair: a sort of the shared voxels finds all pairs, however many lesions there are.
     keys, shared = np.unique(truth_ids[both].astype(np.int64) * n_pred + pred_ids[both], return_counts=True)
     return keys // n_pred - 1, keys % n_pred - 1, shared

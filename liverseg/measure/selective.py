@@ -1,6 +1,6 @@
-"""Whether the uncertain cases are the bad ones: risk against coverage, rank correlation, intervals that hold.
+"""How well uncertainty ranks cases: risk against coverage, rank correlation, intervals that hold.
 
-Over cases, of which there are tens: everything is exact, and nothing is returned where too few cases say nothing.
+There are tens of cases at most: everything is computed exactly, and too few cases give None.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ class Coverage:
 
 
 def risk_coverage(risks: Values, uncertainties: Values) -> RiskCoverage:
-    """The curve of one risk (1 - Dice, say) and one uncertainty a case; empty for none.
+    """The curve of one risk (1 - Dice, say) and one uncertainty per case; empty for no case.
 
     Raises:
         ValueError: The two differ in length, or a value is not finite.
@@ -106,7 +106,7 @@ def spearman(a: Values, b: Values, *, generator: np.random.Generator) -> Correla
     """Rank correlation over cases, equal values sharing their mean rank.
 
     Args:
-        a, b: One value a case.
+        a, b: One value per case.
         generator: Draws the bootstrap's resamples; those in which a side is constant are left out.
 
     Raises:
@@ -131,7 +131,7 @@ def spearman(a: Values, b: Values, *, generator: np.random.Generator) -> Correla
 def auroc_of_scores(positives: Values, negatives: Values) -> float | None:
     """P(a positive scores above a negative), equal ones counting half (Mann & Whitney); None where a side is empty.
 
-    Positives are the cases to be told apart: scans out of the ordinary, by their uncertainty.
+    Positives are the cases that should have the higher score, such as scans that differ from the training data.
 
     Raises:
         ValueError: A value is not a number.
@@ -217,7 +217,7 @@ def widened(interval: VolumeInterval, factor: float) -> VolumeInterval:
 def _same_cases(*columns: Values) -> list[NDArray[np.float64]]:
     arrays = [np.asarray(column, dtype=np.float64) for column in columns]
     if len({array.size for array in arrays}) > 1:
-        raise ValueError(f"need one value a case in each, got {', '.join(str(a.size) for a in arrays)}")
+        raise ValueError(f"expected one value per case in each, got {', '.join(str(a.size) for a in arrays)}")
     if not all(np.isfinite(array).all() for array in arrays):
         raise ValueError("a value is not finite: leave its case out, and say so")
     return arrays
@@ -229,7 +229,7 @@ def _running_mean(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _rank_correlations(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Of each pair of rows (resamples, n); rows in which a side is constant are left out."""
+    """Rank correlation of each pair of rows (resamples, n); rows in which a side is constant are left out."""
     ranks_a, ranks_b = (stats.rankdata(rows, axis=1) - (rows.shape[1] + 1) / 2 for rows in (a, b))
     norm = np.sqrt((ranks_a**2).sum(axis=1) * (ranks_b**2).sum(axis=1))
     defined = norm > 0

@@ -148,7 +148,7 @@ def summarise_scores(cases: Sequence[LabelScores]) -> dict[str, Any]:
 
 
 def pooled_lesions(cases: Sequence[LabelScores]) -> tuple[LesionScores, ...]:
-    """The lesions of all cases together, one record a threshold; none without a case."""
+    """The lesions of all cases together, one record per threshold; empty without a case."""
     if not cases:
         return ()
     first, *others = (case.lesions for case in cases)

@@ -100,7 +100,7 @@ def mutual_information(foreground_nczyx: Samples) -> NDArray[np.float32]:
 
 
 def volume_interval(volumes_ml: Sequence[float] | NDArray[np.float64]) -> VolumeInterval:
-    """Mean, standard deviation and 5-95 % quantiles of one volume a sample.
+    """Mean, standard deviation and 5-95 % quantiles of the samples' volumes.
 
     Quantiles are Weibull's, at rank p·(n + 1) (Hyndman & Fan 1996, type 6), and not NumPy's default: if truth
     and samples come from one distribution, the interval then holds the truth in 90 % of the cases from 19
@@ -112,7 +112,7 @@ def volume_interval(volumes_ml: Sequence[float] | NDArray[np.float64]) -> Volume
     """
     volumes = np.asarray(volumes_ml, dtype=np.float64)
     if not volumes.size:
-        raise ValueError("an interval of volumes needs at least one sample")
+        raise ValueError("expected at least one sample's volume, got none")
     low, high = np.quantile(volumes, (0.05, 0.95), method="weibull")
     return VolumeInterval(
         mean_ml=float(volumes.mean()),
@@ -131,9 +131,9 @@ def lesion_candidates(
     disagree on an outline still mean one lesion; two lesions that one sample joins are one.
 
     Args:
-        foreground_nczyx: Samples; what is not to count (outside of the liver's component) is 0 in them.
-        grid: Of the view.
-        smallest_mm: What is smaller than a sphere of this diameter in every sample is left out as noise.
+        foreground_nczyx: Samples; everything outside of the liver's component must be 0 in them.
+        grid: Grid of the view.
+        smallest_mm: A component smaller than a sphere of this diameter in every sample is left out as noise.
     """
     tumour_nzyx = np.stack([decide(foreground_czyx) == 2 for foreground_czyx in foreground_nczyx])
     lesion_zyx, n_lesions = ndimage.label(tumour_nzyx.any(axis=0), structure=CUBE)
@@ -162,7 +162,7 @@ def _ras_mm(grid: Grid, index_zyx: tuple[float, float, float]) -> tuple[float, f
     return x, y, z
 
 
-# ---- one number a case
+# ---- one number per case
 
 
 def mean_entropy(foreground_nczyx: Samples, label_zyx: NDArray[np.uint8]) -> float:
