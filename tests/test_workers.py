@@ -252,7 +252,7 @@ def test_an_interrupted_preprocess_stops_at_once_and_leaves_a_valid_store(
         stopped_s = time.monotonic() - start
     finally:
         process.kill()
-    message = "error: interrupted: finished work is kept; run the same command again to resume\n"
+    message = "error: interrupted: finished work is kept; run the same command again to continue\n"
     assert (process.returncode, out.strip(), err) == (130, "", message)
     assert stopped_s < 10
     assert [worker for worker in workers() if worker[2] == process.pid] == []
