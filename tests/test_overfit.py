@@ -116,7 +116,7 @@ def test_the_case_is_shown_as_it_is_cached(tiny_world: TinyWorld, monkeypatch: p
     for image, fractions in seen:
         hu = np.clip(view.image_zyx.astype(np.float32), -350, 450)
         np.testing.assert_allclose(image[0, 0].numpy(), (hu - 50) / 200, rtol=1e-6)
-        np.testing.assert_allclose(fractions[0, 1:].numpy(), view.fractions_czyx / np.float32(255), rtol=1e-6)
+        np.testing.assert_allclose(fractions[0].numpy(), view.fractions_czyx / np.float32(255), rtol=1e-6)
 
 
 def test_it_learns_and_its_score_is_of_the_weights_themselves(tiny_world: TinyWorld) -> None:
