@@ -114,22 +114,15 @@ def test_no_matching_has_more_pairs_or_more_overlap(pred: Mask, truth: Mask) -> 
     assert (len(pairs), sum(iou[pair] for pair in pairs)) == (expected[0], pytest.approx(expected[1]))
 
 
-def test_a_matching_is_not_greedy() -> None:
-    # Truth A 0..3 and B 5..8; prediction 3..7 has IoU 1/8 with A and 3/6 with B, prediction 8..9 1/5 with B.
-    # The largest IoU first would give 3..7 to B and leave A and 8..9 alone; two pairs are possible.
-    truth = cubes((1, 1, 12), ((0, 0, 0), (1, 1, 4)), ((0, 0, 5), (1, 1, 4)))
-    pred = cubes((1, 1, 12), ((0, 0, 3), (1, 1, 5)))
-    pred |= cubes((1, 1, 12), ((0, 0, 9), (1, 1, 1)))
-    pred[0, 0, 8] = False
-    pred[0, 0, 7:9] = (False, True)
-    assert [sorted(np.flatnonzero(m)) for m in (truth, pred)] == [
-        [0, 1, 2, 3, 5, 6, 7, 8],
-        [3, 4, 5, 6, 8, 9],
-    ]
+def test_two_small_overlaps_are_matched_before_one_large() -> None:
+    # Truth A 0..1 and B 3..22; prediction 1..20 has IoU 1/21 with A and 18/22 with B, prediction 22 has 1/20 with B.
+    # Greedy, and the largest sum of IoU, would pair 1..20 with B and leave A and 22 alone.
+    truth = cubes((1, 1, 24), ((0, 0, 0), (1, 1, 2)), ((0, 0, 3), (1, 1, 20)))
+    pred = cubes((1, 1, 24), ((0, 0, 1), (1, 1, 20)), ((0, 0, 22), (1, 1, 1)))
     got = lesion_overlaps(pred, truth, ONE_MM)
-    # A ∩ 3..6 is 1 of 7; B ∩ 3..6 is 2 of 6; B ∩ 8..9 is 1 of 5.
-    assert sorted(got.pair_iou) == pytest.approx([1 / 7, 1 / 5, 1 / 3])
+    assert sorted(got.pair_iou) == pytest.approx([1 / 21, 1 / 20, 18 / 22])
     assert match(got, iou_threshold=0.0) == ((0, 0), (1, 1))
+    assert match(got, iou_threshold=0.5) == ((1, 0),)
 
 
 # ---- as LiTS counts
