@@ -29,7 +29,7 @@ from liverseg.inference.predict import Prediction, predict_scan
 from liverseg.inference.segment import (
     Predictor,
     extend_box,
-    keep_largest_component,
+    keep_large_components,
     labelled_box,
     load_predictor,
     segment,
@@ -51,7 +51,7 @@ def foreground(shape: tuple[int, int, int], *boxes: tuple[slice, slice, slice]) 
 
 def test_the_largest_component_is_the_liver_and_keeps_its_soft_edge() -> None:
     large, small = np.s_[2:6, 2:6, 2:6], np.s_[9:11, 9:11, 9:11]
-    kept = keep_largest_component(foreground((12, 12, 12), large, small), voxel_volume_ml=1.0)
+    kept = keep_large_components(foreground((12, 12, 12), large, small), voxel_volume_ml=1.0)
     assert (kept[0][large] == np.float32(0.9)).all()
     assert not kept[0][small].any()
     assert kept[0, 0, 3, 3] == np.float32(0.1)  # two voxels from the box: what interpolation needs
@@ -60,28 +60,28 @@ def test_the_largest_component_is_the_liver_and_keeps_its_soft_edge() -> None:
 
 def test_a_neighbouring_component_does_not_come_back_as_a_soft_edge() -> None:
     liver, near = np.s_[2:8, 2:8, 2:8], np.s_[9:11, 2:4, 2:4]
-    kept = keep_largest_component(foreground((12, 12, 12), liver, near), voxel_volume_ml=1.0)
+    kept = keep_large_components(foreground((12, 12, 12), liver, near), voxel_volume_ml=1.0)
     assert not kept[0][near].any()
 
 
 def test_specks_are_no_liver() -> None:
     # 8 voxels of 1 mL are less than 10 mL.
-    assert not keep_largest_component(foreground((6, 6, 6), np.s_[0:2, 0:2, 0:2]), voxel_volume_ml=1.0).any()
-    assert keep_largest_component(foreground((6, 6, 6), np.s_[0:2, 0:2, 0:3]), voxel_volume_ml=1.0).any()
-    assert not keep_largest_component(np.zeros((2, 4, 4, 4), dtype=np.float32), voxel_volume_ml=1.0).any()
+    assert not keep_large_components(foreground((6, 6, 6), np.s_[0:2, 0:2, 0:2]), voxel_volume_ml=1.0).any()
+    assert keep_large_components(foreground((6, 6, 6), np.s_[0:2, 0:2, 0:3]), voxel_volume_ml=1.0).any()
+    assert not keep_large_components(np.zeros((2, 4, 4, 4), dtype=np.float32), voxel_volume_ml=1.0).any()
 
 
 def test_tumour_and_liver_are_one_component() -> None:
     probabilities = foreground((6, 6, 12), np.s_[1:5, 1:5, 1:4])
     probabilities[1][1:5, 1:5, 4:11] = 0.9
-    kept = keep_largest_component(probabilities, voxel_volume_ml=1.0)
+    kept = keep_large_components(probabilities, voxel_volume_ml=1.0)
     assert (kept[1][1:5, 1:5, 4:11] == np.float32(0.9)).all()
 
 
 def test_pieces_of_a_liver_stay_and_small_ones_go() -> None:
     # 96 voxels; 24, a quarter of them; and 12, an eighth.
     left, right, small = np.s_[0:4, 0:4, 0:6], np.s_[8:10, 0:3, 0:4], np.s_[8:10, 8:10, 8:11]
-    kept = keep_largest_component(foreground((12, 12, 12), left, right, small), voxel_volume_ml=1.0)
+    kept = keep_large_components(foreground((12, 12, 12), left, right, small), voxel_volume_ml=1.0)
     assert (kept[0][left] == np.float32(0.9)).all()
     assert (kept[0][right] == np.float32(0.9)).all()
     assert not kept[0][small].any()

@@ -23,15 +23,15 @@ from data_cache.schema import Case
 from data_cache.writer import open_or_create, write_case
 from liverseg.cli import main
 from liverseg.laboratory.experiment import begin
-from liverseg.laboratory.hypotheses import CLAIMS, Claim, Outcome, TrainingCurve, judge, steps_to
+from liverseg.laboratory.hypotheses import HYPOTHESES, Hypothesis, Outcome, TrainingCurve, judge, steps_to
 from liverseg.laboratory.loss_choice import ALL, choose_losses, loss_configs, numbers_of
 from liverseg.laboratory.one_case import Learner, Point, experiment_config, find_subject
-from liverseg.laboratory.overfit import LossResult, Onlooker, overfit, read_results
+from liverseg.laboratory.overfit import LaboratoryCallbacks, LossResult, overfit, read_results
 from liverseg.model.losses import LossConfig, LossName
 from liverseg.training.augment import AugmentParams, Context, apply
 from liverseg.training.config import TrainConfig, save_config
 
-SILENT = Onlooker(warned=lambda _: None, stepped=lambda *_: None, finished=lambda _: None)
+SILENT = LaboratoryCallbacks(warned=lambda _: None, stepped=lambda *_: None, finished=lambda _: None)
 TINY = (
     "model.base_channels=2",
     "model.depth=3",
@@ -72,7 +72,7 @@ def curve(*tumour: float | None, every: int = 10) -> tuple[Point, ...]:
 def test_a_seed_decides_everything(tiny_world: TinyWorld, tmp_path: Path) -> None:
     store, chosen = tiny_world.store, losses("dice", "focal")
     a, b = (
-        overfit(store, tmp_path / run, tiny_experiment(), losses=chosen, onlooker=SILENT)
+        overfit(store, tmp_path / run, tiny_experiment(), losses=chosen, callbacks=SILENT)
         for run in ("a", "b")
     )
     assert without_times(a.results) == without_times(b.results)
@@ -133,7 +133,7 @@ def test_it_learns_and_its_score_is_of_the_weights_themselves(tiny_world: TinyWo
 
 def test_a_stopped_experiment_goes_on_with_the_next_loss(tiny_world: TinyWorld, tmp_path: Path) -> None:
     store, chosen, config = tiny_world.store, losses("dice", "focal"), tiny_experiment()
-    whole = overfit(store, tmp_path / "whole", config, losses=chosen, onlooker=SILENT)
+    whole = overfit(store, tmp_path / "whole", config, losses=chosen, callbacks=SILENT)
     learnt = []
 
     def kill_in_focal(loss: str, step: int, _: float) -> None:
@@ -143,21 +143,21 @@ def test_a_stopped_experiment_goes_on_with_the_next_loss(tiny_world: TinyWorld, 
 
     with pytest.raises(Killed):
         overfit(
-            store, tmp_path / "run", config, losses=chosen, onlooker=replace(SILENT, stepped=kill_in_focal)
+            store, tmp_path / "run", config, losses=chosen, callbacks=replace(SILENT, stepped=kill_in_focal)
         )
     assert set(read_results(tmp_path / "run")) == {"dice"}
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["losses"][0]["loss"] == "dice"
     learnt.clear()
     watching = replace(SILENT, stepped=lambda loss, *_: learnt.append(loss))
-    resumed = overfit(store, tmp_path / "run", config, losses=chosen, onlooker=watching)
+    resumed = overfit(store, tmp_path / "run", config, losses=chosen, callbacks=watching)
     assert set(learnt) == {"focal"}
     assert without_times(resumed.results) == without_times(whole.results)
 
 
 def test_losses_can_be_added_later(tiny_world: TinyWorld, tmp_path: Path) -> None:
     config = tiny_experiment(steps=2)
-    overfit(tiny_world.store, tmp_path / "run", config, losses=losses("focal"), onlooker=SILENT)
-    both = overfit(tiny_world.store, tmp_path / "run", config, losses=losses("dice"), onlooker=SILENT)
+    overfit(tiny_world.store, tmp_path / "run", config, losses=losses("focal"), callbacks=SILENT)
+    both = overfit(tiny_world.store, tmp_path / "run", config, losses=losses("dice"), callbacks=SILENT)
     assert [result.loss.name for result in both.results] == ["dice", "focal"]
 
 
@@ -176,41 +176,41 @@ def test_losses_can_be_added_later(tiny_world: TinyWorld, tmp_path: Path) -> Non
 def test_a_run_of_something_else_is_refused(
     tiny_world: TinyWorld, tmp_path: Path, other: TrainConfig, named: str
 ) -> None:
-    overfit(tiny_world.store, tmp_path, tiny_experiment(), losses=(), onlooker=SILENT)
+    overfit(tiny_world.store, tmp_path, tiny_experiment(), losses=(), callbacks=SILENT)
     with pytest.raises(RunError, match=named):
-        overfit(tiny_world.store, tmp_path, other, losses=losses("dice"), onlooker=SILENT)
+        overfit(tiny_world.store, tmp_path, other, losses=losses("dice"), callbacks=SILENT)
     assert read_results(tmp_path) == {}
 
 
 def test_a_loss_with_other_numbers_is_refused(tiny_world: TinyWorld, tmp_path: Path) -> None:
     config = tiny_experiment(steps=2)
-    overfit(tiny_world.store, tmp_path / "run", config, losses=losses("focal"), onlooker=SILENT)
+    overfit(tiny_world.store, tmp_path / "run", config, losses=losses("focal"), callbacks=SILENT)
     changed = loss_configs(("focal",), None, ["loss.gamma=1.0"])
     with pytest.raises(RunError, match="has focal with gamma 2.0, this asks for 1.0"):
-        overfit(tiny_world.store, tmp_path / "run", config, losses=changed, onlooker=SILENT)
+        overfit(tiny_world.store, tmp_path / "run", config, losses=changed, callbacks=SILENT)
 
 
 def test_a_folder_of_something_else_is_refused(tiny_world: TinyWorld, tmp_path: Path) -> None:
     (tmp_path / "last.pt").write_bytes(b"a training run")
     with pytest.raises(RunError, match="holds something else"):
-        overfit(tiny_world.store, tmp_path, tiny_experiment(), losses=(), onlooker=SILENT)
+        overfit(tiny_world.store, tmp_path, tiny_experiment(), losses=(), callbacks=SILENT)
     assert [path.name for path in tmp_path.iterdir()] == ["last.pt"]
 
 
 def test_other_software_is_said_and_damage_is_named(tiny_world: TinyWorld, tmp_path: Path) -> None:
     run, warnings = tmp_path / "run", list[str]()
-    overfit(tiny_world.store, run, tiny_experiment(), losses=(), onlooker=SILENT)
+    overfit(tiny_world.store, run, tiny_experiment(), losses=(), callbacks=SILENT)
     path = run / "experiment.json"
     content = json.loads(path.read_text())
     path.write_text(json.dumps({**content, "software": "liverseg 0"}))
     watching = replace(SILENT, warned=warnings.append)
-    overfit(tiny_world.store, run, tiny_experiment(), losses=(), onlooker=watching)
+    overfit(tiny_world.store, run, tiny_experiment(), losses=(), callbacks=watching)
     assert len(warnings) == 1
     assert "was begun with liverseg 0, this is liverseg" in warnings[0]
     (run / "losses").mkdir()
     (run / "losses" / "dice.json").write_text("{")
     with pytest.raises(RunError, match="dice.json: unreadable .* delete it"):
-        overfit(tiny_world.store, run, tiny_experiment(), losses=(), onlooker=SILENT)
+        overfit(tiny_world.store, run, tiny_experiment(), losses=(), callbacks=SILENT)
     path.write_text("[]")
     with pytest.raises(RunError, match="experiment.json: unreadable"):
         begin(run, {}, tiny_experiment(), warned=warnings.append)
@@ -219,7 +219,7 @@ def test_other_software_is_said_and_damage_is_named(tiny_world: TinyWorld, tmp_p
 def test_a_team_is_refused(tiny_world: TinyWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ConfigError, match="without torchrun"):
-        overfit(tiny_world.store, tmp_path / "run", tiny_experiment(), losses=(), onlooker=SILENT)
+        overfit(tiny_world.store, tmp_path / "run", tiny_experiment(), losses=(), callbacks=SILENT)
     assert not (tmp_path / "run").exists()
 
 
@@ -236,7 +236,11 @@ def test_a_loss_that_diverges_does_not_stop_the_next(
     spoilt.calls = 0  # type: ignore[attr-defined]
     monkeypatch.setattr("liverseg.training.train.loss_of", spoilt)
     found = overfit(
-        tiny_world.store, tmp_path / "run", tiny_experiment(), losses=losses("dice", "focal"), onlooker=SILENT
+        tiny_world.store,
+        tmp_path / "run",
+        tiny_experiment(),
+        losses=losses("dice", "focal"),
+        callbacks=SILENT,
     )
     dice, focal = found.results
     assert (dice.diverged, [p.step for p in dice.curve]) == (True, [2])
@@ -246,7 +250,7 @@ def test_a_loss_that_diverges_does_not_stop_the_next(
     assert [(row["steps"], row["diverged"]) for row in rows] == [(2, True), (6, False)]
     assert (
         overfit(
-            tiny_world.store, tmp_path / "run", tiny_experiment(), losses=losses("dice"), onlooker=SILENT
+            tiny_world.store, tmp_path / "run", tiny_experiment(), losses=losses("dice"), callbacks=SILENT
         ).results[0]
         == dice
     )
@@ -302,7 +306,7 @@ def test_a_case_without_a_tumour_is_judged_by_its_liver(tiny_world: TinyWorld, t
         tmp_path / "run",
         tiny_experiment("liver_5", steps=2),
         losses=losses("dice"),
-        onlooker=replace(SILENT, warned=warnings.append),
+        callbacks=replace(SILENT, warned=warnings.append),
     )
     assert warnings == ["liver_5: no tumour on the cached grid: only the liver can be judged"]
     assert found.results[0].final("tumour") is None
@@ -350,7 +354,7 @@ def test_options_that_would_do_nothing_are_refused() -> None:
     assert choose_losses("focal, dice") == ("dice", "focal")
 
 
-# ---- claims
+# ---- hypotheses
 
 
 def test_steps_to_on_a_hand_example() -> None:
@@ -360,8 +364,8 @@ def test_steps_to_on_a_hand_example() -> None:
     assert steps_to(points, "liver", 0.8) == 10
 
 
-NOT_IN_300 = Claim(loss="dice", learns=False, within=300)
-IN_100 = Claim(loss="dice_focal", learns=True, within=100)
+NOT_IN_300 = Hypothesis(loss="dice", learns=False, within=300)
+IN_100 = Hypothesis(loss="dice_focal", learns=True, within=100)
 
 
 @pytest.mark.parametrize(
@@ -385,8 +389,8 @@ IN_100 = Claim(loss="dice_focal", learns=True, within=100)
         (IN_100, (), "not decided", "only 0 steps"),
     ],
 )
-def test_verdicts(claim: Claim, points: tuple[Point, ...], outcome: Outcome, reason: str) -> None:
-    verdict = judge(claim, {claim.loss: TrainingCurve(curve=points, diverged=False)})
+def test_verdicts(hypothesis: Hypothesis, points: tuple[Point, ...], outcome: Outcome, reason: str) -> None:
+    verdict = judge(hypothesis, {hypothesis.loss: TrainingCurve(curve=points, diverged=False)})
     assert verdict.outcome == outcome
     assert reason in verdict.reason
 
@@ -398,7 +402,7 @@ def test_nothing_is_concluded_from_a_loss_that_diverged_or_was_not_run() -> None
         "(the loss was not finite: lower optim.learning_rate)"
     )
     assert judge(NOT_IN_300, {"dice_focal": diverged}).reason == "this loss was not run"
-    assert [claim.loss for claim in CLAIMS] == ["dice", "focal", "dice_focal"]
+    assert [hypothesis.loss for hypothesis in HYPOTHESES] == ["dice", "focal", "dice_focal"]
 
 
 # ---- as a person meets it
@@ -435,7 +439,7 @@ def test_the_command_from_end_to_end(tiny_world: TinyWorld, tmp_path: Path) -> N
     summary = json.loads((run / "summary.json").read_text())
     assert summary["losses"][1]["liver_dice"] == float(points[3]["liver_dice"])
     assert summary["losses"][1]["seconds_per_step"] > 0
-    assert [claim["outcome"] for claim in summary["claims"]] == ["not decided"] * 3
+    assert [hypothesis["outcome"] for hypothesis in summary["hypotheses"]] == ["not decided"] * 3
     table = list(csv.DictReader((run / "table.csv").read_text().splitlines()))
     assert [row["loss"] for row in table] == ["dice_focal", "dice"]
 

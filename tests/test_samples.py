@@ -27,7 +27,7 @@ from liverseg.evaluation.evaluate import evaluate
 from liverseg.evaluation.uncertainty import CaseUncertainty, NativeCase, evaluate_uncertainty, risk_of
 from liverseg.evaluation.uncertainty_summary import summarise_uncertainties, uncertainty_row
 from liverseg.inference.calibration import Calibration
-from liverseg.inference.segment import Predictor, keep_largest_component, load_predictor, segment
+from liverseg.inference.segment import Predictor, keep_large_components, load_predictor, segment
 from liverseg.inference.uncertainty_files import UncertaintySummary, native_volumes_ml, summarise_uncertainty
 from liverseg.measure.calibration import ErrorDetection, ReliabilityCounts, TemperatureFit
 from liverseg.measure.diversity import PairCounts
@@ -85,7 +85,7 @@ def test_samples_of_a_scan_are_the_same_every_time_and_their_mean_is_the_answer(
     assert found.samples_nczyx.shape == (5, 2, *predictor.spec.shape_zyx)
     assert not np.array_equal(found.samples_nczyx[0], found.samples_nczyx[1])
     grid = resampled_grid(thin.header.grid, found.box, predictor.spec.shape_zyx)
-    mean = keep_largest_component(found.samples_nczyx.mean(axis=0), voxel_volume_ml=grid.voxel_volume_ml)
+    mean = keep_large_components(found.samples_nczyx.mean(axis=0), voxel_volume_ml=grid.voxel_volume_ml)
     np.testing.assert_allclose(found.foreground_czyx, mean, atol=3e-7)
 
 
@@ -286,7 +286,7 @@ def test_a_case_is_judged_as_whole_arrays_are(
     pairs = (h[wrong][:, None] > h[~wrong][None, ::7]).mean()
     assert uncertainty.errors.auroc == pytest.approx(float(pairs), abs=0.02)
     grid = resampled_grid(case.header.grid, case.box, mean.shape[1:])
-    kept = [keep_largest_component(s, voxel_volume_ml=grid.voxel_volume_ml) for s in case.samples_nczyx]
+    kept = [keep_large_components(s, voxel_volume_ml=grid.voxel_volume_ml) for s in case.samples_nczyx]
     labels = [
         to_canonical(np.concatenate(list(native_labels(s, case.box, case.header))), case.header.axes_kji)
         for s in kept

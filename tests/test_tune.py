@@ -27,7 +27,7 @@ from liverseg.laboratory.loss_choice import loss_configs
 from liverseg.laboratory.one_case import experiment_config
 from liverseg.laboratory.tune import (
     TRIED,
-    Onlooker,
+    LaboratoryCallbacks,
     Tuning,
     arguments,
     read_attempt,
@@ -38,7 +38,7 @@ from liverseg.model.losses import LossName
 from liverseg.training.config import TrainConfig, load_config
 from pipeline.workers import Failure
 
-SILENT = Onlooker(
+SILENT = LaboratoryCallbacks(
     warned=lambda _: None, entered=lambda *_: None, stepped=lambda *_: None, advanced=lambda *_: None
 )
 CASE = "liver_2"
@@ -180,7 +180,7 @@ def test_the_number_of_processes_changes_nothing(tiny_world: TinyWorld, tmp_path
     watching = replace(SILENT, stepped=lambda *_: threads.add(torch.get_num_threads()))
     before = torch.get_num_threads()
     torch.set_num_threads(2)
-    one = tried(tiny_world, tmp_path / "one", settings, halving=halving, onlooker=watching)
+    one = tried(tiny_world, tmp_path / "one", settings, halving=halving, callbacks=watching)
     assert torch.get_num_threads() == 2
     torch.set_num_threads(before)
     assert threads == {1}
@@ -199,15 +199,15 @@ def test_a_killed_run_loses_one_setting_of_one_rung(tiny_world: TinyWorld, tmp_p
             raise Killed
 
     with pytest.raises(Killed):
-        tried(tiny_world, tmp_path / "run", settings, onlooker=replace(SILENT, stepped=kill_in_second_rung))
+        tried(tiny_world, tmp_path / "run", settings, callbacks=replace(SILENT, stepped=kill_in_second_rung))
     lost = steps[-1][0]
     steps.clear()
     watching = replace(SILENT, stepped=lambda which, step: steps.append((which.learning_rate, step)))
-    resumed = tried(tiny_world, tmp_path / "run", settings, onlooker=watching)
+    resumed = tried(tiny_world, tmp_path / "run", settings, callbacks=watching)
     assert steps == [(lost, step) for step in (5, 6, 7, 8)]
     assert without_times(resumed) == without_times(whole)
     steps.clear()
-    again = tried(tiny_world, tmp_path / "run", settings, onlooker=watching)
+    again = tried(tiny_world, tmp_path / "run", settings, callbacks=watching)
     assert steps == []
     assert again == resumed
 

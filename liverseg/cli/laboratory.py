@@ -16,9 +16,9 @@ from liverseg.cli.common import FILE, FOLDER
 
 if TYPE_CHECKING:
     from liverseg.laboratory.halving import Halving
-    from liverseg.laboratory.overfit import Onlooker as LossCallbacks
+    from liverseg.laboratory.overfit import LaboratoryCallbacks as LossCallbacks
     from liverseg.laboratory.overfit import Overfit
-    from liverseg.laboratory.tune import Onlooker as SettingCallbacks
+    from liverseg.laboratory.tune import LaboratoryCallbacks as SettingCallbacks
     from liverseg.laboratory.tune import Tuning
     from liverseg.training.config import TrainConfig
 
@@ -94,10 +94,10 @@ def overfit(
     every = every or min(EVERY_STEPS, steps)
     settings = experiment_config(config, overrides, case_id=case, steps=steps, every=every)
     store = CacheStore.open(cache)
-    with _watching_losses(steps, count=len(chosen)) as onlooker:
+    with _watching_losses(steps, count=len(chosen)) as callbacks:
         for loss in chosen:
             say(f"{loss.name}: {numbers_text(loss)}")
-        found = learn(store, run, settings, losses=chosen, onlooker=onlooker)
+        found = learn(store, run, settings, losses=chosen, callbacks=callbacks)
     _print_losses(found)
     n_pictures = pluralise(sum(not result.diverged for result in found.results), "picture")
     say(f"wrote summary.json, table.csv, curves.csv, curves.png and {n_pictures} of probabilities to {run}")
@@ -109,7 +109,7 @@ def overfit(
 @contextmanager
 def _watching_losses(steps: int, *, count: int) -> Iterator[LossCallbacks]:
     from liverseg.console import number, progress_bar, say, warn
-    from liverseg.laboratory.overfit import LossResult, Onlooker
+    from liverseg.laboratory.overfit import LaboratoryCallbacks, LossResult
 
     with progress_bar() as bar:
         task, done = bar.add_task("overfit", total=count * steps, note=""), 0
@@ -126,7 +126,7 @@ def _watching_losses(steps: int, *, count: int) -> Iterator[LossCallbacks]:
             dice = f"liver {number(result.final('liver'))} tumour {number(result.final('tumour'))}"
             say(f"{result.loss.name}: {what}, Dice {dice}, {number(result.seconds_per_step, 2)} s a step")
 
-        yield Onlooker(warned=warn, stepped=stepped, finished=finished)
+        yield LaboratoryCallbacks(warned=warn, stepped=stepped, finished=finished)
 
 
 def _print_losses(found: Overfit) -> None:
@@ -214,7 +214,7 @@ def tune(
     grid = settings_of(settings, learning_rates=learning_rates, gammas=gammas, alphas=alphas)
     halving = Halving(steps=steps, every=every, rungs=rungs, keep=keep)
     jobs = jobs or (physical_cores() if choose_device(settings.device).type == "cpu" else 1)
-    with _watching_settings(halving) as onlooker:
+    with _watching_settings(halving) as callbacks:
         found = try_all(
             CacheStore.open(cache),
             run,
@@ -222,7 +222,7 @@ def tune(
             settings=grid,
             halving=halving,
             jobs=jobs,
-            onlooker=onlooker,
+            callbacks=callbacks,
         )
     _print_settings(found, settings)
     say(f"wrote results.csv, heat_maps.png and summary.json to {run}")
@@ -232,7 +232,7 @@ def tune(
 def _watching_settings(halving: Halving) -> Iterator[SettingCallbacks]:
     from liverseg.console import number, progress_bar, say, warn
     from liverseg.laboratory.halving import Attempt, Setting
-    from liverseg.laboratory.tune import Onlooker, note_of
+    from liverseg.laboratory.tune import LaboratoryCallbacks, note_of
 
     ends = (0, *halving.ends())
     with progress_bar() as bar:
@@ -252,7 +252,7 @@ def _watching_settings(halving: Halving) -> Iterator[SettingCallbacks]:
             score = f"score {number(attempt.score_at(end))} at step {end}"
             say(f"rung {rung}, {attempt.setting.text}: {note_of(attempt) or score}")
 
-        yield Onlooker(warned=warn, entered=entered, stepped=stepped, advanced=advanced)
+        yield LaboratoryCallbacks(warned=warn, entered=entered, stepped=stepped, advanced=advanced)
 
 
 def _print_settings(found: Tuning, config: TrainConfig) -> None:

@@ -15,7 +15,7 @@ from data_cache.schema import FRACTION_ONE, View
 from liverseg.evaluation.uncertainty import CaseUncertainty, NativeCase, evaluate_uncertainty
 from liverseg.inference.calibration import Calibration
 from liverseg.inference.plausible import judge_segmentation
-from liverseg.inference.segment import Predictor, keep_largest_component, segment
+from liverseg.inference.segment import Predictor, keep_large_components, segment
 from liverseg.inference.uncertainty_files import summarise_segmentation
 from liverseg.measure.overlap import DiceCounts, dice_counts
 from liverseg.measure.plausibility import Plausibility
@@ -180,7 +180,7 @@ def _label_crop(case_id: str, predictor: Predictor, store: CacheStore, case: _Ra
     if "liver" not in meta.boxes:
         return None
     view = store.read(case_id, "liver")
-    foreground_czyx = keep_largest_component(
+    foreground_czyx = keep_large_components(
         predictor.foreground(view.image_zyx), voxel_volume_ml=view.grid.voxel_volume_ml
     )
     return _crop_dice(_native(foreground_czyx, meta.boxes["liver"], case.label_header), case.truth_zyx)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from data_cache.geometry import Box, resampled_grid
 from liverseg.inference.calibration import Calibration
-from liverseg.inference.segment import keep_largest_component
+from liverseg.inference.segment import keep_large_components
 from liverseg.inference.uncertainty_files import UncertaintySummary
 from liverseg.measure.calibration import (
     ErrorDetection,
@@ -150,7 +150,7 @@ def _blocks(case: NativeCase) -> Iterator[_Block]:
     voxel_ml = resampled_grid(header.grid, box, case.samples_nczyx.shape[2:]).voxel_volume_ml
     means = [native_values(mean, box, header) for mean in mean_foreground(case.samples_nczyx)]
     labels = [
-        native_labels(keep_largest_component(sample, voxel_volume_ml=voxel_ml), box, header)
+        native_labels(keep_large_components(sample, voxel_volume_ml=voxel_ml), box, header)
         for sample in case.samples_nczyx
     ]
     start = 0

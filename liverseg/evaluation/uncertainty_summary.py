@@ -17,7 +17,7 @@ from data_cache.schema import View
 from data_cache.text import pluralise
 from liverseg.evaluation.uncertainty import CaseUncertainty, NativeCase
 from liverseg.inference.calibration import Calibration
-from liverseg.inference.segment import keep_largest_component
+from liverseg.inference.segment import keep_large_components
 from liverseg.inference.uncertainty_files import UncertaintySummary, map_values
 from liverseg.measure.calibration import (
     ErrorDetection,
@@ -93,7 +93,7 @@ def write_uncertainty_summary(
 
 def uncertainty_picture(uncertainty: CaseUncertainty, case: NativeCase, view: View) -> Figure:
     """A case's image, maps and outlines on the grid of the view that it was segmented on."""
-    mean_czyx = keep_largest_component(
+    mean_czyx = keep_large_components(
         mean_foreground(case.samples_nczyx), voxel_volume_ml=view.grid.voxel_volume_ml
     )
     values = {f"{name}_zyx": value for name, value in map_values(case.samples_nczyx).items()}

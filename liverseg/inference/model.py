@@ -150,28 +150,28 @@ class Model:
         """
         open_scan = _opener(image, affine, force=force)
         with open_scan() as nifti:
-            thin = read_scan(nifti.path, self.predictor.spec)
+            held = read_scan(nifti.path, self.predictor.spec)
         require_plausible(
-            image if isinstance(image, str | os.PathLike) else "image", thin.doubts, force=force
+            image if isinstance(image, str | os.PathLike) else "image", held.doubts, force=force
         )
-        found = segment(thin, self.predictor)
-        box = found.box or thin.scan_box
-        blocks = native_labels(found.foreground_czyx, box, thin.header)
+        found = segment(held, self.predictor)
+        box = found.box or held.scan_box
+        blocks = native_labels(found.foreground_czyx, box, held.header)
         samples = found.samples_nczyx
         label_kji = np.concatenate(list(blocks))
         return Segmentation(
-            label_zyx=to_canonical(label_kji, thin.header.axes_kji),
-            grid=thin.header.grid,
+            label_zyx=to_canonical(label_kji, held.header.axes_kji),
+            grid=held.header.grid,
             foreground_czyx=found.foreground_czyx,
             box=found.box,
-            notes=(*nifti.notes, *thin.notes, *map(str, thin.doubts)),
-            header=thin.header,
+            notes=(*nifti.notes, *held.notes, *map(str, held.doubts)),
+            header=held.header,
             open_scan=open_scan,
             samples_nczyx=samples,
-            plausibility=judge_segmentation(found, thin, self.predictor.training),
+            plausibility=judge_segmentation(found, held, self.predictor.training),
             uncertainty=None
             if samples is None
-            else summarise_segmentation(found, thin, self.predictor.training),
+            else summarise_segmentation(found, held, self.predictor.training),
         )
 
 

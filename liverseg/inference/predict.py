@@ -170,25 +170,25 @@ def _predict_file(
         raise VolumeError(f"{scan.path}: its label would overwrite it: name another --out")
     times = [started]
     with one_thread():
-        thin = read_scan(nifti.path, predictor.spec)
-    require_plausible(scan.path, thin.doubts, force=force)
+        held = read_scan(nifti.path, predictor.spec)
+    require_plausible(scan.path, held.doubts, force=force)
     times.append(time.perf_counter())
-    found = segment(thin, predictor)
+    found = segment(held, predictor)
     times.append(time.perf_counter())
     counts = np.zeros(3, dtype=np.int64)
     out.mkdir(parents=True, exist_ok=True)
-    blocks = native_labels(found.foreground_czyx, found.box or thin.scan_box, thin.header)
+    blocks = native_labels(found.foreground_czyx, found.box or held.scan_box, held.header)
     with one_thread():
-        write_labels(label, thin.header, _counted(blocks, counts))
+        write_labels(label, held.header, _counted(blocks, counts))
     uncertainty = (
         write_uncertainty(
-            _doubts_folder(out, scan.name), found, thin, predictor.training, calibration=calibration
+            _doubts_folder(out, scan.name), found, held, predictor.training, calibration=calibration
         )
         if predictor.samples
         else None
     )
     times.append(time.perf_counter())
-    voxel_ml = thin.header.grid.voxel_volume_ml
+    voxel_ml = held.header.grid.voxel_volume_ml
     read_s, network_s, write_s = np.diff(times).tolist()
     prediction = Prediction(
         image=scan.path,
@@ -201,9 +201,9 @@ def _predict_file(
         read_s=read_s,
         network_s=network_s,
         write_s=write_s,
-        notes=(*nifti.notes, *thin.notes, *map(str, thin.doubts)),
+        notes=(*nifti.notes, *held.notes, *map(str, held.doubts)),
         uncertainty=uncertainty,
-        plausibility=judge_segmentation(found, thin, predictor.training),
+        plausibility=judge_segmentation(found, held, predictor.training),
         trained_on=tuple(None if data is None else data.line() for data in predictor.training),
     )
     if statistics:
@@ -211,7 +211,7 @@ def _predict_file(
     if dicom_seg:
         write_dicom_seg(out / f"{scan.name}{SUFFIX}", series=scan.path, label=label, uid=series)
     if preview:
-        _draw_preview(out / f"{scan.name}.png", nifti.path, thin, found, prediction)
+        _draw_preview(out / f"{scan.name}.png", nifti.path, held, found, prediction)
     return prediction
 
 
@@ -247,7 +247,7 @@ def _write_statistics(path: Path, prediction: Prediction) -> None:
 def _draw_preview(
     path: Path,
     image: Path,
-    thin: HeldScan,
+    held: HeldScan,
     found: ScanSegmentation,
     prediction: Prediction,
 ) -> None:
@@ -255,17 +255,17 @@ def _draw_preview(
     from liverseg.pictures.sheet import save
     from liverseg.pictures.uncertainty_figures import UncertaintyMaps, uncertainty_figure
 
-    box = found.box or thin.scan_box
+    box = found.box or held.scan_box
     name, _, words = prediction.line().partition(": ")
     shown = visible(Path(name).name).replace("$", r"\$")  # a dollar sign would start a formula
     reasons = prediction.plausibility.reasons[:MOST_REASONS_SHOWN]
     title = "\n".join([shown, words.partition(" (")[0], *reasons])
-    label_kji = np.concatenate(list(native_labels(found.foreground_czyx, box, thin.header)))
-    label_zyx = to_canonical(label_kji, thin.header.axes_kji)
-    figure = preview_figure(image, label_zyx, thin.header.grid.spacing_zyx_mm, title=title)
+    label_kji = np.concatenate(list(native_labels(found.foreground_czyx, box, held.header)))
+    label_zyx = to_canonical(label_kji, held.header.axes_kji)
+    figure = preview_figure(image, label_zyx, held.header.grid.spacing_zyx_mm, title=title)
     save(figure, path, command="predict")
     if found.samples_nczyx is not None:
-        view = thin.view(box)
+        view = held.view(box)
         values = {f"{name}_zyx": value for name, value in map_values(found.samples_nczyx).items()}
         maps = UncertaintyMaps(label_zyx=decide(found.foreground_czyx), **values)
         figure = uncertainty_figure(view.image_zyx, maps, view.grid.spacing_zyx_mm, title=title)

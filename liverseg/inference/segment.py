@@ -269,7 +269,7 @@ def _predict_tta(scan: HeldScan, box: Box, predictor: Predictor) -> NDArray[np.f
 
 def _kept(foreground_czyx: NDArray[np.float32], scan: HeldScan, box: Box) -> NDArray[np.float32]:
     grid = resampled_grid(scan.header.grid, box, scan.scan_view.grid.shape_zyx)
-    return keep_largest_component(foreground_czyx, voxel_volume_ml=grid.voxel_volume_ml)
+    return keep_large_components(foreground_czyx, voxel_volume_ml=grid.voxel_volume_ml)
 
 
 def _predict_box(scan: HeldScan, box: Box, predictor: Predictor) -> NDArray[np.float32]:
@@ -294,7 +294,7 @@ def resample_to_box(foreground_czyx: NDArray[np.float32], source: Box, target: B
     return resampled_czyx
 
 
-def keep_largest_component(
+def keep_large_components(
     foreground_czyx: NDArray[np.float32], *, voxel_volume_ml: float
 ) -> NDArray[np.float32]:
     """Probabilities inside the large components of liver and tumour together; zero elsewhere.

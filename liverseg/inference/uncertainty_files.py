@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from data_cache.geometry import Box, resampled_grid
 from data_cache.outputs import Mark, json_mark, nifti_mark, write_signed_json
-from liverseg.inference.segment import ScanSegmentation, keep_largest_component
+from liverseg.inference.segment import ScanSegmentation, keep_large_components
 from liverseg.measure.density import measure_density
 from liverseg.measure.diversity import PairCounts
 from liverseg.measure.uncertainty import (
@@ -137,8 +137,8 @@ def summarise_uncertainty(
     grid = resampled_grid(header.grid, box, samples_nczyx.shape[2:])
     kept = np.empty_like(samples_nczyx)
     for kept_czyx, sample_czyx in zip(kept, samples_nczyx, strict=True):
-        kept_czyx[:] = keep_largest_component(sample_czyx, voxel_volume_ml=grid.voxel_volume_ml)
-    mean_czyx = keep_largest_component(mean_foreground(samples_nczyx), voxel_volume_ml=grid.voxel_volume_ml)
+        kept_czyx[:] = keep_large_components(sample_czyx, voxel_volume_ml=grid.voxel_volume_ml)
+    mean_czyx = keep_large_components(mean_foreground(samples_nczyx), voxel_volume_ml=grid.voxel_volume_ml)
     liver_ml, tumour_ml = native_volumes_ml(kept, box, header)
     label_zyx, labels_nzyx = decide(mean_czyx), np.stack([decide(sample_czyx) for sample_czyx in kept])
     between = PairCounts.from_block(labels_nzyx, label_zyx).pairwise_dice
@@ -181,7 +181,7 @@ def uncertainty_outputs(folder: Path) -> list[tuple[Path, Mark]]:
 def write_uncertainty(
     folder: Path,
     finding: ScanSegmentation,
-    thin: HeldScan,
+    held: HeldScan,
     training: Sequence[TrainingData | None],
     *,
     calibration: Calibration | None = None,
@@ -191,22 +191,22 @@ def write_uncertainty(
     Args:
         folder: One per scan, made if it is missing: next to labels, a map could pass for the label of a scan of its name.
         finding: Segmentation with samples.
-        thin: The scan.
+        held: The scan.
         training: What each network learned from.
         calibration: Applied to the maps of entropy and of tumour, and to the volume intervals; labels stay.
     """
     folder.mkdir(parents=True, exist_ok=True)
     assert finding.samples_nczyx is not None
-    box = finding.box or thin.scan_box
+    box = finding.box or held.scan_box
     maps = map_values(finding.samples_nczyx, calibration)
     with one_thread():
         for name, values_zyx in maps.items():
             most, path = MAX_VALUE[name], folder / f"{name}.nii.gz"
             # Values below half a step are written as 0, so they need not be interpolated either.
             values_zyx[values_zyx < most / LARGEST_BYTE / 2] = 0
-            blocks = native_values(values_zyx, box, thin.header)
-            write_map(path, thin.header, blocks, maximum=most, description=f"liverseg: {DESCRIPTIONS[name]}")
-    uncertainty = summarise_segmentation(finding, thin, training)
+            blocks = native_values(values_zyx, box, held.header)
+            write_map(path, held.header, blocks, maximum=most, description=f"liverseg: {DESCRIPTIONS[name]}")
+    uncertainty = summarise_segmentation(finding, held, training)
     if calibration is not None:
         uncertainty = calibration.summary(uncertainty)
     fitted_on = None if calibration is None else list(calibration.case_ids)

@@ -19,7 +19,7 @@ Outcome = Literal["confirmed", "refuted", "not decided"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Claim:
+class Hypothesis:
     """That a loss alone learns the tumour of one case within so many steps, or that it does not."""
 
     loss: LossName
@@ -33,16 +33,16 @@ class Claim:
         return f"{self.loss} {verb} the tumour within {self.within} steps"
 
 
-CLAIMS = (
-    Claim(loss="dice", learns=False, within=300),
-    Claim(loss="focal", learns=False, within=300),
-    Claim(loss="dice_focal", learns=True, within=100),
+HYPOTHESES = (
+    Hypothesis(loss="dice", learns=False, within=300),
+    Hypothesis(loss="focal", learns=False, within=300),
+    Hypothesis(loss="dice_focal", learns=True, within=100),
 )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingCurve:
-    """How the training with one loss went: all that a claim is judged by.
+    """How the training with one loss went: all that a hypothesis is judged by.
 
     Attributes:
         curve: In the order of steps.
@@ -55,16 +55,16 @@ class TrainingCurve:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """What became of a claim, and why."""
+    """What became of a hypothesis, and why."""
 
-    claim: Claim
+    hypothesis: Hypothesis
     outcome: Outcome
     reason: str
 
     @property
     def text(self) -> str:
         """In words."""
-        return f"{self.claim.text}: {self.outcome} ({self.reason})"
+        return f"{self.hypothesis.text}: {self.outcome} ({self.reason})"
 
 
 def steps_to(curve: Sequence[Point], of: Class, dice: float) -> int | None:
@@ -73,32 +73,32 @@ def steps_to(curve: Sequence[Point], of: Class, dice: float) -> int | None:
     return next(reached, None)
 
 
-def judge(claim: Claim, courses: Mapping[LossName, TrainingCurve]) -> Verdict:
-    """A claim against what was seen; nothing is concluded from too few steps, or from a loss that diverged.
+def judge(hypothesis: Hypothesis, courses: Mapping[LossName, TrainingCurve]) -> Verdict:
+    """A hypothesis against what was seen; nothing is concluded from too few steps, or from a loss that diverged.
 
     Args:
-        claim: One of ``CLAIMS``.
+        hypothesis: One of ``HYPOTHESES``.
         courses: By loss; one that was not run is missing.
     """
-    outcome, reason = _judge(claim, courses.get(claim.loss))
-    return Verdict(claim=claim, outcome=outcome, reason=reason)
+    outcome, reason = _judge(hypothesis, courses.get(hypothesis.loss))
+    return Verdict(hypothesis=hypothesis, outcome=outcome, reason=reason)
 
 
-def _judge(claim: Claim, course: TrainingCurve | None) -> tuple[Outcome, str]:
+def _judge(hypothesis: Hypothesis, course: TrainingCurve | None) -> tuple[Outcome, str]:
     if course is None:
         return "not decided", "this loss was not run"
     if course.curve and all(p.tumour is None for p in course.curve):
         return "not decided", "the case has no tumour"
     step = steps_to(course.curve, "tumour", LEARNT_DICE)
-    if step is not None and step <= claim.within:
+    if step is not None and step <= hypothesis.within:
         reason = f"tumour Dice reached {LEARNT_DICE:g} at step {step}"
-        return ("confirmed" if claim.learns else "refuted"), reason
+        return ("confirmed" if hypothesis.learns else "refuted"), reason
     if course.diverged:
         return "not decided", "the loss was not finite: lower optim.learning_rate"
     ran = course.curve[-1].step if course.curve else 0
-    if ran < claim.within:
+    if ran < hypothesis.within:
         return "not decided", f"only {ran} steps were run, and tumour Dice stayed below {LEARNT_DICE:g}"
-    best = max((p.tumour or 0.0 for p in course.curve if p.step <= claim.within), default=0.0)
+    best = max((p.tumour or 0.0 for p in course.curve if p.step <= hypothesis.within), default=0.0)
     later = "" if step is None else f"; it reached {LEARNT_DICE:g} at step {step}"
-    reason = f"tumour Dice was {best:.3f} at most within {claim.within} steps{later}"
-    return ("refuted" if claim.learns else "confirmed"), reason
+    reason = f"tumour Dice was {best:.3f} at most within {hypothesis.within} steps{later}"
+    return ("refuted" if hypothesis.learns else "confirmed"), reason

@@ -17,8 +17,8 @@ from data_cache.records import STRICT, parse, to_json
 from liverseg.laboratory.experiment import begin, description
 from liverseg.laboratory.figures import curves_figure
 from liverseg.laboratory.hypotheses import (
-    CLAIMS,
     GOOD_DICE,
+    HYPOTHESES,
     LEARNT_DICE,
     Class,
     TrainingCurve,
@@ -74,7 +74,7 @@ class LossResult:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Onlooker:
+class LaboratoryCallbacks:
     """Told about progress."""
 
     warned: Callable[[str], None]
@@ -84,7 +84,7 @@ class Onlooker:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Overfit:
-    """An experiment as it stands: the losses that are done, in the order of ``ALL``, and the claims."""
+    """An experiment as it stands: the losses that are done, in the order of ``ALL``, and the hypotheses."""
 
     subject: Subject
     results: tuple[LossResult, ...]
@@ -92,7 +92,12 @@ class Overfit:
 
 
 def overfit(
-    store: CacheStore, run: Path, config: TrainConfig, *, losses: Sequence[LossConfig], onlooker: Onlooker
+    store: CacheStore,
+    run: Path,
+    config: TrainConfig,
+    *,
+    losses: Sequence[LossConfig],
+    callbacks: LaboratoryCallbacks,
 ) -> Overfit:
     """Learn the case of ``config`` with each of ``losses``, from the same weights, and write what comes out.
 
@@ -116,15 +121,15 @@ def overfit(
     asked = description("overfit", store, subject, config, without=("name", *NUMBERS["dice_focal"]))
     done = read_results(run)
     _refuse_other_numbers(run, done, losses)
-    begin(run, asked, config, warned=onlooker.warned)
+    begin(run, asked, config, warned=callbacks.warned)
     if not subject.tumour_voxels:
-        onlooker.warned(f"{case_id}: {subject_text(subject)}")
+        callbacks.warned(f"{case_id}: {subject_text(subject)}")
     for loss in losses:
         result = done.get(loss.name)
         if result is None:
-            result = _learn(store, run, replace(config, loss=loss), subject, onlooker)
+            result = _learn(store, run, replace(config, loss=loss), subject, callbacks)
             done[loss.name] = result
-        onlooker.finished(result)
+        callbacks.finished(result)
         _write(run, _experiment(subject, done), config)
     return _experiment(subject, done)
 
@@ -141,16 +146,16 @@ def _experiment(subject: Subject, done: Mapping[LossName, LossResult]) -> Overfi
     return Overfit(
         subject=subject,
         results=tuple(done[name] for name in ALL if name in done),
-        verdicts=tuple(judge(claim, courses) for claim in CLAIMS),
+        verdicts=tuple(judge(hypothesis, courses) for hypothesis in HYPOTHESES),
     )
 
 
 def _learn(
-    store: CacheStore, run: Path, config: TrainConfig, subject: Subject, onlooker: Onlooker
+    store: CacheStore, run: Path, config: TrainConfig, subject: Subject, callbacks: LaboratoryCallbacks
 ) -> LossResult:
     learner, name = Learner(store, config), config.loss.name
     steps = config.optim.epochs * config.optim.steps_per_epoch
-    learner.learn(until_step=steps, stepped=lambda step, rate: onlooker.stepped(name, step, rate))
+    learner.learn(until_step=steps, stepped=lambda step, rate: callbacks.stepped(name, step, rate))
     history = learner.state.history
     result = LossResult(
         loss=config.loss,
@@ -253,12 +258,15 @@ def summary_row(result: LossResult) -> dict[str, Any]:
 
 
 def _summary(experiment: Overfit) -> dict[str, Any]:
-    claims = [{"claim": v.claim.text, "outcome": v.outcome, "reason": v.reason} for v in experiment.verdicts]
+    hypotheses = [
+        {"hypothesis": v.hypothesis.text, "outcome": v.outcome, "reason": v.reason}
+        for v in experiment.verdicts
+    ]
     return {
         "case": experiment.subject.case_id,
         "tumour_share_of_liver": experiment.subject.tumour_share,
         "tumour_voxels_of_grid": experiment.subject.tumour_voxels,
         "learnt_means_tumour_dice": LEARNT_DICE,
         "losses": list(map(summary_row, experiment.results)),
-        "claims": claims,
+        "hypotheses": hypotheses,
     }

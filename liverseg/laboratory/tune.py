@@ -35,7 +35,7 @@ SETTINGS, RESULTS, HEAT_MAPS = "settings", "results.csv", "heat_maps.png"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Onlooker:
+class LaboratoryCallbacks:
     """Told about progress."""
 
     warned: Callable[[str], None]
@@ -90,7 +90,7 @@ def tune(
     settings: Sequence[Setting],
     halving: Halving,
     jobs: int,
-    onlooker: Onlooker,
+    callbacks: LaboratoryCallbacks,
 ) -> Tuning:
     """Try ``settings`` on the case of ``config``, and write what comes out.
 
@@ -117,17 +117,17 @@ def tune(
     ends = halving.ends()
     (case_id,) = config.data.train_cases
     subject = find_subject(store, case_id)
-    begin(run, _asked(store, subject, config, settings, halving), config, warned=onlooker.warned)
+    begin(run, _asked(store, subject, config, settings, halving), config, warned=callbacks.warned)
     if not subject.tumour_voxels:
-        onlooker.warned(f"{case_id}: {subject_text(subject)}")
+        callbacks.warned(f"{case_id}: {subject_text(subject)}")
     (run / SETTINGS).mkdir(exist_ok=True)
     attempts = {setting: Attempt(setting=setting) for setting in settings}
     left = list(settings)
     for rung, end in enumerate(ends, 1):
-        onlooker.entered(rung, len(left))
-        for attempt in _rung(store, run, config, left, end=end, jobs=jobs, onlooker=onlooker):
+        callbacks.entered(rung, len(left))
+        for attempt in _rung(store, run, config, left, end=end, jobs=jobs, callbacks=callbacks):
             attempts[attempt.setting] = attempt
-            onlooker.advanced(attempt, rung, end)
+            callbacks.advanced(attempt, rung, end)
         _write(run, _tuning(subject, attempts), config, ends)
         going_on = survivors([attempts[s] for s in left], end=end, count=halving.kept(len(left)))
         for setting in left if end == ends[-1] else set(left) - set(going_on):
@@ -170,7 +170,7 @@ def _rung(
     *,
     end: int,
     jobs: int,
-    onlooker: Onlooker,
+    callbacks: LaboratoryCallbacks,
 ) -> Iterator[Attempt]:
     """Each setting when it has come to ``end``: first those that have already."""
     todo = []
@@ -181,7 +181,7 @@ def _rung(
         else:
             todo.append(setting)
     own = jobs == 1 or len(todo) <= 1  # then nothing is sent to another process
-    task = partial(_advance, store.path, run, config, end=end, stepped=onlooker.stepped if own else _nothing)
+    task = partial(_advance, store.path, run, config, end=end, stepped=callbacks.stepped if own else _nothing)
     with closing(run_parallel(task, todo, jobs=jobs)) as outcomes:
         for outcome in outcomes:
             yield _failed(run, outcome) if isinstance(outcome, Failure) else outcome

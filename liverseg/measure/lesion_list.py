@@ -37,7 +37,7 @@ class Lesion:
 
 
 def list_lesions(pred_zyx: Mask, truth_zyx: Mask | None, spacing_zyx_mm: Spacing) -> tuple[Lesion, ...]:
-    """The lesions of a case: what was missed first, then what was invented, then the rest; large before small.
+    """The lesions of a case: what was missed first, then the false positives, then the rest; large before small.
 
     Matched one to one by IoU, as the counts of ``score_lesions`` at IoU > 0 are.
 

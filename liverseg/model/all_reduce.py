@@ -26,7 +26,7 @@ def all_reduce_sum(values: Tensor) -> Tensor:
     return result
 
 
-def log_total_exp(log_values: Tensor) -> Tensor:
+def all_reduce_logsumexp(log_values: Tensor) -> Tensor:
     """log Σ exp over devices, without under- or overflow; one of -∞ adds nothing, and all may not be."""
     if devices() == 1:
         return log_values

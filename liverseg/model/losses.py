@@ -39,7 +39,7 @@ from torch import Tensor
 
 from data_cache.errors import ConfigError
 from data_cache.records import STRICT
-from liverseg.model.all_reduce import all_reduce_sum, devices, log_total_exp
+from liverseg.model.all_reduce import all_reduce_logsumexp, all_reduce_sum, devices
 
 LossName = Literal[
     "dice_focal", "dice", "generalised_dice", "tp_tn_dice", "focal", "thresholded_dice", "dice_cross_entropy"
@@ -275,7 +275,7 @@ def _log_overlap(log_p: Tensor, g: Tensor, config: LossConfig) -> Tensor:
     log_shared = torch.minimum(log_p, log_g) if config.used_overlap == "semimetric" else log_p + log_g
     log_here = torch.logsumexp(log_shared, dims)
     if sums == "devices":
-        log_here = log_total_exp(torch.where(none_here.squeeze(dims) & ~absent, -math.inf, log_here))
+        log_here = all_reduce_logsumexp(torch.where(none_here.squeeze(dims) & ~absent, -math.inf, log_here))
     log_shared = torch.where(absent, _log(REFERENCE_SHARE * voxels), log_here)
     return math.log(2) + log_shared - (both + 2 * REFERENCE_SHARE * voxels * absent).log()
 
