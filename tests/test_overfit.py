@@ -369,7 +369,7 @@ IN_100 = Hypothesis(loss="dice_focal", learns=True, within=100)
 
 
 @pytest.mark.parametrize(
-    ("claim", "points", "outcome", "reason"),
+    ("hypothesis", "points", "outcome", "reason"),
     [
         (NOT_IN_300, curve(*[0.49] * 30), "confirmed", "was 0.490 at most within 300 steps"),
         (NOT_IN_300, curve(*[0.49] * 29, 0.5), "refuted", "reached 0.5 at step 300"),

@@ -58,7 +58,7 @@ def grid(*rates: float, config: TrainConfig | None = None) -> tuple[Setting, ...
 
 
 def tried(world: TinyWorld, run: Path, settings: Sequence[Setting], **options: Any) -> Tuning:
-    options = {"jobs": 1, "halving": HALVING, "onlooker": SILENT, **options}
+    options = {"jobs": 1, "halving": HALVING, "callbacks": SILENT, **options}
     return tune(world.store, run, tiny_tuning(halving=options["halving"]), settings=settings, **options)
 
 

@@ -109,7 +109,7 @@ def overfit(
         run: Gets config.toml, losses/NAME.json and NAME.png, curves.csv and .png, table.csv, summary.json.
         config: From ``experiment_config``; its loss is not looked at.
         losses: From ``loss_configs``.
-        onlooker: Told about progress.
+        callbacks: Told about progress.
 
     Raises:
         RunError: ``run`` was begun with something else.

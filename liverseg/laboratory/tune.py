@@ -104,7 +104,7 @@ def tune(
         settings: From ``settings_of``.
         halving: When who stops; its steps are those of ``config``.
         jobs: Processes.
-        onlooker: Told about progress.
+        callbacks: Told about progress.
 
     Raises:
         RunError: ``run`` was begun with something else.
