@@ -204,7 +204,7 @@ def test_a_real_liver_comes_back(real_data: Path, tmp_path: Path) -> None:
     assert result.liver is not None
     assert result.nearest_liver is not None
     assert result.liver >= 0.99
-    assert result.nearest_liver < 0.985
+    assert result.nearest_liver < result.liver - 0.005  # the usual way, on the same box
 
 
 @given(
