@@ -32,7 +32,7 @@ errors = _console(stderr=True)
 
 
 def say(text: str, *, style: str = "") -> None:
-    """Print a line as it is: brackets in file names are no markup."""
+    """Print a line as it is: brackets in file names are not markup."""
     console.print(escape(visible(text)), style=style)
 
 
@@ -47,7 +47,7 @@ def warn(text: str) -> None:
 
 
 def progress_bar() -> Progress:
-    """A bar with count, elapsed and remaining time; invisible where the output is no terminal."""
+    """A bar with count, elapsed and remaining time; invisible where the output is not a terminal."""
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),

@@ -347,7 +347,7 @@ def test_options_that_would_do_nothing_are_refused() -> None:
             tiny_experiment(more=[override])
     with pytest.raises(ConfigError, match="adds a loss of its own"):
         tiny_experiment(more=["model.stochastic=ssn"])
-    with pytest.raises(ConfigError, match="--steps 7 is no multiple of --every 2"):
+    with pytest.raises(ConfigError, match="--steps 7 is not a multiple of --every 2"):
         tiny_experiment(steps=7)
     with pytest.raises(ConfigError, match="'dice,dise'.*generalised_dice"):
         choose_losses("dice,dise")

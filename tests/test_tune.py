@@ -309,7 +309,7 @@ def test_what_the_grid_decides_cannot_be_set(tiny_world: TinyWorld, tmp_path: Pa
     assert "--set loss.gamma=2: the experiment itself decides loss.gamma" in result.output
     wrong = CliRunner().invoke(main, command(tiny_world, tmp_path / "run", "--gammas", "1,x"))
     assert wrong.exit_code == 2
-    assert "'1,x' are no numbers with commas between" in wrong.output
+    assert "comma-separated numbers such as 0.1,0.01, got '1,x'" in wrong.output
 
 
 @pytest.mark.slow

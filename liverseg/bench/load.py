@@ -1,4 +1,4 @@
-"""``liverseg bench load``: samples a second from the cache to the device, beside the libraries that are installed."""
+"""``liverseg bench load``: samples per second from the cache to the device, beside the libraries that are installed."""
 
 from __future__ import annotations
 

@@ -117,7 +117,7 @@ def _monai_basic(channels: tuple[int, ...]) -> nn.Module:
 
 
 def _monai_unet(channels: tuple[int, ...]) -> nn.Module:
-    """Strided convolutions, one a level: a fraction of the work."""
+    """Strided convolutions, one per level: a fraction of the work."""
     from monai.networks.nets import UNet as Strided
 
     network: nn.Module = Strided(3, 1, 3, channels=channels, strides=(2,) * (len(channels) - 1), norm="batch")

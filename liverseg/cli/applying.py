@@ -52,7 +52,9 @@ ANY = click.Path(path_type=Path)
     type=FILE,
     help="A calibration.json of `liverseg evaluate --calibrate`: applied to the uncertainty maps and volume intervals.",
 )
-@click.option("--force", is_flag=True, help="Segment what is no CT in HU, or of an impossible grid, too.")
+@click.option(
+    "--force", is_flag=True, help="Also segment what is not a CT in HU, or lies on an impossible grid."
+)
 def predict(
     run: Path,
     scans: tuple[Path, ...],

@@ -34,7 +34,7 @@ class Numbers(click.ParamType[tuple[float, ...]]):
         try:
             return tuple(float(part) for part in value.split(","))
         except ValueError:
-            self.fail(f"{value!r} are no numbers with commas between, such as 0.1,0.01", param, ctx)
+            self.fail(f"expected comma-separated numbers such as 0.1,0.01, got {value!r}", param, ctx)
 
 
 CONFIG = click.option(

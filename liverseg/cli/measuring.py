@@ -232,7 +232,7 @@ def _print_timings(title: str, timings: Sequence[Timing]) -> None:
         (t.name, f"{1000 * t.seconds:.2f}", f"{1 / t.seconds:.1f}", f"{t.seconds / timings[0].seconds:.1f}×")
         for t in timings
     )
-    console.print(table(title, ("", "ms a sample", "samples/s", f"of {timings[0].name}"), rows))
+    console.print(table(title, ("", "ms per sample", "samples/s", f"of {timings[0].name}"), rows))
 
 
 def _print_train(
@@ -262,7 +262,7 @@ def _print_train(
         )
         for step in steps
     )
-    headers = ("", "batch", "ms a step", "of liverseg", "samples/s", "of matmul peak", "peak MiB")
+    headers = ("", "batch", "ms per step", "of liverseg", "samples/s", "of matmul peak", "peak MiB")
     dtype = DTYPE_NAMES[autocast_dtype("auto", device) or torch.float32]
     console.print(table(f"steps at {base} channels on {device} in {dtype}", headers, rows))
     whole = measure_whole(store, device, base_channels=base, batch_size=2, steps=50 if on_gpu else 4)

@@ -151,11 +151,11 @@ def experiment_config(
         tried: Further keys that the experiment decides, besides ``GIVEN``.
 
     Raises:
-        ConfigError: ``steps`` is no multiple of ``every``, an override is of something that the experiment decides,
+        ConfigError: ``steps`` is not a multiple of ``every``, an override is of something that the experiment decides,
             or what ``load_config`` finds.
     """
     if steps % every:
-        raise ConfigError(f"--steps {steps} is no multiple of --every {every}")
+        raise ConfigError(f"--steps {steps} is not a multiple of --every {every}")
     for override in overrides:
         key = override.partition("=")[0].strip()
         decided = next((given for given in (*GIVEN, *tried) if _overlap(key, given)), None)
@@ -204,7 +204,7 @@ class Learner:
 
         Args:
             until_step: Counted from the beginning; a multiple of the steps between two points.
-            stepped: Told the step and the steps a second.
+            stepped: Told the step and the steps per second.
         """
         optim, state = self._trainer.config.optim, self.state
 

@@ -78,7 +78,7 @@ class LaboratoryCallbacks:
     """Told about progress."""
 
     warned: Callable[[str], None]
-    stepped: Callable[[str, int, float], None]  # loss, step, steps a second
+    stepped: Callable[[str, int, float], None]  # loss, step, steps per second
     finished: Callable[[LossResult], None]  # also of what was there already
 
 

@@ -72,7 +72,7 @@ class LossConfig:
             with 1. ``focal`` alone is usually given 2.
         overlap: Which t and n the losses with a Dice term have; see the module. Not given: ``USUAL_OVERLAP``.
         cross_entropy: Weight of the cross-entropy that is added to the loss. Not given: ``USUAL_CROSS_ENTROPY``.
-        class_weights: w, one number a class: background, liver, tumour.
+        class_weights: w, one number per class: background, liver, tumour.
         sums: Over the ``batch``, in which fewer classes are absent, or over each ``sample``, then averaged. Over
             ``devices`` is over the batches of all devices of a run, the same as ``batch`` where there is one:
             training does so in place of ``batch``.

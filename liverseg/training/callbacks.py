@@ -17,7 +17,7 @@ class Callbacks:
     """What is called while training runs; the command line draws a live line with it."""
 
     started: Callable[[str], None]
-    stepped: Callable[[int, int, float], None]  # epoch, step within it, samples a second
+    stepped: Callable[[int, int, float], None]  # epoch, step within it, samples per second
     finished_epoch: Callable[[Row], None]
 
 
