@@ -34,7 +34,7 @@ def facts(**hu: int) -> DensityFacts:
 
 def test_facts_by_hand() -> None:
     # Of the core of 18³ the tumour is 512 / 5832, more than 1 %: the 1st percentile is its HU.
-    assert facts() == DensityFacts(liver_hu=100, low_hu=-60, high_hu=0, around_hu=-80)
+    assert facts() == DensityFacts(liver_hu=100, low_hu=-60, high_hu=0, around_hu=-80, grain_hu=0)
     image, label = a_scan()
     assert measure_density(image, np.zeros_like(label), SPACING_MM) is None
 
@@ -43,10 +43,28 @@ def test_a_tumour_denser_than_any_deviates_and_an_ordinary_one_does_not() -> Non
     training = [facts(liver_hu=100 + d, tumour_hu=40 + d) for d in (-10, -5, 0, 5, 10)]
     reference = DensityReference.of(training)
     assert reference is not None
-    assert reference.mean_hu == (100, -60, 0, -80)
+    assert reference.mean_hu == (100, -60, 0, -80, 0)
     assert reference.deviation(facts(liver_hu=103, tumour_hu=43)) < 1
     # 99th percentile 60 HU above the median, where it was 0 in training: 60 over the lowest deviation counted.
-    assert reference.deviation(facts(tumour_hu=160)) == pytest.approx(60 / LOWEST_SD_HU)
+    assert reference.deviation(facts(tumour_hu=160)) == pytest.approx(60 / LOWEST_SD_HU[2])
     assert reference.deviation(facts(liver_hu=0, tumour_hu=-60)) > 5
     assert reference.deviation(None) == NO_LIVER_DEVIATION
     assert DensityReference.of(training[:2]) is None
+
+
+def test_more_noise_than_in_training_deviates() -> None:
+    rng = np.random.default_rng(0)
+    image, label = a_scan()
+
+    def noisy(sd_hu: float) -> DensityFacts:
+        found = measure_density(
+            (image + rng.normal(0, sd_hu, image.shape)).astype(np.int16), label, SPACING_MM
+        )
+        assert found is not None
+        return found
+
+    reference = DensityReference.of([noisy(sd_hu) for sd_hu in (4, 4.5, 5, 5.5, 6)])
+    assert reference is not None
+    # The median of |difference| of two normal values is 0.95 of their standard deviation.
+    assert noisy(10).grain_hu == pytest.approx(9.5, rel=0.1)
+    assert reference.deviation(noisy(5)) < 3 < reference.deviation(noisy(10))
