@@ -27,7 +27,7 @@ ANY = click.Path(path_type=Path)
 )
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, …")
 @click.option("--fast", is_flag=True, help="Run the coarse pass only: one pass over the whole scan.")
-@click.option("--tta", is_flag=True, help="Average three passes over different depth windows.")
+@click.option("--tta", is_flag=True, help="Average three passes over boxes of different size.")
 @click.option(
     "--samples",
     default=0,

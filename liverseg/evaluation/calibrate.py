@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from data_cache.errors import CacheError, ConfigError, LiversegError
 from data_cache.reader import CacheStore
-from liverseg.evaluation.uncertainty import NativeCase, near_voxels
+from liverseg.evaluation.raw_case import native_case, native_label, read_raw_case
+from liverseg.evaluation.uncertainty import near_voxels
 from liverseg.inference.calibration import Calibration
 from liverseg.inference.segment import Predictor, segment
 from liverseg.inference.uncertainty_files import summarise_uncertainty
@@ -20,10 +21,6 @@ from liverseg.measure.selective import fit_widening
 from liverseg.measure.summary import CLASSES
 from liverseg.measure.uncertainty import VolumeInterval
 from liverseg.training.split import Split
-from pipeline.labels import read_label
-from pipeline.nifti import to_canonical
-from pipeline.prepare import read_scan
-from pipeline.restore import native_labels, one_thread
 
 MAX_VOXELS = (
     100_000  # of a case, drawn at random: one temperature needs no more, and 512×512×500 has 10 million
@@ -119,28 +116,13 @@ class _CalibrationCase:
 
 
 def _calibration_case(predictor: Predictor, store: CacheStore, case_id: str, raw: Path) -> _CalibrationCase:
-    meta = store.meta(case_id)
-    if meta.label is None:
-        raise CacheError(f"{store.path}: case {case_id} has no label")
-    truth = read_label(raw / meta.label.path)
-    meta.label.require_content(raw / meta.label.path, truth.sha256)
-    scan = read_scan(raw / meta.image.path, predictor.spec)
-    meta.image.require_content(raw / meta.image.path, scan.sha256)
-    found = segment(scan, predictor)
-    assert found.samples_nczyx is not None
-    box, header = found.box or scan.scan_box, truth.header
-    with one_thread():
-        labels_kji = np.concatenate(list(native_labels(found.foreground_czyx, box, header)))
-    case = NativeCase(
-        samples_nczyx=found.samples_nczyx,
-        box=box,
-        header=header,
-        predicted_zyx=to_canonical(labels_kji, header.axes_kji),
-        truth_zyx=truth.label_zyx,
-    )
+    raw_case = read_raw_case(case_id, store, raw, predictor.spec)
+    found = segment(raw_case.scan, predictor)
+    box, header = found.box or raw_case.scan.scan_box, raw_case.label_header
+    case = native_case(found, native_label(found.foreground_czyx, box, header), raw_case)
     foreground_cv, truth_v = near_voxels(case)
     at = np.random.default_rng(0).permutation(truth_v.size)[:MAX_VOXELS]
-    summary = summarise_uncertainty(found.samples_nczyx, box, scan.header)
+    summary = summarise_uncertainty(case.samples_nczyx, box, raw_case.scan.header)
     voxel_ml = header.grid.voxel_volume_ml
     return _CalibrationCase(
         case_id=case_id,
@@ -148,7 +130,7 @@ def _calibration_case(predictor: Predictor, store: CacheStore, case_id: str, raw
         truth_v=truth_v[at],
         intervals={"liver": summary.liver_ml, "tumour": summary.tumour_ml},
         truth_ml={
-            "liver": int(np.count_nonzero(truth.label_zyx)) * voxel_ml,
-            "tumour": int(np.count_nonzero(truth.label_zyx == 2)) * voxel_ml,
+            "liver": int(np.count_nonzero(case.truth_zyx)) * voxel_ml,
+            "tumour": int(np.count_nonzero(case.truth_zyx == 2)) * voxel_ml,
         },
     )

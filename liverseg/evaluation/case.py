@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from data_cache.errors import CacheError
 from data_cache.geometry import Box, Grid
 from data_cache.reader import CacheStore
 from data_cache.schema import FRACTION_ONE, View
+from liverseg.evaluation.raw_case import RawCase, native_case, native_label, read_raw_case
 from liverseg.evaluation.uncertainty import CaseUncertainty, NativeCase, evaluate_uncertainty
 from liverseg.inference.calibration import Calibration
 from liverseg.inference.plausible import judge_segmentation
@@ -20,10 +20,6 @@ from liverseg.inference.uncertainty_files import summarise_segmentation
 from liverseg.measure.overlap import DiceCounts, dice_counts
 from liverseg.measure.plausibility import Plausibility
 from liverseg.measure.summary import LabelScores, score_labels
-from pipeline.labels import read_label
-from pipeline.nifti import VolumeHeader, to_canonical
-from pipeline.prepare import HeldScan, read_scan
-from pipeline.restore import native_labels, one_thread
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,15 +77,6 @@ class EvaluatedCase:
     native: NativeCase | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _RawCase:
-    """The two raw files of a case, each read once and checked to be what the cache was built from."""
-
-    scan: HeldScan
-    truth_zyx: NDArray[np.uint8]
-    label_header: VolumeHeader
-
-
 def evaluate_case(
     case_id: str,
     predictor: Predictor,
@@ -113,28 +100,24 @@ def evaluate_case(
         CacheError: The case has no label, or a raw file is not the one that the cache was built from.
         VolumeError: A raw file cannot be read.
     """
-    case = _read(case_id, predictor, store, raw)
+    case = read_raw_case(case_id, store, raw, predictor.spec)
     header, truth_zyx = case.label_header, case.truth_zyx
     found = segment(case.scan, predictor)
     box = found.box or case.scan.scan_box
-    predicted_zyx = _native(found.foreground_czyx, box, header)
+    predicted_zyx = native_label(found.foreground_czyx, box, header)
     scores = score_labels(predicted_zyx, truth_zyx, header.grid.spacing_zyx_mm)
-    native = uncertainty = None
-    if found.samples_nczyx is not None:
-        native = NativeCase(
-            samples_nczyx=found.samples_nczyx,
-            box=box,
-            header=header,
-            predicted_zyx=predicted_zyx,
-            truth_zyx=truth_zyx,
-        )
-        uncertainty = evaluate_uncertainty(
+    native = None if found.samples_nczyx is None else native_case(found, predicted_zyx, case)
+    uncertainty = (
+        None
+        if native is None
+        else evaluate_uncertainty(
             case_id,
             native,
             scores,
             summary=summarise_segmentation(found, case.scan, predictor.training),
             calibration=calibration,
         )
+    )
     evaluation = CaseEvaluation(
         case_id=case_id,
         trained_on=trained_on,
@@ -158,24 +141,7 @@ def evaluate_case(
     )
 
 
-def _read(case_id: str, predictor: Predictor, store: CacheStore, raw: Path) -> _RawCase:
-    meta = store.meta(case_id)
-    if meta.label is None:
-        raise CacheError(f"{store.path}: case {case_id} has no label")
-    truth = read_label(raw / meta.label.path)
-    meta.label.require_content(raw / meta.label.path, truth.sha256)
-    scan = read_scan(raw / meta.image.path, predictor.spec)
-    meta.image.require_content(raw / meta.image.path, scan.sha256)
-    return _RawCase(scan=scan, truth_zyx=truth.label_zyx, label_header=truth.header)
-
-
-def _native(foreground_czyx: NDArray[np.float32], box: Box, header: VolumeHeader) -> NDArray[np.uint8]:
-    with one_thread():
-        labels_kji = np.concatenate(list(native_labels(foreground_czyx, box, header)))
-    return to_canonical(labels_kji, header.axes_kji)
-
-
-def _label_crop(case_id: str, predictor: Predictor, store: CacheStore, case: _RawCase) -> CropDice | None:
+def _label_crop(case_id: str, predictor: Predictor, store: CacheStore, case: RawCase) -> CropDice | None:
     meta = store.meta(case_id)
     if "liver" not in meta.boxes:
         return None
@@ -183,16 +149,16 @@ def _label_crop(case_id: str, predictor: Predictor, store: CacheStore, case: _Ra
     foreground_czyx = keep_large_components(
         predictor.foreground(view.image_zyx), voxel_volume_ml=view.grid.voxel_volume_ml
     )
-    return _crop_dice(_native(foreground_czyx, meta.boxes["liver"], case.label_header), case.truth_zyx)
+    return _crop_dice(native_label(foreground_czyx, meta.boxes["liver"], case.label_header), case.truth_zyx)
 
 
-def _ceiling(case_id: str, store: CacheStore, case: _RawCase) -> CropDice | None:
+def _ceiling(case_id: str, store: CacheStore, case: RawCase) -> CropDice | None:
     meta = store.meta(case_id)
     fractions = store.read(case_id, "liver").fractions_czyx if "liver" in meta.boxes else None
     if fractions is None:
         return None
     foreground_czyx = fractions.astype(np.float32) / np.float32(FRACTION_ONE)
-    return _crop_dice(_native(foreground_czyx, meta.boxes["liver"], case.label_header), case.truth_zyx)
+    return _crop_dice(native_label(foreground_czyx, meta.boxes["liver"], case.label_header), case.truth_zyx)
 
 
 def _crop_dice(predicted_zyx: NDArray[np.uint8], truth_zyx: NDArray[np.uint8]) -> CropDice:
