@@ -14,7 +14,7 @@ from oracle import oracle
 from tiny import SPEC, TinyWorld
 
 from liverseg.inference.inputs import ScanInput
-from liverseg.inference.predict import Prediction, predict_scan
+from liverseg.inference.predict import Prediction, PredictOptions, predict_scan
 from liverseg.inference.segment import Predictor, segment
 from pipeline.nifti import read_canonical
 from pipeline.prepare import read_scan
@@ -41,7 +41,7 @@ def predict(
         predictor = oracle(np.asarray(turned.dataobj).transpose(2, 1, 0), patch)
         scan = ScanInput(name="scan", path=path, is_dicom=False)
         # By force: a slice that is repeated a hundred times is not what a body looks like.
-        prediction = predict_scan(scan, folder / "out", predictor, force=True)
+        prediction = predict_scan(scan, folder / "out", predictor, PredictOptions(force=True))
     written = nib.Nifti1Image.from_filename(prediction.label)
     np.testing.assert_allclose(written.affine, affine, atol=1e-5)
     return prediction, np.asarray(written.dataobj)

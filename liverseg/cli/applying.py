@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -13,6 +13,11 @@ from data_cache.errors import LiversegError
 from data_cache.text import pluralise, visible
 from liverseg.cli.common import DRAWN, FILE, FOLDER, in_debug
 from liverseg.cli.failures import in_words
+
+if TYPE_CHECKING:
+    from liverseg.inference.inputs import ScanInput
+    from liverseg.inference.predict import Prediction, PredictOptions
+    from liverseg.inference.segment import Predictor
 
 ANY = click.Path(path_type=Path)
 
@@ -88,12 +93,9 @@ def predict(
              liverseg predict runs/ssn scan1.nii.gz --out segmentations --samples 16
              liverseg predict runs/a --with runs/b --with runs/c scan1.nii.gz --out segmentations --samples 3
     """
-    from data_cache.files import write_csv
-    from data_cache.outputs import csv_mark, require_replaceable
-    from liverseg.console import complain, progress_bar, say, warn
     from liverseg.inference.calibration import Calibration
     from liverseg.inference.inputs import find_scans
-    from liverseg.inference.predict import STATISTICS, predict_scan
+    from liverseg.inference.predict import PredictOptions
     from liverseg.inference.segment import load_predictor
 
     if tta and (fast or samples):
@@ -103,56 +105,74 @@ def predict(
     if dicom_seg:
         _check_dicom_seg(scans)
     predictor = load_predictor(run, *others, device=device, fast=fast, tta=tta, samples=samples)
+    _warn_of_networks(predictor, samples)
+    options = PredictOptions(
+        preview=preview,
+        statistics=statistics,
+        dicom_seg=dicom_seg,
+        series=series,
+        force=force,
+        calibration=None if calibration is None else Calibration.load(calibration, predictor.spec),
+    )
+    _predict_all(find_scans(scans), out, predictor, options)
+
+
+def _warn_of_networks(predictor: Predictor, samples: int) -> None:
+    from liverseg.console import warn
+
     if predictor.n_drawn != samples:
         warn(DRAWN.format(predictor.n_drawn, samples))
     for member in predictor.members:
         if member.training is not None and member.training.phantom:
             warn(f"{member.source}: trained on {member.training.line()}, not on patients")
-    fitted = None if calibration is None else Calibration.load(calibration, predictor.spec)
-    if statistics:
+
+
+def _predict_all(
+    scans: Sequence[ScanInput], out: Path, predictor: Predictor, options: PredictOptions
+) -> None:
+    """Segment one scan after another; one that fails costs itself, and the exit code."""
+    from data_cache.files import write_csv
+    from data_cache.outputs import csv_mark, require_replaceable
+    from liverseg.console import complain, progress_bar, say, warn
+    from liverseg.inference.predict import STATISTICS, predict_scan
+
+    if options.statistics:
         require_replaceable(out / STATISTICS, csv_mark("scan", "liver_ml"), command="predict")
-    found = find_scans(scans)
-    failures, doubtful, rows = 0, list[str](), list[dict[str, Any]]()
+    done: list[Prediction] = []
     with progress_bar() as bar:
-        task = bar.add_task("predict", total=len(found), note="")
-        for scan in found:
+        task = bar.add_task("predict", total=len(scans), note="")
+        for scan in scans:
             bar.update(task, note=visible(scan.name))
             try:
-                result = predict_scan(
-                    scan,
-                    out,
-                    predictor,
-                    preview=preview,
-                    statistics=statistics,
-                    dicom_seg=dicom_seg,
-                    series=series,
-                    force=force,
-                    calibration=fitted,
-                )
+                done.append(predict_scan(scan, out, predictor, options))
             except Exception as failure:  # of whatever kind: one scan must not end a night's batch
                 if not isinstance(failure, LiversegError) and in_debug():
                     raise
                 complain(in_words(failure, "predict", about=str(scan.path)))
-                failures += 1
             else:
-                for note in result.notes:
-                    warn(f"{scan.path}: {note}")
-                for reason in result.plausibility.reasons:
-                    warn(f"{scan.path}: not plausible: {reason}")
-                if not result.plausibility.plausible:
-                    doubtful.append(scan.name)
-                rows.append(result.row())
-                say(result.line())
+                _print_prediction(scan, done[-1])
             bar.update(task, advance=1)
+    rows = [prediction.row() for prediction in done]
     if len(rows) > 1:
         _print_rows(rows)
-    if statistics and rows:
+    if options.statistics and rows:
         write_csv(out / STATISTICS, rows)
         say(f"wrote {out / STATISTICS}")
+    doubtful = [p.label.name.removesuffix(".nii.gz") for p in done if not p.plausibility.plausible]
     if doubtful:
-        warn(f"not plausible, {len(doubtful)} of {pluralise(len(found), 'scan')}: {', '.join(doubtful)}")
-    if failures:
+        warn(f"not plausible, {len(doubtful)} of {pluralise(len(scans), 'scan')}: {', '.join(doubtful)}")
+    if len(done) < len(scans):
         sys.exit(1)
+
+
+def _print_prediction(scan: ScanInput, prediction: Prediction) -> None:
+    from liverseg.console import say, warn
+
+    for note in prediction.notes:
+        warn(f"{scan.path}: {note}")
+    for reason in prediction.plausibility.reasons:
+        warn(f"{scan.path}: not plausible: {reason}")
+    say(prediction.line())
 
 
 def _print_rows(rows: Sequence[Mapping[str, Any]]) -> None:

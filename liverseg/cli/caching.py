@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from data_cache.schema import CacheSchema, Crop
     from pipeline.build import CaseResult
+    from pipeline.decathlon import RawDataSet
     from pipeline.workers import RunningTask
 
 TIMEOUT_S = 600.0  # a case takes about a second
@@ -92,19 +93,14 @@ def preprocess(
              liverseg preprocess data/Task03_Liver data/liver.zarr --backend dask --scheduler tcp://10.0.0.1:8786
     """
     from data_cache.schema import PreprocessSpec
-    from liverseg.console import complain, progress_bar, say, warn
+    from liverseg.console import progress_bar, warn
     from pipeline.build import build, physical_cores
-    from pipeline.decathlon import NO_CASE_ID, RENAME, read_data_set, take_shard
+    from pipeline.decathlon import read_data_set, take_shard
     from pipeline.workers import WorkerOptions
 
     _check_backend(backend, scheduler, jobs=jobs, timeout_s=timeout_s)
     data_set = read_data_set(raw)
-    for note in data_set.notes:
-        warn(f"{raw}: {note}")
-    for path in data_set.unlisted:
-        warn(f"{path}: ignored: not in dataset.json")
-    for case in data_set.misnamed:
-        complain(f"{case.image}: {NO_CASE_ID}: {RENAME}")
+    _print_oddities(raw, data_set)
     if shard is not None:
         data_set = take_shard(data_set, *shard)
     with progress_bar() as bar:
@@ -130,9 +126,27 @@ def preprocess(
             verify_sources=verify_sources,
             force=force,
         )
+    _print_outcomes(cache, results, misnamed=len(data_set.misnamed))
+
+
+def _print_oddities(raw: Path, data_set: RawDataSet) -> None:
+    from liverseg.console import complain, warn
+    from pipeline.decathlon import NO_CASE_ID, RENAME
+
+    for note in data_set.notes:
+        warn(f"{raw}: {note}")
+    for path in data_set.unlisted:
+        warn(f"{path}: ignored: not in dataset.json")
+    for case in data_set.misnamed:
+        complain(f"{case.image}: {NO_CASE_ID}: {RENAME}")
+
+
+def _print_outcomes(cache: Path, results: Sequence[CaseResult], *, misnamed: int) -> None:
+    from liverseg.console import say
+
     outcomes = [result.outcome for result in results]
     done, skipped, failed = (outcomes.count(o) for o in ("done", "skipped", "failed"))
-    failed += len(data_set.misnamed)
+    failed += misnamed
     were = "was" if skipped == 1 else "were"
     say(f"{cache}: {pluralise(done, 'case')} built, {skipped} {were} up to date, {failed} failed")
     if failed:

@@ -98,56 +98,53 @@ class Prediction:
         return volumes if self.plausibility.plausible else f"NOT PLAUSIBLE: {volumes}"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PredictOptions:
+    """What is written beside a label, and what is taken for a scan.
+
+    Attributes:
+        preview: Also write ``NAME.png``, a picture.
+        statistics: Also write ``NAME.json``, volumes and times.
+        dicom_seg: Also write ``NAME_seg.dcm``; the scan must be a DICOM series.
+        series: SeriesInstanceUID to take, where the DICOM files are of several series.
+        force: Also segment what is not a CT in HU, or has an impossible grid.
+        calibration: Applied to the uncertainty, with samples.
+    """
+
+    preview: bool = False
+    statistics: bool = False
+    dicom_seg: bool = False
+    series: str | None = None
+    force: bool = False
+    calibration: Calibration | None = None
+
+
+LABEL_ALONE = PredictOptions()
+
+
 def predict_scan(
-    scan: ScanInput,
-    out: Path,
-    predictor: Predictor,
-    *,
-    preview: bool = False,
-    statistics: bool = False,
-    dicom_seg: bool = False,
-    series: str | None = None,
-    force: bool = False,
-    calibration: Calibration | None = None,
+    scan: ScanInput, out: Path, predictor: Predictor, options: PredictOptions = LABEL_ALONE
 ) -> Prediction:
     """Segment a scan and write ``out/NAME.nii.gz``, where NAME is the scan's.
+
+    With samples, the folder ``NAME_uncertainty`` is also written: see ``write_uncertainty``.
 
     Args:
         scan: What to segment.
         out: Folder of the label; made if it is missing.
         predictor: The networks.
-        preview: Also write ``NAME.png``, a picture.
-        statistics: Also write ``NAME.json``, volumes and times.
-        dicom_seg: Also write ``NAME_seg.dcm``; the scan must be a DICOM series.
-        series: SeriesInstanceUID to take, where the DICOM files are of several series.
-        force: Segment what is not a CT in HU, or has an impossible grid, too.
-        calibration: Applied to the uncertainty, with samples.
-
-    With samples, the folder ``NAME_uncertainty`` is also written: see ``write_uncertainty``.
+        options: What else is written.
 
     Raises:
         VolumeError: The scan cannot be read, or its label would overwrite it.
         ImplausibleScanError: The scan is not a CT in HU on a believable grid, and ``force`` is not set.
         OutputError: A file would be replaced that ``liverseg predict`` did not write.
     """
-    options = {"preview": preview, "statistics": statistics, "dicom_seg": dicom_seg}
-    for path, mark in _outputs(out, scan.name, samples=predictor.samples > 0, **options):
+    for path, mark in _outputs(out, scan.name, options, samples=predictor.samples > 0):
         require_replaceable(path, mark, command="predict")
     started = time.perf_counter()
-    with scan.as_nifti(series=series, force=force, scratch=out) as nifti:
-        return _predict_file(
-            nifti,
-            scan,
-            out,
-            predictor,
-            preview=preview,
-            statistics=statistics,
-            dicom_seg=dicom_seg,
-            series=series,
-            force=force,
-            started=started,
-            calibration=calibration,
-        )
+    with scan.as_nifti(series=options.series, force=options.force, scratch=out) as nifti:
+        return _predict_file(nifti, scan, out, predictor, options, started=started)
 
 
 def _predict_file(
@@ -155,14 +152,9 @@ def _predict_file(
     scan: ScanInput,
     out: Path,
     predictor: Predictor,
+    options: PredictOptions,
     *,
-    preview: bool,
-    statistics: bool,
-    dicom_seg: bool,
-    series: str | None,
-    force: bool,
     started: float,
-    calibration: Calibration | None,
 ) -> Prediction:
     label = out / f"{scan.name}.nii.gz"
     # Not Path.resolve, which raises on a loop of links.
@@ -171,22 +163,11 @@ def _predict_file(
     times = [started]
     with one_thread():
         held = read_scan(nifti.path, predictor.spec)
-    require_plausible(scan.path, held.doubts, force=force)
+    require_plausible(scan.path, held.doubts, force=options.force)
     times.append(time.perf_counter())
     found = segment(held, predictor)
     times.append(time.perf_counter())
-    counts = np.zeros(3, dtype=np.int64)
-    out.mkdir(parents=True, exist_ok=True)
-    blocks = native_labels(found.foreground_czyx, found.box or held.scan_box, held.header)
-    with one_thread():
-        write_labels(label, held.header, _counted(blocks, counts))
-    uncertainty = (
-        write_uncertainty(
-            _doubts_folder(out, scan.name), found, held, predictor.training, calibration=calibration
-        )
-        if predictor.samples
-        else None
-    )
+    counts, uncertainty = _write(label, found, held, predictor, options)
     times.append(time.perf_counter())
     voxel_ml = held.header.grid.voxel_volume_ml
     read_s, network_s, write_s = np.diff(times).tolist()
@@ -206,13 +187,45 @@ def _predict_file(
         plausibility=judge_segmentation(found, held, predictor.training),
         trained_on=tuple(None if data is None else data.line() for data in predictor.training),
     )
-    if statistics:
-        _write_statistics(out / f"{scan.name}.json", prediction)
-    if dicom_seg:
-        write_dicom_seg(out / f"{scan.name}{SUFFIX}", series=scan.path, label=label, uid=series)
-    if preview:
-        _draw_preview(out / f"{scan.name}.png", nifti.path, held, found, prediction)
+    _write_beside(scan, nifti, held, found, prediction, options)
     return prediction
+
+
+def _write(
+    label: Path, found: ScanSegmentation, held: HeldScan, predictor: Predictor, options: PredictOptions
+) -> tuple[NDArray[np.int64], UncertaintySummary | None]:
+    """Write the label and, of samples, the uncertainty; returns the voxels of each label."""
+    counts = np.zeros(3, dtype=np.int64)
+    label.parent.mkdir(parents=True, exist_ok=True)
+    blocks = native_labels(found.foreground_czyx, found.box or held.scan_box, held.header)
+    with one_thread():
+        write_labels(label, held.header, _counted(blocks, counts))
+    if not predictor.samples:
+        return counts, None
+    folder = _doubts_folder(label.parent, label.name.removesuffix(".nii.gz"))
+    return counts, write_uncertainty(folder, found, held, predictor.training, calibration=options.calibration)
+
+
+def _write_beside(
+    scan: ScanInput,
+    nifti: NiftiScan,
+    held: HeldScan,
+    found: ScanSegmentation,
+    prediction: Prediction,
+    options: PredictOptions,
+) -> None:
+    stem = prediction.label.parent / scan.name
+    if options.statistics:
+        _write_statistics(stem.with_name(f"{scan.name}.json"), prediction)
+    if options.dicom_seg:
+        write_dicom_seg(
+            stem.with_name(f"{scan.name}{SUFFIX}"),
+            series=scan.path,
+            label=prediction.label,
+            uid=options.series,
+        )
+    if options.preview:
+        _draw_preview(stem.with_name(f"{scan.name}.png"), nifti.path, held, found, prediction)
 
 
 def _n_lesions(found: ScanSegmentation) -> int:
@@ -220,20 +233,18 @@ def _n_lesions(found: ScanSegmentation) -> int:
     return int(count)
 
 
-def _outputs(
-    out: Path, name: str, *, samples: bool, preview: bool, statistics: bool, dicom_seg: bool
-) -> Iterator[tuple[Path, Mark]]:
+def _outputs(out: Path, name: str, options: PredictOptions, *, samples: bool) -> Iterator[tuple[Path, Mark]]:
     """The files that will be written for a scan, and the marks that an earlier version of each carries."""
     yield out / f"{name}.nii.gz", nifti_mark(LABEL_DESCRIPTION)
-    if statistics:
+    if options.statistics:
         yield out / f"{name}.json", json_mark("predict")
-    if dicom_seg:
+    if options.dicom_seg:
         yield out / f"{name}{SUFFIX}", SEG_MARK
-    if preview:
+    if options.preview:
         yield out / f"{name}.png", png_mark("predict")
     if samples:
         yield from uncertainty_outputs(_doubts_folder(out, name))
-    if samples and preview:
+    if samples and options.preview:
         yield _doubts_folder(out, name) / DOUBTS_FIGURE, png_mark("predict")
 
 
