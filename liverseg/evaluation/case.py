@@ -107,17 +107,10 @@ def evaluate_case(
     predicted_zyx = native_label(found.foreground_czyx, box, header)
     scores = score_labels(predicted_zyx, truth_zyx, header.grid.spacing_zyx_mm)
     native = None if found.samples_nczyx is None else native_case(found, predicted_zyx, case)
-    uncertainty = (
-        None
-        if native is None
-        else evaluate_uncertainty(
-            case_id,
-            native,
-            scores,
-            summary=summarise_segmentation(found, case.scan, predictor.training),
-            calibration=calibration,
-        )
-    )
+    uncertainty = None
+    if native is not None:
+        summary = summarise_segmentation(found, case.scan, predictor.training)
+        uncertainty = evaluate_uncertainty(case_id, native, scores, summary=summary, calibration=calibration)
     evaluation = CaseEvaluation(
         case_id=case_id,
         trained_on=trained_on,

@@ -11,7 +11,7 @@ from liverseg.inference.segment import ScanSegmentation, resample_to_box
 from liverseg.measure.overlap import dice_counts
 from liverseg.measure.plausibility import LabelledView, Plausibility, ReferenceRanges, judge, measure_facts
 from liverseg.training.training_data import TrainingData
-from pipeline.labels import decide
+from pipeline.labels import decide, is_foreground
 from pipeline.prepare import HeldScan
 
 
@@ -40,7 +40,8 @@ def judge_segmentation(
     facts, liver_zyx = measure_facts(view), label_zyx > 0
     if facts is None:
         return judge(None, reference)
-    coarse_zyx = resample_to_box(found.coarse_czyx, scan.scan_box, found.box).sum(axis=0) >= 0.5
+    coarse_czyx = resample_to_box(found.coarse_czyx, scan.scan_box, found.box)
+    coarse_zyx = is_foreground(coarse_czyx.sum(axis=0))
     facts = replace(
         facts,
         in_one_piece=found.largest_share,

@@ -23,6 +23,7 @@ from liverseg.model.inputs import InputConfig, network_input
 from liverseg.model.network import UNet, to_channels_last
 from liverseg.model.stochastic import sample, shares
 from liverseg.training.training_data import TrainingData
+from pipeline.labels import is_foreground
 from pipeline.prepare import HeldScan
 from pipeline.resample import box_weights, linear_weights
 
@@ -153,7 +154,7 @@ class ScanSegmentation:
     @property
     def largest_share(self) -> float:
         """Share of the coarse pass's liver that its largest component has; 0 where it found none."""
-        components, _ = ndimage.label(self.coarse_czyx.sum(axis=0) >= 0.5)
+        components, _ = ndimage.label(is_foreground(self.coarse_czyx.sum(axis=0)))
         sizes = np.bincount(components.ravel())[1:]
         return float(sizes.max() / sizes.sum()) if sizes.size else 0.0
 
@@ -302,7 +303,7 @@ def keep_large_components(
     Large is ``MIN_COMPONENT_SHARE`` of the largest: a liver that was split or resected keeps its pieces. All zero where
     the largest has less than ``NO_LIVER_ML``.
     """
-    components, count = ndimage.label(foreground_czyx.sum(axis=0) >= 0.5)
+    components, count = ndimage.label(is_foreground(foreground_czyx.sum(axis=0)))
     sizes = np.bincount(components.ravel(), minlength=count + 1)
     sizes[0] = 0
     if sizes.max() * voxel_volume_ml < NO_LIVER_ML:
@@ -315,10 +316,8 @@ def keep_large_components(
 
 def labelled_box(foreground_czyx: NDArray[np.float32], box: Box) -> Box | None:
     """The native voxels of the liver in the view of ``box``; None where it has none."""
-    filled = [
-        np.flatnonzero((foreground_czyx.sum(axis=0) >= 0.5).any(axis=others))
-        for others in ((1, 2), (0, 2), (0, 1))
-    ]
+    liver_zyx = is_foreground(foreground_czyx.sum(axis=0))
+    filled = [np.flatnonzero(liver_zyx.any(axis=others)) for others in ((1, 2), (0, 2), (0, 1))]
     if not filled[0].size:
         return None
     return Box.from_slices(
@@ -333,9 +332,9 @@ def labelled_box(foreground_czyx: NDArray[np.float32], box: Box) -> Box | None:
 
 def extend_box(box: Box, foreground_czyx: NDArray[np.float32], scan_box: Box) -> Box:
     """The box, longer by an eighth at each face that the liver touches and the scan goes on beyond."""
-    slices = []
+    liver_zyx, slices = is_foreground(foreground_czyx.sum(axis=0)), []
     for axis, others in enumerate(((1, 2), (0, 2), (0, 1))):
-        touched = (foreground_czyx.sum(axis=0) >= 0.5).any(axis=others)
+        touched = liver_zyx.any(axis=others)
         start, stop, end = box.start_zyx[axis], box.stop_zyx[axis], scan_box.stop_zyx[axis]
         step = max(1, (stop - start) // 8)
         slices.append(

@@ -301,7 +301,7 @@ def _text(header: Any, keyword: str) -> str:
     try:
         value = header[keyword].value if keyword in header else None
         return "" if value is None else str(value).strip().strip("\0")[:80]
-    except Exception:
+    except Exception:  # as above: pydicom's parsers raise what they run into, and this only words a message
         return ""
 
 
