@@ -332,9 +332,9 @@ def labelled_box(foreground_czyx: NDArray[np.float32], box: Box) -> Box | None:
 
 def extend_box(box: Box, foreground_czyx: NDArray[np.float32], scan_box: Box) -> Box:
     """The box, longer by an eighth at each face that the liver touches and the scan goes on beyond."""
-    liver_zyx, slices = is_foreground(foreground_czyx.sum(axis=0)), []
+    liver_zyx, slices = is_foreground(foreground_czyx.sum(axis=0)), list[slice]()
     for axis, others in enumerate(((1, 2), (0, 2), (0, 1))):
-        touched = liver_zyx.any(axis=others)
+        touched: NDArray[np.bool_] = np.asarray(liver_zyx.any(axis=others))
         start, stop, end = box.start_zyx[axis], box.stop_zyx[axis], scan_box.stop_zyx[axis]
         step = max(1, (stop - start) // 8)
         slices.append(
