@@ -16,6 +16,7 @@ from tiny import SILENT, SPEC, tiny_config
 
 from data_cache.reader import CacheStore
 from data_cache.writer import open_or_create, write_case
+from liverseg.model.inputs import InputConfig
 from liverseg.model.losses import LossConfig
 from liverseg.training.train import train
 
@@ -29,9 +30,13 @@ def losses(folder: Path) -> dict[str, list[float]]:
         write_case(folder / "cache.zarr", random_case(f"liver_{i}", seed=i, spec=SPEC), SPEC)
     # At the usual rate, Adam makes 1e-3 of what the order of a sum changes.
     config = tiny_config(epochs=5, steps=1, learning_rate=1e-3)
-    # Not the default loss: these numbers are to outlive a change of it.
-    loss = LossConfig(name="dice_focal", overlap="squared", cross_entropy=0.0, alpha=0.99, gamma=0.3)
-    config = replace(config, loss=loss)
+    # Not the defaults: these numbers are to outlive a change of them.
+    config = replace(
+        config,
+        loss=LossConfig(name="dice_focal", overlap="squared", cross_entropy=0.0, alpha=0.99, gamma=0.3),
+        input=InputConfig(window_hu=(-350.0, 450.0)),
+        augment=replace(config.augment, noise_level=0.1, brightness_random_level=0.2),
+    )
     store = CacheStore.open(folder / "cache.zarr")
     history = train(store, folder / "run", config, resume=False, watcher=SILENT).history
     return {name: [float(row[name] or 0) for row in history] for name in ("train_loss", "val_loss")}

@@ -19,13 +19,13 @@ class InputConfig:
     """(HU - centre) / scale, after clipping to a window; the window is a training-time choice.
 
     Attributes:
-        window_hu: Lowest and highest HU that are told apart. The default keeps all soft tissue, contrast
-            medium and the difference between fat and lung, and drops metal, bone's inside and scanner padding.
+        window_hu: Lowest and highest HU that are told apart. The default is the window in which the abdomen is read, 400 HU
+            around 50: all soft tissue, with and without contrast medium; lung is as dark as air, and bone as bright as metal.
         centre_hu, scale_hu: 50 and 200 put unenhanced liver at about 0 and fat at about -0.7.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
-    window_hu: tuple[float, float] = (-350.0, 450.0)
+    window_hu: tuple[float, float] = (-150.0, 250.0)
     centre_hu: float = 50.0
     scale_hu: float = 200.0
 

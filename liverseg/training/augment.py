@@ -53,10 +53,10 @@ class AugmentConfig:
     rotation_degrees: float = 10.0
     scale: float = 0.1
     flip: bool = False
-    noise_level: float = 0.1
+    noise_level: float = 0.05
     central_value: float = 0.0
     contrast_random_level: float = 0.25
-    brightness_random_level: float = 0.2
+    brightness_random_level: float = 0.1
     gamma_random_level: float = 0.0
     blur_level: float = 0.0
 
