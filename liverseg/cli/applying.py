@@ -119,7 +119,11 @@ def predict(
 
 def _warn_of_networks(predictor: Predictor, samples: int) -> None:
     from liverseg.console import warn
+    from liverseg.device import cudnn_warning
 
+    doubt = cudnn_warning(predictor.device, predictor.dtype)
+    if doubt is not None:
+        warn(doubt)
     if predictor.n_drawn != samples:
         warn(DRAWN.format(predictor.n_drawn, samples))
     for member in predictor.members:

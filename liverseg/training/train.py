@@ -22,6 +22,7 @@ from liverseg.device import (
     DTYPE_NAMES,
     autocast,
     compiles,
+    cudnn_warning,
     matmul_peak,
     reuse_freed_memory,
     training_dtype,
@@ -125,6 +126,9 @@ def _train(
             f"optim.warmup_steps: {config.optim.warmup_steps} is more than half of the run: "
             f"warming up for {pluralise(warmup_steps(config.optim), 'step')}"
         )
+    doubt = cudnn_warning(group.device, trainer.dtype)
+    if doubt is not None:
+        watcher.started(f"warning: {doubt}")
     watcher.started(trainer.description())
     if group.is_main_process:
         _run_and_keep(trainer, run, store, training, watcher)
