@@ -63,8 +63,9 @@ def test_arrays_that_no_machine_holds() -> None:
         ("train", "--set optim.batch_size=1"),
         ("train", "--set recompute=true"),
         ("train", "--set data.resident=memory"),
+        ("train", "--set precision=fp16"),
         ("predict", "--device cpu"),
-        ("bench", "close other programs that use it"),
+        ("bench", "close other programs that use it, or use bench train --base-channels 32"),
     ],
 )
 def test_a_full_gpu(command: str, words: str) -> None:
@@ -79,7 +80,13 @@ def test_a_full_gpu(command: str, words: str) -> None:
 
 
 def test_what_is_advised_exists() -> None:
-    advised = ["optim.batch_size=1", "optim.accumulate=2", "recompute=true", "data.resident=memory"]
+    advised = [
+        "optim.batch_size=1",
+        "optim.accumulate=2",
+        "recompute=true",
+        "data.resident=memory",
+        "precision=fp16",
+    ]
     config = load_config(None, [*advised, "model.base_channels=16"])
     assert (config.recompute, config.data.resident) == (True, "memory")
 

@@ -109,10 +109,12 @@ def _gpu_remedy(command: str | None) -> str:
     if command in TRAINS:
         return (
             "use a smaller batch (--set optim.batch_size=1, with --set optim.accumulate=2 for the same step), or "
-            "--set recompute=true, or --set data.resident=memory"
+            "--set recompute=true, or --set precision=fp16 instead of float32, or --set data.resident=memory"
         )
     if command in TAKES_DEVICE:
         return "close other programs, or use fewer --samples or --device cpu"
+    if command == "bench":
+        return "close other programs that use it, or use bench train --base-channels 32"
     return "close other programs that use it"
 
 
