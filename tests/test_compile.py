@@ -7,17 +7,18 @@ from typing import Any, get_args
 
 import pytest
 import torch
+import torch._dynamo
 from torch import Tensor
+from torch._dynamo.eval_frame import is_dynamo_supported
 
-from liverseg.model.losses import LossConfig
+from liverseg.model.losses import LossConfig, LossName, loss
 from liverseg.model.network import NetworkConfig, Norm, Stochastic, UNet
 from liverseg.training.train import outputs_loss
 
 SHAPE_ZYX = (8, 8, 16)
 
 pytestmark = pytest.mark.skipif(
-    not torch.compiler.is_dynamo_supported() if hasattr(torch.compiler, "is_dynamo_supported") else False,
-    reason="torch.compile does not support this Python",
+    not is_dynamo_supported(), reason="torch.compile does not support this system or Python"
 )
 
 
@@ -53,13 +54,24 @@ def test_the_network_is_one_graph(stochastic: Stochastic, norm: Norm) -> None:
 @pytest.mark.parametrize("stochastic", get_args(Stochastic))
 def test_the_loss_is_one_graph(stochastic: Stochastic) -> None:
     network = UNet(config(stochastic, "batch"), samples=2).train()
-    outputs = network(torch.randn(1, 1, *SHAPE_ZYX))
+    # Leaves: dynamo asks its inputs for their gradients.
+    outputs = tuple(x.detach().requires_grad_() for x in network(torch.randn(1, 1, *SHAPE_ZYX)))
     fractions = torch.rand(1, 3, *SHAPE_ZYX).softmax(dim=1)
 
     def call(outputs: Any, fractions: Tensor) -> Tensor:
         return outputs_loss(outputs, fractions, LossConfig(), stochastic=stochastic)
 
     assert graph_breaks(call, outputs, fractions) == []
+
+
+@pytest.mark.parametrize("name", get_args(LossName))
+def test_each_loss_is_one_graph(name: LossName) -> None:
+    logits = torch.randn(2, 3, *SHAPE_ZYX, requires_grad=True)
+    fractions = torch.rand(2, 3, *SHAPE_ZYX).softmax(dim=1)
+    for sums in ("batch", "sample"):
+        torch.compiler.reset()
+        config = LossConfig(name=name, sums=sums)
+        assert graph_breaks(lambda p, g, config=config: loss(p, g, config), logits, fractions) == []
 
 
 def test_a_break_is_found() -> None:
