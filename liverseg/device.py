@@ -23,6 +23,7 @@ TENSOR_CORES = (
     0,
 )  # compute capability of the first cards that multiply fp16 several times faster than float32
 COMPILE_PAYS = (8, 0)
+CUDNN_FAULTY = (90800, 91500)  # from 9.8.0 on, and mended in 9.15.0
 
 
 def choose_device(name: str) -> torch.device:
@@ -121,6 +122,25 @@ def training_dtype(
 def autocast(device: torch.device, dtype: torch.dtype | None) -> torch.autocast:
     """Autocast to ``dtype`` on ``device``; does nothing for None."""
     return torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None)
+
+
+def cudnn_warning(device: torch.device, dtype: torch.dtype | None) -> str | None:
+    """What is wrong with this cuDNN where it would be used in ``dtype``; None where nothing is.
+
+    cuDNN 9.8 to 9.14 computes some 3-D convolutions in half precision wrongly (pytorch/pytorch#163539). torch 2.9.0
+    takes another path for all of them, and from 2.9.1 on for contiguous tensors, with many times the memory; earlier
+    versions use cuDNN as it is. The network is channels-last: only its first convolution can be taken for contiguous.
+    """
+    version = torch.backends.cudnn.version() if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+    if version is None or dtype not in (torch.bfloat16, torch.float16):
+        return None
+    if not CUDNN_FAULTY[0] <= version < CUDNN_FAULTY[1]:
+        return None
+    name = f"{version // 10000}.{version // 100 % 100}.{version % 100}"
+    return (
+        f"cuDNN {name} has a fault in 3-D convolutions in {DTYPE_NAMES[dtype]}: they may be wrong, or take another path "
+        "that needs more memory: install cuDNN 9.15 or newer, or compute with precision = fp32"
+    )
 
 
 def compiles(compile_network: bool | Literal["auto"], device: torch.device, *, devices: int) -> bool:

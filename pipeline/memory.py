@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from pipeline.nifti.stream import BLOCK_BYTES
 
 # Measured peaks of a worker: 123 MiB for 512×512×78 int16, 116 for 512×512×60 float64, 235 for 2048×2048×8 float32.
 WORKER_BYTES = 140 << 20  # Python, its libraries and the views of a case
+HELD_BYTES = 2  # of a voxel at most: see pipeline.held
 BLOCK_COPIES = 8  # copies of a block's bytes: float64 for the clipping, float32, masks
 
 
@@ -32,6 +34,14 @@ def worker_bytes(paths: Iterable[Path]) -> int:
 def volume_bytes(header: VolumeHeader) -> int:
     """Memory for streaming a volume: a few copies of one block of slices, whatever the number of slices."""
     return max(header.slice_bytes, min(header.data_bytes, BLOCK_BYTES)) * BLOCK_COPIES
+
+
+def held_bytes(path: Path) -> int:
+    """Memory for reading a scan and holding its voxels, at most: 16 bits each; 0 for a file that is not readable."""
+    with contextlib.suppress(VolumeError), VolumeStream.open(path) as stream:
+        header = stream.header
+        return volume_bytes(header) + math.prod(header.shape_kji) * min(header.dtype.itemsize, HELD_BYTES)
+    return 0
 
 
 def free_bytes() -> int | None:

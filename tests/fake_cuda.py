@@ -1,7 +1,7 @@
 """A pretended CUDA device: shapes, dtypes, layouts, devices and storages of tensors, and no numbers.
 
 Run in a process of its own, since what it loads and patches stays: ``python tests/fake_cuda.py LIBRARY CACHE CHECK``, where
-LIBRARY is ``fake_cuda.cpp`` compiled. Tensors on ``cuda:0`` are fake (torch's FakeTensorMode); those on the CPU are real, so
+LIBRARY is ``fake_cuda.cpp`` compiled, and CHECK ``segment`` or a precision, with settings after it. Tensors on ``cuda:0`` are fake (torch's FakeTensorMode); those on the CPU are real, so
 that drawing and reading work. An operation on tensors of two devices raises, and so does ``.item()`` on the pretended device.
 """
 
@@ -14,7 +14,7 @@ import ctypes
 import gc
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -73,9 +73,13 @@ class FakeCuda(FakeTensorMode):
         self.alive[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
         self.bytes_now += storage.nbytes()
         if self.bytes_now > self.bytes_peak:
-            for key in [key for key, (alive, _) in self.alive.items() if alive.expired()]:
-                self.bytes_now -= self.alive.pop(key)[1]
+            self.forget_freed()
             self.bytes_peak = max(self.bytes_peak, self.bytes_now)
+
+    def forget_freed(self) -> None:
+        """Bring ``bytes_now`` up to date; done only when it matters, since it looks at every storage."""
+        for key in [key for key, (alive, _) in self.alive.items() if alive.expired()]:
+            self.bytes_now -= self.alive.pop(key)[1]
 
     def _look_at_layout(self, tensor: FakeTensor, name: str) -> None:
         matters = tensor.dim() == 5 and tensor.numel() > LARGE and tensor.shape[1] > 1
@@ -137,8 +141,8 @@ class _Eager:
         return self._batches
 
 
-def train_steps(cache: Path, *, precision: str, fault: str = "") -> dict[str, Any]:
-    """Two epochs of one step at 64 base channels; peak of the second, and what was convolved in the wrong layout."""
+def train_steps(cache: Path, *, overrides: Sequence[str], fault: str = "") -> dict[str, Any]:
+    """Two steps of ``configs/liver.toml``; peak of the second, and what was convolved in the wrong layout."""
     from data_cache.reader import CacheStore
     from liverseg.training import train as trainer_module
     from liverseg.training.callbacks import SILENT
@@ -148,7 +152,7 @@ def train_steps(cache: Path, *, precision: str, fault: str = "") -> dict[str, An
     from liverseg.training.state import new_state
 
     store = CacheStore.open(cache)
-    config = load_config(TESTS.parent / "configs" / "liver.toml", [f"precision={precision}", "compile=false"])
+    config = load_config(TESTS.parent / "configs" / "liver.toml", [*overrides, "compile=false"])
     config = replace(
         config, optim=replace(config.optim, steps_per_epoch=1), watch=replace(config.watch, log_every=99)
     )
@@ -158,10 +162,13 @@ def train_steps(cache: Path, *, precision: str, fault: str = "") -> dict[str, An
         split = Split(train=store.case_ids, val=store.case_ids[:1], train_sha256=())
         group = ProcessGroup(rank=0, size=1, device=CUDA)
         trainer = trainer_module.Trainer(store, split, config, group, state)
+        # In the first step torch tries its own decompositions, whose tensors no device would hold.
         for _ in range(2):
+            mode.forget_freed()
             mode.bytes_peak = mode.bytes_now
             _one_step(trainer, SILENT)
-    return {"peak_gib": mode.bytes_peak / 2**30, "wrong_layout": mode.wrong_layout}
+    held = trainer.volumes.size_bytes / 2**30
+    return {"peak_gib": mode.bytes_peak / 2**30 - held, "wrong_layout": mode.wrong_layout}
 
 
 def _one_step(trainer: Any, watcher: Any) -> None:  # noqa: ARG001
@@ -169,9 +176,12 @@ def _one_step(trainer: Any, watcher: Any) -> None:  # noqa: ARG001
 
     from liverseg.training.stream import epoch_draws
 
-    draws = epoch_draws(trainer.metas, trainer.config.data, count=2, rng=np.random.default_rng(0))
+    optim = trainer.config.optim
+    count = optim.batch_size * optim.accumulate
+    draws = epoch_draws(trainer.metas, trainer.config.data, count=count, rng=np.random.default_rng(0))
     trainer.state.network.train()
-    trainer._step(iter([trainer.volumes.fetch(draws)]), draws, torch.Generator().manual_seed(0))
+    batches = (trainer.volumes.fetch(draws[part]) for part in trainer._parts())
+    trainer._step(batches, draws, torch.Generator().manual_seed(0))
 
 
 def segment_once(cache: Path, *, fault: str = "") -> dict[str, Any]:
@@ -209,12 +219,13 @@ def _break(fault: str) -> None:
 if __name__ == "__main__":
     # torch 2.13 aborts where a collection clears a fake tensor that C++ still holds; references alone free the storages.
     gc.disable()
-    _, _, cache_path, check, *fault_names = sys.argv
-    name = fault_names[0] if fault_names else ""
+    _, _, cache_path, check, *rest = sys.argv
+    name = next((word for word in rest if "=" not in word), "")
+    settings = [f"precision={check}", *(word for word in rest if "=" in word)]
     found = (
         segment_once(Path(cache_path), fault=name)
         if check == "segment"
-        else train_steps(Path(cache_path), precision=check, fault=name)
+        else train_steps(Path(cache_path), overrides=settings, fault=name)
     )
     print(json.dumps(found), flush=True)
     import os

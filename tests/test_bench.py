@@ -139,3 +139,22 @@ def test_one_command_does_everything(tiny_world: TinyWorld, monkeypatch: pytest.
     assert result.exit_code == 0, result.output
     for words in ("augmentation of one sample", "loading to cpu", "steps at 8 channels", "end to end"):
         assert words in result.output
+
+
+def test_what_does_not_fit_is_left_out_and_the_rest_is_measured(
+    tiny_world: TinyWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr("liverseg.bench.load.make_store", lambda _: tiny_world.store)
+    monkeypatch.setattr("liverseg.bench.augment.measure", full)
+    monkeypatch.setattr(bench_train, "measure_whole", full)
+    result = CliRunner().invoke(main, ["bench", "all", "--device", "cpu", "--seconds", "0"])
+    assert result.exit_code == 0, result.output
+    for what in ("augmentation", "the trainer beside its bare steps"):
+        assert f"warning: {what}: left out: out of GPU memory (2.00 GiB more were requested)" in result.output
+    for words in ("loading to cpu", "steps at 8 channels"):
+        assert words in result.output
+    monkeypatch.setattr("liverseg.bench.augment.measure", lambda *_, **__: 1 / 0)
+    assert CliRunner().invoke(main, ["bench", "all", "--device", "cpu", "--seconds", "0"]).exit_code == 1

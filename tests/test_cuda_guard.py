@@ -19,6 +19,8 @@ from conftest import random_case
 
 from data_cache.schema import PreprocessSpec
 from data_cache.writer import open_or_create, write_case
+from liverseg.training.config import load_config
+from liverseg.training.memory import GIB, step_memory
 
 TESTS = Path(__file__).parent
 COMPILER = shutil.which("c++") or shutil.which("g++")
@@ -79,14 +81,21 @@ def found(library: Path, cache: Path, *arguments: str) -> Any:
     return json.loads(result.stdout)
 
 
-@pytest.mark.parametrize(("precision", "budget_gib"), [("bf16", 7.1), ("fp32", 12.2)])
+@pytest.mark.parametrize(
+    ("precision", "base_channels", "budget_gib"), [("bf16", 64, 7.1), ("fp32", 64, 12.2), ("bf16", 32, 3.4)]
+)
 def test_a_step_of_the_real_run_fits_its_budget_and_is_channels_last(
-    library: Path, cache: Path, precision: str, budget_gib: float
+    library: Path, cache: Path, precision: str, base_channels: int, budget_gib: float
 ) -> None:
-    step = found(library, cache, precision)
+    setting = f"model.base_channels={base_channels}"
+    step = found(library, cache, precision, setting)
     assert step["wrong_layout"] == []
-    # Weights, gradients, two moments and the average alone are 1.7 GiB.
+    # Weights, gradients, two moments and the average alone are 1.7 GiB at 64 channels.
     assert 2.0 < step["peak_gib"] < budget_gib
+    config = load_config(TESTS.parent / "configs" / "liver.toml", [setting])
+    dtype = torch.bfloat16 if precision == "bf16" else None
+    estimate = step_memory(config, PreprocessSpec().shape_zyx, dtype).total / GIB
+    assert estimate == pytest.approx(step["peak_gib"], rel=0.15)
 
 
 def test_inference_is_channels_last(library: Path, cache: Path) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -16,7 +19,7 @@ from torch import nn
 
 from data_cache.errors import ConfigError
 from liverseg.model.network import NetworkConfig, UNet
-from liverseg.training.checkpoint import LAST, load_checkpoint
+from liverseg.training.checkpoint import LAST, content_checksum, load_checkpoint
 from liverseg.training.config import TrainConfig, save_config
 from liverseg.training.process_group import ProcessGroup, process_group, replace_norms, synchronise_norms
 from liverseg.training.train import train
@@ -30,6 +33,74 @@ def torchrun(arguments: Sequence[str | Path]) -> subprocess.CompletedProcess[str
     return subprocess.run(
         [*command, *map(str, arguments)], capture_output=True, text=True, check=False, timeout=180, cwd=TESTS
     )
+
+
+def nodes(runs: Sequence[Path], *arguments: str | Path) -> list[tuple[int, str]]:
+    """Two processes as on two machines, which know of each other by their addresses alone: exit codes and output.
+
+    Args:
+        runs: The folder of each.
+        arguments: Of ``train_in_processes.py``: the cache, and what follows the run.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    cache, *rest = map(str, arguments)
+    common = {"WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    started = [
+        subprocess.Popen(
+            [sys.executable, str(TESTS / "train_in_processes.py"), cache, str(run), *rest],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            cwd=TESTS,
+            env={**os.environ, **common, "RANK": str(rank)},
+        )
+        for rank, run in enumerate(runs)
+    ]
+    outputs = [process.communicate(timeout=240)[0] for process in started]
+    return [(process.returncode, output) for process, output in zip(started, outputs, strict=True)]
+
+
+def weights(output: str) -> str:
+    (line,) = (line for line in output.splitlines() if line.startswith("weights "))
+    return line
+
+
+def test_nodes_that_share_no_disk_resume_as_those_that_do(tiny_world: TinyWorld, tmp_path: Path) -> None:
+    """Only the main process's folder has a checkpoint; the other's is not even there."""
+    begun = replace(alone(2), optim=replace(alone(2).optim, epochs=1))
+    train(tiny_world.store, tmp_path / "shared", begun, resume=False, watcher=SILENT)
+    shutil.copytree(tmp_path / "shared", tmp_path / "main")
+    save_config(alone(1), tmp_path / "two.toml")
+    ended = {}
+    for name, runs in (("shared", ("shared", "shared")), ("apart", ("main", "other"))):
+        found = nodes([tmp_path / run for run in runs], tiny_world.cache, tmp_path / "two.toml")
+        assert [code for code, _ in found] == [0, 0], found
+        ended[name] = [weights(output) for _, output in found]
+    assert len({*ended["shared"], *ended["apart"]}) == 1
+    shared, apart = (load_checkpoint(tmp_path / run / LAST) for run in ("shared", "main"))
+    assert [row["epoch"] for row in apart["history"]] == [1, 2]
+    assert content_checksum(apart["average"]) == content_checksum(shared["average"])
+    assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize(
+    "fault", ["fetch", "begin"], ids=["one process of two", "the main process, before they start"]
+)
+def test_an_error_of_the_machine_s_ends_both_processes(
+    tiny_world: TinyWorld, tmp_path: Path, fault: str
+) -> None:
+    save_config(alone(1), tmp_path / "two.toml")
+    found = nodes([tmp_path / "a", tmp_path / "b"], tiny_world.cache, tmp_path / "two.toml", fault)
+    ended = time.time()
+    assert all(code for code, _ in found), found
+    output = "".join(output for _, output in found)
+    assert "OSError: the disk is gone" in output
+    if fault == "begin":
+        assert "the main process failed: OSError: the disk is gone" in found[1][1]
+    (failed,) = (float(line.split()[-1]) for line in output.splitlines() if line.startswith("failed at "))
+    assert ended - failed < 30
 
 
 def alone(batch_size: int) -> TrainConfig:

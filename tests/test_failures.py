@@ -16,7 +16,7 @@ from tiny import TinyWorld
 
 from data_cache.files import partial_name
 from liverseg.cli import main
-from liverseg.cli.failures import memory_message, os_message
+from liverseg.cli.failures import memory_message, operator_message, os_message
 from liverseg.training.config import load_config
 
 Run = Callable[..., Result]
@@ -63,8 +63,9 @@ def test_arrays_that_no_machine_holds() -> None:
         ("train", "--set optim.batch_size=1"),
         ("train", "--set recompute=true"),
         ("train", "--set data.resident=memory"),
+        ("train", "--set precision=fp16"),
         ("predict", "--device cpu"),
-        ("bench", "close other programs that use it"),
+        ("bench", "close other programs that use it, or use bench train --base-channels 32"),
     ],
 )
 def test_a_full_gpu(command: str, words: str) -> None:
@@ -79,7 +80,13 @@ def test_a_full_gpu(command: str, words: str) -> None:
 
 
 def test_what_is_advised_exists() -> None:
-    advised = ["optim.batch_size=1", "optim.accumulate=2", "recompute=true", "data.resident=memory"]
+    advised = [
+        "optim.batch_size=1",
+        "optim.accumulate=2",
+        "recompute=true",
+        "data.resident=memory",
+        "precision=fp16",
+    ]
     config = load_config(None, [*advised, "model.base_channels=16"])
     assert (config.recompute, config.data.resident) == (True, "memory")
 
@@ -103,6 +110,50 @@ def test_a_command_without_memory_says_so(
     monkeypatch.setattr("data_cache.reader.CacheStore.open", fail)
     line = error_line(run("train", "cache", "run"))
     assert "memory: use a smaller batch" in line
+    assert "internal" not in line
+
+
+# ---- what a device lacks
+
+NOT_ON_MPS = (
+    "The operator 'aten::max_pool3d_with_indices' is not currently implemented for the MPS device. If you want this op "
+    "to be considered for addition please comment on a page. As a temporary fix, you can set the environment variable "
+    "`PYTORCH_ENABLE_MPS_FALLBACK=1` to use the CPU as a fallback for this op."
+)
+NOT_RUN = "Could not run 'aten::slow_conv3d_forward' with arguments from the 'MPS' backend. 'aten::…' is only available"
+
+
+@pytest.mark.parametrize(
+    ("words", "operator"), [(NOT_ON_MPS, "max_pool3d_with_indices"), (NOT_RUN, "slow_conv3d_forward")]
+)
+def test_a_missing_operator_is_named(words: str, operator: str) -> None:
+    failure = NotImplementedError(words)
+    for command, remedy in (("train", "use --set device=cpu"), ("predict", "use --device cpu")):
+        assert operator_message(failure, command) == (
+            f"this build of torch cannot compute {operator} on mps: {remedy}, or set PYTORCH_ENABLE_MPS_FALLBACK=1 to "
+            "compute that operator alone on the CPU"
+        )
+    assert operator_message(RuntimeError(words), "train") is None
+    assert operator_message(NotImplementedError("a method of ours"), "train") is None
+
+
+def test_a_command_that_meets_a_missing_operator_says_so(
+    run: Run, tiny_world: TinyWorld, tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lack(*_: Any, **__: Any) -> None:
+        raise NotImplementedError(NOT_ON_MPS)
+
+    monkeypatch.setattr(torch.nn.MaxPool3d, "forward", lack)
+    image = tiny_world.raw / "imagesTr" / "liver_0.nii.gz"
+    line = error_line(run("predict", tiny_run, image, "--out", tmp_path / "out"))
+    assert (
+        f"{image}: this build of torch cannot compute max_pool3d_with_indices on mps: use --device cpu"
+        in line
+    )
+    line = error_line(
+        run("train", tiny_world.cache, tmp_path / "run", "--set", "model.depth=2", "--set", "device=cpu")
+    )
+    assert "max_pool3d_with_indices on mps: use --set device=cpu" in line
     assert "internal" not in line
 
 

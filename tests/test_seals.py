@@ -14,13 +14,21 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
-from tiny import TinyWorld
+from tiny import SPEC, TinyWorld, tiny_config
 
 from data_cache.errors import ConfigError, LiversegError, RunError
 from data_cache.files import write_csv
 from data_cache.records import to_json
 from liverseg.inference.model_file import export_model, load_trained
 from liverseg.pictures.curves import read_history
+from liverseg.training.checkpoint import (
+    BEST,
+    applicable_part,
+    content_checksum,
+    load_checkpoint,
+    snapshot,
+    write_checkpoint,
+)
 from liverseg.training.config import DataConfig
 from liverseg.training.split import (
     SPLIT,
@@ -30,6 +38,7 @@ from liverseg.training.split import (
     make_split,
     save_split,
 )
+from liverseg.training.state import new_state
 
 TRAIN = ("liver_0", "liver_1", "liver_2")
 HASHES = tuple(digit * 64 for digit in "0af")
@@ -74,6 +83,25 @@ def test_a_flipped_bit_is_noticed_or_harmless(
         assert read(path) == expected
     except RunError as failure:
         assert str(path) in str(failure)  # noqa: PT017 (either outcome is right)
+
+
+def test_a_flipped_bit_of_a_checkpoint_is_noticed_or_harmless(tmp_path: Path) -> None:
+    """Harmless is a bit that nothing is read from, such as the zip file's padding."""
+    config, path = tiny_config(), tmp_path / BEST
+    state = new_state(config, torch.device("cpu"))
+    write_checkpoint(path, applicable_part(snapshot(state, config, SPEC)))
+    expected, whole = content_checksum(load_checkpoint(path)), path.read_bytes()
+    noticed = 0
+    for bit in np.random.default_rng(0).integers(8 * len(whole), size=40).tolist():
+        content = bytearray(whole)
+        content[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(content)
+        try:
+            assert content_checksum(load_checkpoint(path)) == expected, f"bit {bit}"
+        except RunError as failure:
+            assert str(path) in str(failure)  # noqa: PT017 (either outcome is right)
+            noticed += 1
+    assert noticed >= 20
 
 
 def rewritten(path: Path, **changes: Any) -> None:

@@ -119,7 +119,11 @@ def predict(
 
 def _warn_of_networks(predictor: Predictor, samples: int) -> None:
     from liverseg.console import warn
+    from liverseg.device import cudnn_warning
 
+    doubt = cudnn_warning(predictor.device, predictor.dtype)
+    if doubt is not None:
+        warn(doubt)
     if predictor.n_drawn != samples:
         warn(DRAWN.format(predictor.n_drawn, samples))
     for member in predictor.members:
@@ -130,28 +134,29 @@ def _warn_of_networks(predictor: Predictor, samples: int) -> None:
 def _predict_all(
     scans: Sequence[ScanInput], out: Path, predictor: Predictor, options: PredictOptions
 ) -> None:
-    """Segment one scan after another; one that fails costs itself, and the exit code."""
+    """Segment all scans; one that fails costs itself, and the exit code."""
+    from contextlib import closing
+
     from data_cache.files import write_csv
     from data_cache.outputs import csv_mark, require_replaceable
     from liverseg.console import complain, progress_bar, say, warn
-    from liverseg.inference.predict import STATISTICS, predict_scan
+    from liverseg.inference.batch import predict_scans
+    from liverseg.inference.predict import STATISTICS, Prediction
 
     if options.statistics:
         require_replaceable(out / STATISTICS, csv_mark("scan", "liver_ml"), command="predict")
     done: list[Prediction] = []
-    with progress_bar() as bar:
-        task = bar.add_task("predict", total=len(scans), note="")
-        for scan in scans:
-            bar.update(task, note=visible(scan.name))
-            try:
-                done.append(predict_scan(scan, out, predictor, options))
-            except Exception as failure:  # of whatever kind: one scan must not end a night's batch
-                if not isinstance(failure, LiversegError) and in_debug():
-                    raise
-                complain(in_words(failure, "predict", about=str(scan.path)))
-            else:
-                _print_prediction(scan, done[-1])
-            bar.update(task, advance=1)
+    with progress_bar() as bar, closing(predict_scans(scans, out, predictor, options)) as outcomes:
+        task = bar.add_task("predict", total=len(scans), note=visible(scans[0].name) if scans else "")
+        for number, (scan, outcome) in enumerate(zip(scans, outcomes, strict=True), 1):
+            if isinstance(outcome, Prediction):
+                done.append(outcome)
+                _print_prediction(scan, outcome)
+            elif in_debug() and not isinstance(outcome, LiversegError):
+                raise outcome
+            else:  # of whatever kind: one scan must not end a night's batch
+                complain(in_words(outcome, "predict", about=str(scan.path)))
+            bar.update(task, advance=1, note=visible(scans[min(number, len(scans) - 1)].name))
     rows = [prediction.row() for prediction in done]
     if len(rows) > 1:
         _print_rows(rows)

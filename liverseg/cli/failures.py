@@ -17,6 +17,10 @@ TAKES_DEVICE = ("predict", "evaluate")
 _ASKED = re.compile(r"allocate ([\d.]+ ?[KMGTPE]?i?[Bb](?:ytes)?)")
 # Of PyTorch's allocator of main memory, a RuntimeError like any other of its errors.
 _HOST_WORDS = ("not enough memory", "can't allocate memory")
+# "The operator 'aten::NAME' is not currently implemented for the MPS device", "Could not run 'aten::NAME' with arguments
+# from the 'MPS' backend".
+_OPERATOR = re.compile(r"(?:operator|run) '(?:aten::)?([\w.:]+)'")
+_OPERATOR_DEVICE = re.compile(r"(?:for the|from the) '?(\w+)'? (?:device|backend)")
 
 _REFUSED = "permission denied: choose another path, or change its permissions"
 _NOT_A_FOLDER = "is a file where a folder should be: choose another folder, or move the file away"
@@ -44,7 +48,7 @@ def in_words(failure: Exception, command: str | None, *, about: str = "") -> str
     """
     if isinstance(failure, LiversegError):
         return str(failure)
-    message = memory_message(failure, command)
+    message = memory_message(failure, command) or operator_message(failure, command)
     if message is None and isinstance(failure, OSError):
         message = os_message(failure)
         if failure.filename:
@@ -71,6 +75,18 @@ def memory_message(failure: BaseException, command: str | None) -> str | None:
     return None
 
 
+def operator_message(failure: BaseException, command: str | None) -> str | None:
+    """Which operator this torch lacks on the device that was asked for, and what to do; None for another failure."""
+    found = _OPERATOR.search(str(failure))
+    if not isinstance(failure, NotImplementedError) or found is None:
+        return None
+    device = _OPERATOR_DEVICE.search(str(failure))
+    return (
+        f"this build of torch cannot compute {found[1]} on {'this device' if device is None else device[1].lower()}: "
+        f"{_device_remedy(command)}, or set PYTORCH_ENABLE_MPS_FALLBACK=1 to compute that operator alone on the CPU"
+    )
+
+
 def os_message(failure: OSError) -> str:
     """What the file system refused, and where: a sentence for the usual errors, the system's words for others."""
     if failure.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -85,14 +101,20 @@ def _asked(text: str) -> str:
     return f" ({found[1]} more were requested)" if found else ""
 
 
+def _device_remedy(command: str | None) -> str:
+    return "use --set device=cpu" if command in TRAINS else "use --device cpu"
+
+
 def _gpu_remedy(command: str | None) -> str:
     if command in TRAINS:
         return (
             "use a smaller batch (--set optim.batch_size=1, with --set optim.accumulate=2 for the same step), or "
-            "--set recompute=true, or --set data.resident=memory"
+            "--set recompute=true, or --set precision=fp16 instead of float32, or --set data.resident=memory"
         )
     if command in TAKES_DEVICE:
         return "close other programs, or use fewer --samples or --device cpu"
+    if command == "bench":
+        return "close other programs that use it, or use bench train --base-channels 32"
     return "close other programs that use it"
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Generator, Iterable, Iterator
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +29,7 @@ from liverseg.inference.uncertainty_files import (
 )
 from liverseg.measure.plausibility import NO_PATIENT_ML, Plausibility
 from pipeline.labels import decide
+from pipeline.memory import held_bytes
 from pipeline.nifti import to_canonical, write_labels
 from pipeline.nifti.write import LABEL_DESCRIPTION
 from pipeline.prepare import HeldScan, read_scan
@@ -38,6 +39,7 @@ from pipeline.sanity import require_plausible
 STATISTICS = "statistics.csv"  # of all scans of a command
 MOST_REASONS_SHOWN = 2  # on a picture
 DOUBTS_FIGURE = "doubts.png"
+Stages = Generator[int, None, "Prediction"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,37 +142,91 @@ def predict_scan(
         ImplausibleScanError: The scan is not a CT in HU on a believable grid, and ``force`` is not set.
         OutputError: A file would be replaced that ``liverseg predict`` did not write.
     """
+    return finish(predict_stages(scan, out, predictor, options))
+
+
+def finish(stages: Stages) -> Prediction:
+    """Run the stages that are left."""
+    while True:
+        try:
+            next(stages)
+        except StopIteration as end:
+            prediction: Prediction = end.value
+            return prediction
+
+
+def predict_stages(
+    scan: ScanInput, out: Path, predictor: Predictor, options: PredictOptions = LABEL_ALONE
+) -> Stages:
+    """``predict_scan`` in four stages, each of which may run in another thread: open, read, segment, write.
+
+    Yields the bytes that reading will hold once the scan is open, then 0 once it is read and once it is segmented.
+    Closed before its end, it deletes what it has converted and writes nothing.
+    """
     for path, mark in _outputs(out, scan.name, options, samples=predictor.samples > 0):
         require_replaceable(path, mark, command="predict")
     started = time.perf_counter()
     with scan.as_nifti(series=options.series, force=options.force, scratch=out) as nifti:
-        return _predict_file(nifti, scan, out, predictor, options, started=started)
+        label = out / f"{scan.name}.nii.gz"
+        # Not Path.resolve, which raises on a loop of links.
+        if os.path.realpath(label) == os.path.realpath(scan.path):
+            raise VolumeError(f"{scan.path}: its label would overwrite it: name another --out")
+        open_s = time.perf_counter() - started
+        yield held_bytes(nifti.path)
+        started = time.perf_counter()
+        with one_thread():
+            held = read_scan(nifti.path, predictor.spec)
+        require_plausible(scan.path, held.doubts, force=options.force)
+        read_s = open_s + time.perf_counter() - started
+        yield 0
+        segmented = _segment(held, predictor, read_s=read_s)
+        del held
+        yield 0
+        return _write_prediction(scan, nifti, segmented, out, predictor, options)
 
 
-def _predict_file(
-    nifti: NiftiScan,
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Segmented:
+    """A scan that only has to be written.
+
+    Attributes:
+        held: Without its voxels, unless uncertainty is computed from them.
+    """
+
+    held: HeldScan
+    found: ScanSegmentation
+    plausibility: Plausibility
+    read_s: float
+    network_s: float
+
+
+def _segment(held: HeldScan, predictor: Predictor, *, read_s: float) -> _Segmented:
+    started = time.perf_counter()
+    found = segment(held, predictor)
+    plausibility = judge_segmentation(found, held, predictor.training)
+    return _Segmented(
+        # The next scan's voxels may be in memory by the time this one is written, which needs the header alone.
+        held=held if predictor.samples else replace(held, blocks=()),
+        found=found,
+        plausibility=plausibility,
+        read_s=read_s,
+        network_s=time.perf_counter() - started,
+    )
+
+
+def _write_prediction(
     scan: ScanInput,
+    nifti: NiftiScan,
+    segmented: _Segmented,
     out: Path,
     predictor: Predictor,
     options: PredictOptions,
-    *,
-    started: float,
 ) -> Prediction:
-    label = out / f"{scan.name}.nii.gz"
-    # Not Path.resolve, which raises on a loop of links.
-    if os.path.realpath(label) == os.path.realpath(scan.path):
-        raise VolumeError(f"{scan.path}: its label would overwrite it: name another --out")
-    times = [started]
-    with one_thread():
-        held = read_scan(nifti.path, predictor.spec)
-    require_plausible(scan.path, held.doubts, force=options.force)
-    times.append(time.perf_counter())
-    found = segment(held, predictor)
-    times.append(time.perf_counter())
+    label, found, held = out / f"{scan.name}.nii.gz", segmented.found, segmented.held
+    started = time.perf_counter()
     counts, uncertainty = _write(label, found, held, predictor, options)
-    times.append(time.perf_counter())
+    write_s = time.perf_counter() - started
     voxel_ml = held.header.grid.voxel_volume_ml
-    read_s, network_s, write_s = np.diff(times).tolist()
     prediction = Prediction(
         image=scan.path,
         label=label,
@@ -179,12 +235,12 @@ def _predict_file(
         tumour_ml=float(counts[2]) * voxel_ml,
         n_lesions=_n_lesions(found),
         liver_box=found.box,
-        read_s=read_s,
-        network_s=network_s,
+        read_s=segmented.read_s,
+        network_s=segmented.network_s,
         write_s=write_s,
         notes=(*nifti.notes, *held.notes, *map(str, held.doubts)),
         uncertainty=uncertainty,
-        plausibility=judge_segmentation(found, held, predictor.training),
+        plausibility=segmented.plausibility,
         trained_on=tuple(None if data is None else data.line() for data in predictor.training),
     )
     _write_beside(scan, nifti, held, found, prediction, options)

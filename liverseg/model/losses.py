@@ -302,7 +302,7 @@ def _dims(sums: Sums) -> tuple[int, ...]:
 
 
 def _voxels(g: Tensor, *, sums: Sums) -> int:
-    voxels = math.prod(g.shape[dim] for dim in _dims(sums))
+    voxels = math.prod([g.shape[dim] for dim in _dims(sums)])  # a generator would break torch.compile's graph
     return voxels * devices() if sums == "devices" else voxels
 
 

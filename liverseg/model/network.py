@@ -258,6 +258,12 @@ def forward_flops(config: NetworkConfig, shape_zyx: tuple[int, int, int]) -> int
     return 2 * macs
 
 
+def parameter_count(config: NetworkConfig) -> int:
+    """Numbers that the network learns; nothing is allocated."""
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in UNet(config).parameters())
+
+
 def _double_conv(inputs: int, outputs: int, *, config: NetworkConfig) -> nn.Sequential:
     return nn.Sequential(*_conv(inputs, outputs, config=config), *_conv(outputs, outputs, config=config))
 

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from data_cache.errors import ConfigError, LiversegError
+from data_cache.errors import ConfigError, LiversegError, RunError
 from data_cache.text import pluralise
 from liverseg.device import choose_device
 
@@ -64,7 +64,8 @@ class ProcessGroup:
         """What ``make`` returns in the main process, in all of them: nodes need not share a disk.
 
         Raises:
-            LiversegError: ``make`` raised it in the main process; raised in all, so that none waits for it.
+            LiversegError: ``make`` raised it in the main process; raised in all, so that none waits for it. Of another
+                exception the others raise a RunError with its words.
         """
         if self.size == 1:
             return make()
@@ -74,6 +75,11 @@ class ProcessGroup:
                 made = [make()]
             except LiversegError as failure:
                 made = [failure]
+            except Exception as failure:
+                # The others would wait for what never comes; the failure itself may hold what cannot be sent.
+                said = RunError(f"the main process failed: {type(failure).__name__}: {failure}")
+                dist.broadcast_object_list([said], src=0)
+                raise
         dist.broadcast_object_list(made, src=0)
         if isinstance(made[0], LiversegError):
             raise made[0]

@@ -21,7 +21,9 @@ from data_cache.text import pluralise
 from liverseg.device import (
     DTYPE_NAMES,
     autocast,
+    autocast_dtype,
     compiles,
+    cudnn_warning,
     matmul_peak,
     reuse_freed_memory,
     training_dtype,
@@ -35,6 +37,7 @@ from liverseg.training.augment import AugmentParams, Context, apply, draw
 from liverseg.training.callbacks import SILENT, Callbacks
 from liverseg.training.checkpoint import LAST, changes, check_same_spec, load_checkpoint, restore
 from liverseg.training.config import TrainConfig, save_config
+from liverseg.training.memory import room_bytes, shortage, step_memory
 from liverseg.training.process_group import ProcessGroup, process_group, synchronise_norms, wrap
 from liverseg.training.provenance import record_start
 from liverseg.training.run_files import (
@@ -126,6 +129,8 @@ def _train(
             f"warming up for {pluralise(warmup_steps(config.optim), 'step')}"
         )
     watcher.started(trainer.description())
+    for doubt in trainer.warnings():
+        watcher.started(f"warning: {doubt}")
     if group.is_main_process:
         _run_and_keep(trainer, run, store, training, watcher)
     else:
@@ -246,12 +251,33 @@ class Trainer:
         """One line on what is about to run."""
         parameters = sum(p.numel() for p in self.state.network.parameters())
         devices = f"{self.group.size} devices like " if self.group.size > 1 else ""
+        step = step_memory(self.config, self.shape_zyx, self.dtype, devices=self.group.size).total
+        room = room_bytes(self.group.device)
+        free = "" if room is None else f", {room / 2**30:.1f} GiB are free"
         return (
             f"{len(self.split.train)} training and {len(self.split.val)} validation cases, "
             f"{self.volumes.size_bytes / 2**20:.0f} MiB kept in the {self.volumes.place}; "
             f"{parameters:,} parameters on {devices}{self.group.device} in {DTYPE_NAMES[self.dtype or torch.float32]}, "
-            f"matmul peak {self.peak_flops / 1e12:.2f} TFLOP/s"
+            f"matmul peak {self.peak_flops / 1e12:.2f} TFLOP/s; tensors of a step {step / 2**30:.2f} GiB{free}"
         )
+
+    def warnings(self) -> Iterator[str]:
+        """What may go wrong on this device: its memory is too small for a step, or its cuDNN has a fault."""
+        device, room = self.group.device, room_bytes(self.group.device)
+        if room is not None:
+            held = self.volumes.size_bytes if self.volumes.place == "device" else 0
+            half = autocast_dtype("auto", device)
+            words = shortage(
+                self.config,
+                self.shape_zyx,
+                self.dtype,
+                devices=self.group.size,
+                room=room - held,
+                half=half,
+            )
+            yield from () if words is None else (words,)
+        doubt = cudnn_warning(device, self.dtype)
+        yield from () if doubt is None else (doubt,)
 
     def run_epoch(self, watcher: Callbacks) -> bool:
         """One epoch and its validation; appends the row to the history; returns whether it is the best so far."""
