@@ -137,7 +137,7 @@ def _predict_all(
     from liverseg.inference.predict import STATISTICS, predict_scan
 
     if options.statistics:
-        require_replaceable(out / STATISTICS, csv_mark("scan", "liver_ml"), command="predict")
+        require_replaceable(out / STATISTICS, csv_mark("scan", "liver_ml", "tumour_ml"), command="predict")
     done: list[Prediction] = []
     with progress_bar() as bar:
         task = bar.add_task("predict", total=len(scans), note="")

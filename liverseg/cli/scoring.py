@@ -139,13 +139,17 @@ def compare(
     """
     from data_cache.reader import CacheStore
     from liverseg.console import say
-    from liverseg.evaluation.compare import paired_differences, write_comparison
-    from liverseg.evaluation.evaluate import choose_cases
+    from liverseg.evaluation.compare import paired_differences, require_own_comparison, write_comparison
+    from liverseg.evaluation.evaluate import choose_cases, require_own_evaluation
     from liverseg.training.split import load_split, together
 
     _check_order("compare", cache, runs, n_runs=range(2, 3))
     split = together([load_split(run) for run in runs])
     chosen, _ = choose_cases(CacheStore.open(cache), split, cases)
+    for run in runs:
+        require_own_evaluation(run / "evaluation", chosen)
+    if out is not None:
+        require_own_comparison(out)
     options = _Options(cases=chosen, device=device)
     first, second = (
         _evaluate_run(cache, (run,), raw=raw, out=run / "evaluation", options=options) for run in runs
@@ -173,11 +177,13 @@ def pool(cache: Path, runs: tuple[Path, ...], *, raw: Path, out: Path | None, de
     Example: liverseg pool data/liver.zarr runs/fold0 runs/fold1 --raw data/Task03_Liver --out runs/folds
     """
     from liverseg.console import say
-    from liverseg.evaluation.compare import write_folds
+    from liverseg.evaluation.compare import require_own_folds, write_folds
     from liverseg.measure.summary import summarise_scores
 
     _check_order("pool", cache, runs, n_runs=range(2, 1000))
     _check_folds(cache, runs)
+    if out is not None:
+        require_own_folds(out)
     options = _Options(device=device)
     done = {
         str(run): _evaluate_run(cache, (run,), raw=raw, out=run / "evaluation", options=options)
@@ -194,10 +200,15 @@ def pool(cache: Path, runs: tuple[Path, ...], *, raw: Path, out: Path | None, de
 
 
 def _check_folds(cache: Path, runs: tuple[Path, ...]) -> None:
-    """Raise UsageError where two runs would score the same case, or a run has no case that it was not trained on."""
+    """Check what ``pool`` will evaluate.
+
+    Raises:
+        UsageError: Two runs would score the same case, or a run has no case that it was not trained on.
+        OutputError: A run's evaluation would replace a file that ``liverseg evaluate`` did not write.
+    """
     from data_cache.reader import CacheStore
     from liverseg.evaluation.compare import shared_cases
-    from liverseg.evaluation.evaluate import choose_cases
+    from liverseg.evaluation.evaluate import choose_cases, require_own_evaluation
     from liverseg.training.split import load_split
 
     store = CacheStore.open(cache)
@@ -211,6 +222,8 @@ def _check_folds(cache: Path, runs: tuple[Path, ...]) -> None:
             f"{pluralise(len(shared), 'case')} ({shared[0]}, …) would be scored by several runs: these are not the "
             "folds of one cross-validation; compare two runs with liverseg compare"
         )
+    for run, (case_ids, _) in zip(runs, chosen, strict=True):
+        require_own_evaluation(run / "evaluation", case_ids)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -238,7 +251,7 @@ def _evaluate_run(
     """Evaluate a run, or the ensemble of several, into ``out``, and print the tables."""
     from data_cache.reader import CacheStore
     from liverseg.console import say, warn
-    from liverseg.evaluation.evaluate import choose_cases
+    from liverseg.evaluation.evaluate import choose_cases, require_own_evaluation
     from liverseg.inference.segment import load_predictor
     from liverseg.training.split import load_split, together
 
@@ -246,6 +259,8 @@ def _evaluate_run(
     predictor = load_predictor(*runs, device=options.device, samples=options.samples)
     split = together([load_split(each) for each in runs])
     case_ids, unseen = choose_cases(store, split, options.cases)
+    calibrated = options.calibrate is not None
+    require_own_evaluation(out, case_ids, samples=options.samples > 0, calibrated=calibrated)
     if not unseen:
         warn("some of these cases were trained on: their scores say how well they were learned, no more")
     if predictor.n_drawn != options.samples:
