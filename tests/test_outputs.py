@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from conftest import oriented_affine, tree_bytes, write_nifti
-from tiny import TinyWorld, tiny_config
+from tiny import TinyWorld, copy_folds, tiny_config
 
 from data_cache.errors import DataSetError, OutputError
 from data_cache.files import write_csv, write_json
@@ -33,7 +33,6 @@ from liverseg.cli import main
 from liverseg.pictures.page import Page, write_page
 from liverseg.pictures.sheet import new_figure, save
 from liverseg.training.config import save_config
-from liverseg.training.split import Split, save_split
 from pipeline.nifti import write_volume
 from pipeline.phantom import write_phantoms
 
@@ -177,12 +176,7 @@ def test_a_command_leaves_a_foreign_file_and_replaces_its_own(
 def home(tiny_world: TinyWorld, tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working directory with a copy of the run, and two folds of a cross-validation that leave out a case each."""
     shutil.copytree(tiny_run, tmp_path / "same")
-    sha256 = {i: tiny_world.store.meta(i).image.sha256 for i in tiny_world.store.case_ids}
-    for name, left in (("one", "liver_0"), ("two", "liver_1")):
-        shutil.copytree(tiny_run, tmp_path / name)
-        train = tuple(i for i in sha256 if i != left)
-        split = Split(train=train, val=(left,), train_sha256=tuple(sha256[i] for i in train))
-        save_split(split, tmp_path / name)
+    copy_folds(tiny_world, tiny_run, tmp_path)
     save_config(tiny_config(epochs=1, steps=1), tmp_path / "tiny.toml")
     monkeypatch.chdir(tmp_path)
     return tmp_path

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ from data_cache.errors import LiversegError
 from data_cache.text import pluralise, visible
 from liverseg.cli.common import DRAWN, FILE, FOLDER, in_debug
 from liverseg.cli.failures import in_words
+from liverseg.cli.outcome import Outcome
 
 if TYPE_CHECKING:
     from liverseg.inference.inputs import ScanInput
@@ -75,7 +75,7 @@ def predict(
     dicom_seg: bool,
     calibration: Path | None,
     force: bool,
-) -> None:
+) -> Outcome:
     """Segment SCANS with RUN, a training run or a file from `liverseg export`: one label per scan, on the scan's grid.
 
     A scan is a NIfTI file, a folder of NIfTI files, or a folder or zip of one DICOM series. A scan that fails is
@@ -114,7 +114,7 @@ def predict(
         force=force,
         calibration=None if calibration is None else Calibration.load(calibration, predictor.spec),
     )
-    _predict_all(find_scans(scans), out, predictor, options)
+    return _predict_all(find_scans(scans), out, predictor, options)
 
 
 def _warn_of_networks(predictor: Predictor, samples: int) -> None:
@@ -129,7 +129,7 @@ def _warn_of_networks(predictor: Predictor, samples: int) -> None:
 
 def _predict_all(
     scans: Sequence[ScanInput], out: Path, predictor: Predictor, options: PredictOptions
-) -> None:
+) -> Outcome:
     """Segment one scan after another; one that fails costs itself, and the exit code."""
     from data_cache.files import write_csv
     from data_cache.outputs import csv_mark, require_replaceable
@@ -139,6 +139,7 @@ def _predict_all(
     if options.statistics:
         require_replaceable(out / STATISTICS, csv_mark("scan", "liver_ml", "tumour_ml"), command="predict")
     done: list[Prediction] = []
+    failed: dict[str, str] = {}
     with progress_bar() as bar:
         task = bar.add_task("predict", total=len(scans), note="")
         for scan in scans:
@@ -148,7 +149,8 @@ def _predict_all(
             except Exception as failure:  # of whatever kind: one scan must not end a night's batch
                 if not isinstance(failure, LiversegError) and in_debug():
                     raise
-                complain(in_words(failure, "predict", about=str(scan.path)))
+                failed[str(scan.path)] = in_words(failure, "predict", about=str(scan.path))
+                complain(failed[str(scan.path)])
             else:
                 _print_prediction(scan, done[-1])
             bar.update(task, advance=1)
@@ -161,8 +163,7 @@ def _predict_all(
     doubtful = [p.label.name.removesuffix(".nii.gz") for p in done if not p.plausibility.plausible]
     if doubtful:
         warn(f"not plausible, {len(doubtful)} of {pluralise(len(scans), 'scan')}: {', '.join(doubtful)}")
-    if len(done) < len(scans):
-        sys.exit(1)
+    return Outcome(result={"scans": done, "failed": failed}, complete=len(done) == len(scans))
 
 
 def _print_prediction(scan: ScanInput, prediction: Prediction) -> None:
@@ -213,7 +214,7 @@ def _check_dicom_seg(paths: Sequence[Path]) -> None:
 @click.option(
     "--licence", help="Terms of the weights, stored in the file. Default: those of the training data."
 )
-def export(run: Path, file: Path, licence: str | None) -> None:
+def export(run: Path, file: Path, licence: str | None) -> Outcome:
     """Write the best network of RUN to one FILE to share: weights, configuration, spec, labels and scores.
 
     \b
@@ -226,6 +227,7 @@ def export(run: Path, file: Path, licence: str | None) -> None:
     about = describe(file)
     say(f"wrote {file} ({file.stat().st_size / 2**20:.1f} MiB)")
     say(f"epoch {about['epoch']}, mean validation Dice {about['validation_dice']:.3f}; {about['licence']}")
+    return Outcome(result={"file": file, "header": about})
 
 
 COMMANDS = (predict, export)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ import click
 from data_cache.text import pluralise
 from liverseg.cli.common import FOLDER, Shard
 from liverseg.cli.failures import in_words
+from liverseg.cli.outcome import Outcome
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -79,7 +79,7 @@ def preprocess(
     shard: tuple[int, int] | None,
     backend: str,
     scheduler: str | None,
-) -> None:
+) -> Outcome:
     """Crop and resample every case of RAW once, into the Zarr store CACHE.
 
     Cases that are already in CACHE are skipped: run the same command again to resume. A case that fails is
@@ -107,7 +107,7 @@ def preprocess(
         task = bar.add_task("preprocess", total=len(data_set.cases), note="")
 
         def report(result: CaseResult) -> None:
-            bar.update(task, advance=1)
+            bar.update(task, advance=1, note=result.case_id)
             _report_case(result)
 
         options = WorkerOptions(
@@ -126,7 +126,11 @@ def preprocess(
             verify_sources=verify_sources,
             force=force,
         )
-    _print_outcomes(cache, results, misnamed=len(data_set.misnamed))
+    failed = _print_outcomes(cache, results, misnamed=len(data_set.misnamed))
+    # Not the details: a traceback is for --debug.
+    cases = [{key: getattr(r, key) for key in ("case_id", "outcome", "message", "notes")} for r in results]
+    misnamed = [case.image for case in data_set.misnamed]
+    return Outcome(result={"cache": cache, "cases": cases, "misnamed": misnamed}, complete=not failed)
 
 
 def _print_oddities(raw: Path, data_set: RawDataSet) -> None:
@@ -141,7 +145,8 @@ def _print_oddities(raw: Path, data_set: RawDataSet) -> None:
         complain(f"{case.image}: {NO_CASE_ID}: {RENAME}")
 
 
-def _print_outcomes(cache: Path, results: Sequence[CaseResult], *, misnamed: int) -> None:
+def _print_outcomes(cache: Path, results: Sequence[CaseResult], *, misnamed: int) -> int:
+    """One line of counts; returns how many cases failed."""
     from liverseg.console import say
 
     outcomes = [result.outcome for result in results]
@@ -149,8 +154,7 @@ def _print_outcomes(cache: Path, results: Sequence[CaseResult], *, misnamed: int
     failed += misnamed
     were = "was" if skipped == 1 else "were"
     say(f"{cache}: {pluralise(done, 'case')} built, {skipped} {were} up to date, {failed} failed")
-    if failed:
-        sys.exit(1)
+    return failed
 
 
 def _check_backend(backend: str, scheduler: str | None, *, jobs: int | None, timeout_s: float | None) -> None:
@@ -201,7 +205,7 @@ def _heartbeat(bar: Progress, task: TaskID) -> Callable[[Sequence[RunningTask]],
     type=FOLDER,
     help="Also compare the SHA-256 of this data set's files, and expect its cases in CACHE.",
 )
-def verify(cache: Path, raw: Path | None) -> None:
+def verify(cache: Path, raw: Path | None) -> Outcome:
     """Check every byte of the store CACHE against its checksums and list what is damaged.
 
     Voxels have a CRC, metadata a checksum. A damaged case is marked in its folder and stays readable as far as it
@@ -233,7 +237,8 @@ def verify(cache: Path, raw: Path | None) -> None:
     )
     if rows:
         say(f"liverseg preprocess {'RAW' if raw is None else raw} {cache} rebuilds what is damaged")
-        sys.exit(1)
+    result = {"cache": cache, "cases": len(verdicts), "damaged": bad, "store_faults": root_faults}
+    return Outcome(result=result, complete=not rows)
 
 
 def _verify_cases(

@@ -9,6 +9,7 @@ import click
 
 from data_cache.text import pluralise
 from liverseg.cli.common import FILE, FOLDER
+from liverseg.cli.outcome import Outcome
 
 
 @click.command()
@@ -22,7 +23,7 @@ from liverseg.cli.common import FILE, FOLDER
 @click.option("--resume", is_flag=True, help="Continue the run, with its own configuration.")
 def train(
     cache: Path, run: Path, config: Path | None, overrides: tuple[str, ...], raw: Path | None, resume: bool
-) -> None:
+) -> Outcome | None:
     """Train a 3-D U-Net on the store CACHE and keep everything in the folder RUN.
 
     \b
@@ -45,8 +46,10 @@ def train(
     settings = load_config(config, overrides)
     with console_progress(settings) as watcher:
         state = run_training(CacheStore.open(cache), run, settings, resume=resume, watcher=watcher)
-    if is_main_process():
-        say(f"{run}: {pluralise(state.epoch, 'epoch')}, best mean validation Dice {state.best_score:.3f}")
+    if not is_main_process():
+        return None
+    say(f"{run}: {pluralise(state.epoch, 'epoch')}, best mean validation Dice {state.best_score:.3f}")
+    return Outcome(result={"run": run, "best_mean_dice": state.best_score, "history": state.history})
 
 
 COMMANDS = (train,)

@@ -139,7 +139,7 @@ def _write_all_tables(
     uncertainties = [e.uncertainty for e in done if e.uncertainty is not None]
     write_uncertainty_summary(out, uncertainties, calibration, shifted)
     content = {"models": list(predictor.sources), "samples": predictor.n_drawn, **summarise(done)}
-    write_tables(out, [_row(e) for e in done], content, command="evaluate")
+    write_tables(out, [score_row(e) for e in done], content, command="evaluate")
 
 
 def summarise(evaluations: Sequence[CaseEvaluation]) -> dict[str, Any]:
@@ -164,7 +164,8 @@ def _crop_values(evaluations: Sequence[CaseEvaluation], crop: str, name: str) ->
         yield None if dice is None else getattr(dice, name).dice
 
 
-def _row(e: CaseEvaluation) -> dict[str, Any]:
+def score_row(e: CaseEvaluation) -> dict[str, Any]:
+    """A case as a row of ``scores.csv``."""
     row: dict[str, Any] = {
         "case": e.case_id,
         "trained_on": e.trained_on,
