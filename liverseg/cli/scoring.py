@@ -260,6 +260,7 @@ def _evaluate_run(
     from data_cache.reader import CacheStore
     from liverseg.console import say, warn
     from liverseg.evaluation.evaluate import choose_cases, require_own_evaluation
+    from liverseg.evaluation.raw_case import require_raw
     from liverseg.inference.segment import load_predictor
     from liverseg.training.split import load_split, together
 
@@ -267,6 +268,7 @@ def _evaluate_run(
     predictor = load_predictor(*runs, device=options.device, samples=options.samples)
     split = together([load_split(each) for each in runs])
     case_ids, unseen = choose_cases(store, split, options.cases)
+    require_raw(store, case_ids, raw)
     calibrated = options.calibrate is not None
     require_own_evaluation(out, case_ids, samples=options.samples > 0, calibrated=calibrated)
     if not unseen:

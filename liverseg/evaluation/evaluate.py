@@ -11,6 +11,7 @@ from data_cache.outputs import csv_mark, json_mark, require_replaceable
 from data_cache.reader import CacheStore
 from liverseg.evaluation.artifacts import artifacts, write_artifacts
 from liverseg.evaluation.case import CaseEvaluation, evaluate_case
+from liverseg.evaluation.raw_case import require_raw
 from liverseg.evaluation.tables import set_unfinished, write_tables
 from liverseg.evaluation.uncertainty_summary import FILES, write_uncertainty_summary
 from liverseg.inference.calibration import CALIBRATION, Calibration
@@ -96,9 +97,11 @@ def evaluate(
 
     Raises:
         CacheError: The store was built with another spec than the network was trained with.
+        DataSetError: ``raw`` is another data set.
         OutputError: ``out`` has a file that would be replaced and that ``liverseg evaluate`` did not write.
     """
     require_own_evaluation(out, case_ids, samples=predictor.samples > 0, calibrated=calibration is not None)
+    require_raw(store, case_ids, raw)
     if store.schema.spec != predictor.spec:
         raise CacheError(f"{store.path}: built with another spec than the network was trained with")
     done = []
