@@ -139,6 +139,11 @@ def test_named_make_targets_exist() -> None:
             assert set(named) <= targets, f"{page.name}: make {words}"
 
 
+def test_the_tumour_is_spelt_as_in_the_code() -> None:
+    for page in (*documents(), REPOSITORY / "CITATION.cff"):
+        assert not re.search(r"\btumors?\b", page.read_text(encoding="utf-8"), re.IGNORECASE), page.name
+
+
 def test_commands_that_docs_name_exist() -> None:
     for page in documents():
         if page.name in ("EXPERIMENTS.md", "CHANGELOG.md"):

@@ -78,7 +78,7 @@ def overfit(
     probabilities beside the truth for each loss, tables, and what became of the original project's claims.
 
     Of --config, the network, the optimizer, the input, the seed and the device are used; its [loss] section for the
-    loss that it names. The same command again goes on where it was stopped, and other --losses are added.
+    loss that it names. Run the same command again to resume, or with other --losses to add them.
 
     \b
     Example: liverseg overfit data/liver.zarr liver_31 runs/losses
@@ -126,7 +126,7 @@ def _watching_losses(steps: int, *, count: int) -> Iterator[LossCallbacks]:
             end = result.curve[-1].step if result.curve else 0
             what = f"diverged after step {end}" if result.diverged else f"{end} steps"
             dice = f"liver {number(result.final('liver'))} tumour {number(result.final('tumour'))}"
-            say(f"{result.loss.name}: {what}, Dice {dice}, {number(result.seconds_per_step, 2)} s a step")
+            say(f"{result.loss.name}: {what}, Dice {dice}, {number(result.seconds_per_step, 2)} s per step")
 
         yield LaboratoryCallbacks(warned=warn, stepped=stepped, finished=finished)
 
@@ -145,7 +145,7 @@ def _print_losses(found: Overfit) -> None:
             row += [number(result.final(of)), *(number(step, 0) for step in steps)]
         rows.append((*row, number(result.seconds_per_step, 2)))
     to = [f"{level:g} at step" for level in levels]
-    headers = ("loss", "liver Dice", *to, "tumour Dice", *to, "s a step")
+    headers = ("loss", "liver Dice", *to, "tumour Dice", *to, "s per step")
     console.print(table(f"{found.subject.case_id}: {subject_text(found.subject)}", headers, rows))
     for verdict in found.verdicts:
         say(verdict.text)
@@ -193,7 +193,7 @@ def tune(
 
     Successive halving: all settings get a few steps, the best third three times as many, and so on; the last get
     --steps. The score is the mean of the liver's and the tumour's Dice on the case. Writes into the folder RUN a
-    sorted table, heat maps, and the best setting; the same command again goes on where it was stopped.
+    sorted table, heat maps, and the best setting; run the same command again to resume.
 
     \b
     Example: liverseg tune data/liver.zarr liver_31 runs/tune
