@@ -12,6 +12,7 @@ from data_cache.errors import LiversegError
 from data_cache.text import pluralise, visible
 from liverseg.cli.common import DRAWN, FILE, FOLDER, in_debug
 from liverseg.cli.failures import in_words
+from liverseg.cli.notes import warn_of_scan, warn_of_units
 from liverseg.cli.outcome import Outcome
 
 if TYPE_CHECKING:
@@ -154,6 +155,7 @@ def _predict_all(
             else:
                 _print_prediction(scan, done[-1])
             bar.update(task, advance=1)
+    warn_of_units([(str(prediction.image), prediction.notes) for prediction in done])
     rows = [prediction.row() for prediction in done]
     if len(rows) > 1:
         _print_rows(rows)
@@ -169,8 +171,7 @@ def _predict_all(
 def _print_prediction(scan: ScanInput, prediction: Prediction) -> None:
     from liverseg.console import say, warn
 
-    for note in prediction.notes:
-        warn(f"{scan.path}: {note}")
+    warn_of_scan(str(scan.path), prediction.notes)
     for reason in prediction.plausibility.reasons:
         warn(f"{scan.path}: not plausible: {reason}")
     say(prediction.line())

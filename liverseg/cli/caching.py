@@ -12,6 +12,7 @@ import click
 from data_cache.text import pluralise
 from liverseg.cli.common import FOLDER, Shard
 from liverseg.cli.failures import in_words
+from liverseg.cli.notes import warn_of_scan, warn_of_units
 from liverseg.cli.outcome import Outcome
 
 if TYPE_CHECKING:
@@ -126,6 +127,7 @@ def preprocess(
             verify_sources=verify_sources,
             force=force,
         )
+    warn_of_units([(result.case_id, result.notes) for result in results])
     failed = _print_outcomes(cache, results, misnamed=len(data_set.misnamed))
     # Not the details: a traceback is for --debug.
     cases = [{key: getattr(r, key) for key in ("case_id", "outcome", "message", "notes")} for r in results]
@@ -167,14 +169,13 @@ def _check_backend(backend: str, scheduler: str | None, *, jobs: int | None, tim
 
 
 def _report_case(result: CaseResult) -> None:
-    from liverseg.console import complain, errors, warn
+    from liverseg.console import complain, errors
 
     if result.outcome == "failed":
         complain(f"{result.case_id}: {result.message}")
         if result.details and click.get_current_context().find_root().params["debug"]:
             errors.print(result.details, markup=False)
-    for note in result.notes:
-        warn(f"{result.case_id}: {note}")
+    warn_of_scan(result.case_id, result.notes)
 
 
 def _heartbeat(bar: Progress, task: TaskID) -> Callable[[Sequence[RunningTask]], None]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -141,6 +142,17 @@ def check(raw: Path, jobs: int | None) -> Outcome:
     return Outcome(result=result, complete=not has_faults(findings))
 
 
+def merge_units(findings: Sequence[Finding]) -> list[Finding]:
+    """The findings with one in place of all that say that a scan states no unit; one of a single scan stays."""
+    from pipeline.nifti import NO_UNIT
+
+    alike = [finding for finding in findings if finding.what == NO_UNIT]
+    if len(alike) < 2:
+        return list(findings)
+    one = replace(alike[0], case=pluralise(len(alike), "scan"))
+    return [one, *(finding for finding in findings if finding.what != NO_UNIT)]
+
+
 def _findings_table(raw: Path, findings: list[Finding]) -> Any:
     from rich.markup import escape
     from rich.table import Table
@@ -149,7 +161,7 @@ def _findings_table(raw: Path, findings: list[Finding]) -> Any:
     result = Table(title=escape(visible(str(raw))), title_justify="left", show_lines=True)
     for header in ("case", "severity", "what", "what to do"):
         result.add_column(header, overflow="fold")
-    for finding in findings:
+    for finding in merge_units(findings):
         severity = f"[{styles[finding.severity]}]{finding.severity}[/]"
         case, what, remedy = (escape(visible(t)) for t in (finding.case, finding.what, finding.remedy))
         result.add_row(case, severity, what, remedy)

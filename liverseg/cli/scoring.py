@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -12,6 +12,7 @@ import click
 from data_cache.text import pluralise
 from liverseg.cli.common import DRAWN, FILE, FOLDER
 from liverseg.cli.failures import in_words
+from liverseg.cli.notes import warn_of_scan, warn_of_units
 from liverseg.cli.outcome import Outcome
 from liverseg.cli.score_tables import print_cases, print_differences, print_summary, print_uncertainty
 
@@ -152,7 +153,14 @@ def compare(
         require_own_comparison(out)
     options = _Options(cases=chosen, device=device)
     first, second = (
-        _evaluate_run(cache, (run,), raw=raw, out=run / "evaluation", options=options) for run in runs
+        _evaluate_run(
+            cache,
+            (run,),
+            raw=raw,
+            out=run / "evaluation",
+            options=replace(options, tell_notes=run == runs[0]),
+        )
+        for run in runs
     )
     differences = paired_differences(first.scores, second.scores)
     print_differences(f"{runs[1]} minus {runs[0]}, {pluralise(len(chosen), 'case')}", differences)
@@ -236,6 +244,7 @@ class _Options:
     samples: int = 0
     calibrate: tuple[Path, Path] | None = None
     shifted: tuple[Path, Path] | None = None
+    tell_notes: bool = True  # False where another run has been evaluated on the same scans
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -325,6 +334,8 @@ def _score_cases(
             if isinstance(result, Exception):
                 failed[case_id] = in_words(result, "evaluate")
                 complain(f"{case_id}: {failed[case_id]}")
+            elif options.tell_notes:
+                warn_of_scan(case_id, result.notes)
 
         scored = score(
             predictor,
@@ -337,7 +348,10 @@ def _score_cases(
             calibration=calibration,
             shifted=shifted,
         )
-    result: dict[str, Any] = {"cases": list(map(score_row, scored)), "failed": failed}
+    if options.tell_notes:
+        warn_of_units([(e.case_id, e.notes) for e in scored])
+    notes = {e.case_id: e.notes for e in scored if e.notes}
+    result: dict[str, Any] = {"cases": list(map(score_row, scored)), "failed": failed, "notes": notes}
     if scored:
         seen = any(e.trained_on for e in scored)
         title = f"native space, predicted crop, cases {'TRAINED ON' if seen else 'never trained on'}"
