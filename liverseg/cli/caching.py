@@ -127,12 +127,7 @@ def preprocess(
             verify_sources=verify_sources,
             force=force,
         )
-    warn_of_units([(result.case_id, result.notes) for result in results])
-    failed = _print_outcomes(cache, results, misnamed=len(data_set.misnamed))
-    # Not the details: a traceback is for --debug.
-    cases = [{key: getattr(r, key) for key in ("case_id", "outcome", "message", "notes")} for r in results]
-    misnamed = [case.image for case in data_set.misnamed]
-    return Outcome(result={"cache": cache, "cases": cases, "misnamed": misnamed}, complete=not failed)
+    return _print_outcomes(cache, results, misnamed=[case.image for case in data_set.misnamed])
 
 
 def _print_oddities(raw: Path, data_set: RawDataSet) -> None:
@@ -147,16 +142,19 @@ def _print_oddities(raw: Path, data_set: RawDataSet) -> None:
         complain(f"{case.image}: {NO_CASE_ID}: {RENAME}")
 
 
-def _print_outcomes(cache: Path, results: Sequence[CaseResult], *, misnamed: int) -> int:
-    """One line of counts; returns how many cases failed."""
+def _print_outcomes(cache: Path, results: Sequence[CaseResult], *, misnamed: Sequence[Path]) -> Outcome:
+    """One line of counts, and all of it as the command's result."""
     from liverseg.console import say
 
     outcomes = [result.outcome for result in results]
     done, skipped, failed = (outcomes.count(o) for o in ("done", "skipped", "failed"))
-    failed += misnamed
+    failed += len(misnamed)
+    warn_of_units([(result.case_id, result.notes) for result in results])
     were = "was" if skipped == 1 else "were"
     say(f"{cache}: {pluralise(done, 'case')} built, {skipped} {were} up to date, {failed} failed")
-    return failed
+    # Not the details: a traceback is for --debug.
+    cases = [{key: getattr(r, key) for key in ("case_id", "outcome", "message", "notes")} for r in results]
+    return Outcome(result={"cache": cache, "cases": cases, "misnamed": misnamed}, complete=not failed)
 
 
 def _check_backend(backend: str, scheduler: str | None, *, jobs: int | None, timeout_s: float | None) -> None:

@@ -19,6 +19,7 @@ from liverseg.cli.score_tables import print_cases, print_differences, print_summ
 if TYPE_CHECKING:
     from data_cache.reader import CacheStore
     from liverseg.evaluation.case import CaseEvaluation
+    from liverseg.inference.calibration import Calibration
     from liverseg.inference.segment import Predictor
     from liverseg.inference.uncertainty_files import UncertaintySummary
     from liverseg.measure.summary import LabelScores
@@ -306,24 +307,14 @@ def _score_cases(
     options: _Options,
 ) -> tuple[list[CaseEvaluation], dict[str, Any]]:
     """Score the cases with a progress bar, and print the summaries; returns them for JSON, too."""
-    from data_cache.reader import CacheStore
     from liverseg.console import complain, progress_bar
-    from liverseg.evaluation.calibrate import calibrate_apart
     from liverseg.evaluation.evaluate import evaluate as score
     from liverseg.evaluation.evaluate import score_row, summarise
     from liverseg.evaluation.uncertainty_summary import summarise_uncertainties
 
     calibration = None
     if options.calibrate is not None:
-        other, other_raw = options.calibrate
-        calibration = calibrate_apart(
-            predictor,
-            CacheStore.open(other),
-            split,
-            raw=other_raw,
-            scored={store.meta(case_id).image.sha256 for case_id in case_ids},
-            report=lambda case_id, failure: None if failure is None else complain(f"{case_id}: {failure}"),
-        )
+        calibration = _calibrate(predictor, store, split, case_ids, *options.calibrate)
     shifted = [] if options.shifted is None else _measure_shifted(predictor, *options.shifted)
     failed: dict[str, str] = {}
     with progress_bar() as bar:
@@ -363,6 +354,24 @@ def _score_cases(
         result["uncertainty"] = summarise_uncertainties(uncertainties, calibration, shifted)
         print_uncertainty(result["uncertainty"])
     return scored, result
+
+
+def _calibrate(
+    predictor: Predictor, store: CacheStore, split: Split, case_ids: Sequence[str], other: Path, raw: Path
+) -> Calibration:
+    """Fit on the cases of another store that are neither trained on nor scored in this one."""
+    from data_cache.reader import CacheStore
+    from liverseg.console import complain
+    from liverseg.evaluation.calibrate import calibrate_apart
+
+    return calibrate_apart(
+        predictor,
+        CacheStore.open(other),
+        split,
+        raw=raw,
+        scored={store.meta(case_id).image.sha256 for case_id in case_ids},
+        report=lambda case_id, failure: None if failure is None else complain(f"{case_id}: {failure}"),
+    )
 
 
 def _measure_shifted(predictor: Predictor, cache: Path, raw: Path) -> Sequence[UncertaintySummary]:

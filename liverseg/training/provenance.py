@@ -29,7 +29,7 @@ LIBRARIES = ("liverseg", "torch", "numpy", "zarr", "numcodecs")
 
 
 def require_own_run(run: Path, names: Iterable[str]) -> None:
-    """Check that training may write into a folder: it is a run's, which its ``run.json`` says, or has none of these names.
+    """Check that training may write into a folder: its ``run.json`` says that it is a run, or none of these names exist.
 
     Args:
         run: The folder, without a checkpoint to resume from.
