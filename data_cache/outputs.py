@@ -18,6 +18,7 @@ from data_cache.files import write_json
 
 HEAD_BYTES = 8192  # all marks lie within the first bytes of a file
 GZIP_MAGIC = b"\x1f\x8b"
+SIGNATURE = "written_by"  # the first key of a signed JSON file
 
 Mark = re.Pattern[bytes]
 
@@ -29,7 +30,7 @@ def author(command: str) -> str:
 
 def write_signed_json(path: Path, content: Mapping[str, Any], *, command: str) -> None:
     """Write JSON that ``json_mark`` recognises, completely or not at all."""
-    write_json(path, {"written_by": author(command), **content})
+    write_json(path, {SIGNATURE: author(command), **content})
 
 
 def json_mark(command: str) -> Mark:
@@ -53,8 +54,13 @@ def nifti_mark(description: str) -> Mark:
 
 
 def csv_mark(*columns: str) -> Mark:
-    """Matches a CSV file whose first row has these columns, in this order, perhaps with others in between."""
-    return re.compile(rb"[^\r\n]*".join(re.escape(column).encode() for column in columns))
+    """Matches a CSV file whose first row starts with these columns."""
+    return re.compile(rb",".join(re.escape(column).encode() for column in columns) + rb"(?=[,\r\n])")
+
+
+def carries(path: Path, mark: Mark) -> bool:
+    """Whether a path is a file with the mark; a symbolic link is judged by what it points to."""
+    return path.is_file() and mark.match(_head(path)) is not None
 
 
 def require_replaceable(path: Path, mark: Mark, *, command: str) -> None:
@@ -68,7 +74,7 @@ def require_replaceable(path: Path, mark: Mark, *, command: str) -> None:
     Raises:
         OutputError: The file exists and does not carry the mark.
     """
-    if not os.path.lexists(path) or (path.is_file() and mark.match(_head(path))):
+    if not os.path.lexists(path) or carries(path, mark):
         return
     raise OutputError(
         f"{path}: exists and was not written by {author(command)}: name another place, or move it away"

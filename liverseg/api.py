@@ -137,6 +137,7 @@ def evaluate(
         RunError: ``run`` holds no model.
         CacheError: There is no cache, or its settings differ from those that the run was trained with.
         ConfigError: The cache has no labelled case, or not one of ``cases``.
+        DataSetError: ``raw`` is another data set.
     """
     from data_cache.reader import CacheStore
     from liverseg.evaluation.case import CaseEvaluation

@@ -1,8 +1,10 @@
-"""What a person sees in the terminal: tables, progress bars, one line an error."""
+"""What a person sees in the terminal: tables, progress bars, one line per error."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -10,6 +12,8 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
+    TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -31,6 +35,37 @@ console = _console(stderr=False)
 errors = _console(stderr=True)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Output:
+    """How much a command prints; errors and warnings always go to the standard error stream.
+
+    Attributes:
+        quiet: Nothing else is printed.
+        verbose: There is a line per finished case, and warnings name every file.
+        json: Tables and lines are left out, and the progress bar is drawn on the standard error stream: the command's
+            result is printed as JSON instead.
+    """
+
+    quiet: bool = False
+    verbose: bool = False
+    json: bool = False
+
+
+_output = Output()
+
+
+def choose_output(output: Output) -> None:
+    """Decide how much is printed from now on."""
+    global _output
+    _output = output
+    console.quiet = output.quiet or output.json
+
+
+def output() -> Output:
+    """What was chosen."""
+    return _output
+
+
 def say(text: str, *, style: str = "") -> None:
     """Print a line as it is: brackets in file names are not markup."""
     console.print(escape(visible(text)), style=style)
@@ -46,9 +81,22 @@ def warn(text: str) -> None:
     errors.print(f"[yellow]warning:[/] {escape(visible(text))}")
 
 
-def progress_bar() -> Progress:
-    """A bar with count, elapsed and remaining time; invisible where the output is not a terminal."""
-    return Progress(
+class _Lines(Progress):
+    """A bar that also says in a line what has been finished."""
+
+    def update(self, task_id: TaskID, **fields: Any) -> None:
+        super().update(task_id, **fields)
+        if fields.get("advance"):
+            task = self.tasks[task_id]
+            total = "" if task.total is None else f" of {task.total:.0f}"
+            self.console.print(
+                escape(visible(f"{task.description}: {task.completed:.0f}{total}: {task.fields['note']}"))
+            )
+
+
+def progress_bar(*columns: ProgressColumn) -> Progress:
+    """A bar with these columns, or else count, elapsed and remaining time; none where the output is not a terminal."""
+    usual = (
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
@@ -56,8 +104,14 @@ def progress_bar() -> Progress:
         TextColumn("left"),
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}", markup=False),
-        console=console,
+    )
+    target = errors if _output.json else console
+    return (_Lines if _output.verbose else Progress)(
+        *(columns or usual),
+        console=target,
         transient=True,
+        disable=_output.quiet
+        or not target.is_terminal,  # rich ends a bar that nobody sees with an empty line
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import time
@@ -57,7 +58,11 @@ def test_the_steps_in_a_row(tiny_world: TinyWorld, tmp_path: Path, monkeypatch: 
     assert scores.cases[0].case_id in scores._repr_html_()
     assert scores.liver_dice == scores.summary["liver"]["dice"]["mean"]
     assert not scores.failed
-    wrong = liverseg.evaluate(cache, run, raw=tmp_path, device="cpu", out=tmp_path / "none", progress=False)
+    with pytest.raises(liverseg.errors.DataSetError, match="has no image that .* was built from"):
+        liverseg.evaluate(cache, run, raw=tmp_path, device="cpu")
+    raw = Path(shutil.copytree(tiny_world.raw, tmp_path / "raw"))
+    shutil.rmtree(raw / "labelsTr")
+    wrong = liverseg.evaluate(cache, run, raw=raw, device="cpu", out=tmp_path / "none", progress=False)
     assert set(wrong.failed) == {e.case_id for e in scores.cases}
     assert repr(wrong).startswith("Scores(0 cases, liver Dice –")
     found = liverseg.load(run, device="cpu").segment(tiny_world.raw / "imagesTs" / "liver_6.nii.gz")

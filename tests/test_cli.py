@@ -11,11 +11,12 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner, Result
 from tiny import SPEC, TinyWorld, tiny_config
 
 from liverseg.cli import main
-from liverseg.training.config import save_config
+from liverseg.training.config import TrainConfig, save_config
 from pipeline.build import build
 from pipeline.decathlon import read_data_set
 
@@ -213,7 +214,17 @@ def test_too_few_cases_to_train_says_how_many_and_how_to_name_them(
     run: Run, tiny_world: TinyWorld, tmp_path: Path
 ) -> None:
     line = error_line(
-        run("train", tiny_world.cache, tmp_path / "run", "--set", "data.folds=9", "--set", "data.fold=8")
+        run(
+            "train",
+            tiny_world.cache,
+            tmp_path / "run",
+            "--set",
+            "model.base_channels=2",
+            "--set",
+            "data.folds=9",
+            "--set",
+            "data.fold=8",
+        )
     )
     assert "has 6 labelled cases, and fold 8 of 9 needs at least 9: add cases, lower data.fold, or" in line
     raw = broken_raw(tiny_world, tmp_path / "raw", cases=1)
@@ -231,11 +242,67 @@ def test_too_few_cases_to_train_says_how_many_and_how_to_name_them(
 def test_an_evaluation_of_nothing_claims_nothing(
     run: Run, tiny_world: TinyWorld, tiny_run: Path, tmp_path: Path
 ) -> None:
-    arguments = (tiny_world.cache, tiny_run, "--raw", tmp_path / "wrong", "--out", tmp_path / "out")
+    raw = Path(shutil.copytree(tiny_world.raw, tmp_path / "raw"))
+    for label in (raw / "labelsTr").iterdir():
+        label.unlink()
+    arguments = (tiny_world.cache, tiny_run, "--raw", raw, "--out", tmp_path / "out")
     result = run("evaluate", *arguments, "--device", "cpu")
     assert result.exit_code == 1
     assert "no case could be scored: nothing was written" in result.output
     assert "wrote scores.csv" not in result.output
+
+
+@pytest.mark.parametrize("kind", ["missing", "another", "cache"])
+def test_a_wrong_data_set_is_one_error(
+    run: Run, tiny_world: TinyWorld, tiny_run: Path, tmp_path: Path, kind: str
+) -> None:
+    raw, found = tmp_path / "raw", "no such file"
+    if kind == "another":  # of the same names
+        shutil.copytree(tiny_world.raw, raw)
+        for path in (raw / "imagesTr").iterdir():
+            path.write_bytes(path.read_bytes() + b"\0")
+        found = " bytes, expected "
+    elif kind == "cache":
+        raw = tiny_world.cache
+    line = error_line(run("evaluate", tiny_world.cache, tiny_run, "--raw", raw, "--out", tmp_path / "out"))
+    assert line.startswith(
+        f"error: {raw}: has no image that {tiny_world.cache} was built from ({raw}/imagesTr"
+    )
+    assert found in line
+    assert (f"({tiny_world.cache} is a cache, not a --raw)" in line) == (kind == "cache")
+    assert not (tmp_path / "out").exists()
+
+
+def test_one_line_per_epoch_where_nobody_watches(run: Run, tiny_world: TinyWorld, tmp_path: Path) -> None:
+    save_config(tiny_config(epochs=2, steps=2), tmp_path / "tiny.toml")
+    result = run("train", tiny_world.cache, tmp_path / "run", "--config", tmp_path / "tiny.toml")
+    lines = result.output.splitlines()
+    assert len(lines) == 4
+    assert "training and 2 validation cases" in lines[0]
+    assert [line[:11] for line in lines[1:3]] == ["epoch   1/2", "epoch   2/2"]
+    assert lines[3].startswith(f"{tmp_path / 'run'}: 2 epochs")
+
+
+def test_a_cpu_is_not_given_the_network_of_a_gpu_unless_asked(
+    run: Run, tiny_world: TinyWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    monkeypatch.setattr("liverseg.training.train.train", lambda *given, **_: asked.append(given[2]))
+    arguments = ("train", tiny_world.cache, tmp_path / "run")
+    refused = run(*arguments, "--set", "device=cpu")
+    words = " ".join(refused.output.split())
+    assert refused.exit_code == 2
+    assert "has 90 million parameters, which are meant for a GPU" in words
+    for choice in ("--config configs/demo.toml", "--set model.base_channels=8", "--set device=cuda"):
+        assert choice in words
+    assert not asked
+    save_config(TrainConfig(device="cpu"), tmp_path / "large.toml")
+    run(*arguments, "--config", tmp_path / "large.toml")
+    run(*arguments, "--set", "device=cpu", "--set", "model.base_channels=64")
+    assert [config.model.base_channels for config in asked] == [64, 64]
+    monkeypatch.setattr("liverseg.device.choose_device", lambda _: torch.device("cuda"))
+    run(*arguments)
+    assert len(asked) == 3
 
 
 def test_a_shape_too_small_is_wrong_usage(run: Run, tmp_path: Path) -> None:

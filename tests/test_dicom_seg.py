@@ -13,11 +13,13 @@ import pytest
 from click.testing import CliRunner, Result
 from conftest import write_nifti
 from numpy.typing import NDArray
+from PIL import Image, ImageCms
 from tiny import TinyWorld
 
 from data_cache.errors import LabelError, VolumeError
 from liverseg.cli import main
-from liverseg.inference.dicom_seg import write_dicom_seg
+from liverseg.inference.dicom_seg import cielab, write_dicom_seg
+from liverseg.pictures.palette import LIVER_PRED, TUMOUR_PRED
 from pipeline.dicom import convert_series
 
 pydicom = pytest.importorskip("pydicom")
@@ -184,6 +186,33 @@ def test_it_says_what_it_is_of_and_who_made_it(tmp_path: Path) -> None:
         (algorithm,) = segment.SegmentationAlgorithmIdentificationSequence
         assert algorithm.AlgorithmName == "liverseg"
         assert algorithm.AlgorithmVersion == segmentation.SoftwareVersions
+
+
+def test_segments_are_shown_in_the_colours_of_the_pictures(tmp_path: Path) -> None:
+    series, label, target = written(tmp_path, hand_made_label())
+    write_dicom_seg(target, series=series, label=label)
+    # Pillow converts by ICC profiles, whose CIELAB has the white of DICOM's; its values are whole numbers.
+    to_lab = ImageCms.buildTransform(
+        ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"), "RGB", "LAB"
+    )
+    for segment, colour in zip(
+        pydicom.dcmread(target).SegmentSequence, (LIVER_PRED, TUMOUR_PRED), strict=True
+    ):
+        converted = ImageCms.applyTransform(Image.new("RGB", (1, 1), colour), to_lab)
+        assert converted is not None
+        lab = converted.tobytes()
+        expected = (lab[0] * 100 / 255, *np.frombuffer(lab[1:], dtype=np.int8))
+        lightness, red, yellow = segment.RecommendedDisplayCIELabValue
+        found = (lightness * 100 / 65535, red * 255 / 65535 - 128, yellow * 255 / 65535 - 128)
+        assert found == pytest.approx(expected, abs=1.0)
+
+
+@pytest.mark.parametrize(
+    ("colour", "expected"), [("#ffffff", (100, 0, 0)), ("#000000", (0, 0, 0)), ("#0a0a0a", (2.74, 0, 0))]
+)
+def test_grays_have_no_colour(colour: str, expected: tuple[float, ...]) -> None:
+    # 10 / 255 is in the linear part of both curves: Y = 10 / 255 / 12.92 = 0.003035, and L* = Y * (29/3)^3 = 2.74.
+    assert cielab(colour) == pytest.approx(expected, abs=0.01)
 
 
 def test_the_patient_goes_along(tmp_path: Path) -> None:

@@ -170,7 +170,9 @@ def test_a_file_where_a_folder_should_be(
         line
         == f"error: {tmp_path / 'taken'}: is a file where a folder should be: choose another folder, or move the file away"
     )
-    line = error_line(run("train", tiny_world.cache, tmp_path / "taken" / "run"))
+    line = error_line(
+        run("train", tiny_world.cache, tmp_path / "taken" / "run", "--set", "model.base_channels=2")
+    )
     assert "taken: is a file where a folder should be" in line
 
 

@@ -153,6 +153,7 @@ def test_init_is_a_sentence_and_names(package: str) -> None:
         (
             "pipeline.nifti",
             {
+                "NO_UNIT",
                 "CorruptStreamError",
                 "FileAxis",
                 "NiftiImage",

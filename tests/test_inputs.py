@@ -281,3 +281,6 @@ def test_swapped_arguments_are_recognized(
     plain = run("train", cache, tmp_path / "run", "--config", config)
     assert "look swapped" not in plain.output
     assert ", not a" not in plain.output
+    right = run("evaluate", cache, tiny_run, "--raw", raw, "--case", "none")
+    assert right.exit_code == 1
+    assert ", not a" not in right.output

@@ -6,6 +6,7 @@ import gzip
 import json
 import os
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from conftest import oriented_affine, tree_bytes, write_nifti
-from tiny import TinyWorld
+from tiny import TinyWorld, copy_folds, tiny_config
 
 from data_cache.errors import DataSetError, OutputError
 from data_cache.files import write_csv, write_json
@@ -31,6 +32,7 @@ from data_cache.outputs import (
 from liverseg.cli import main
 from liverseg.pictures.page import Page, write_page
 from liverseg.pictures.sheet import new_figure, save
+from liverseg.training.config import save_config
 from pipeline.nifti import write_volume
 from pipeline.phantom import write_phantoms
 
@@ -59,7 +61,7 @@ def nifti_mark_of(command: str) -> Mark:
 
 
 def csv_file(path: Path, command: str) -> None:
-    write_csv(path, [{"case": "a", "of": 1, command: 2}])
+    write_csv(path, [{"case": "a", command: 2, "more": 1}])
 
 
 def csv_mark_of(command: str) -> Mark:
@@ -168,6 +170,69 @@ def test_a_command_leaves_a_foreign_file_and_replaces_its_own(
     for _ in range(2):
         written = run(*arguments, path)
         assert written.exit_code == 0, written.output
+
+
+@pytest.fixture
+def home(tiny_world: TinyWorld, tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with a copy of the run, and two folds of a cross-validation that leave out a case each."""
+    shutil.copytree(tiny_run, tmp_path / "same")
+    copy_folds(tiny_world, tiny_run, tmp_path)
+    save_config(tiny_config(epochs=1, steps=1), tmp_path / "tiny.toml")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "evaluate CACHE one --raw RAW --case liver_0 --device cpu",
+        "evaluate CACHE RUN --with same --samples 2 --raw RAW --case VAL --calibrate CACHE RAW --device cpu --out x",
+        "compare CACHE one two --raw RAW --case liver_0 --device cpu --out both",
+        "pool CACHE one two --raw RAW --device cpu --out folds",
+        "score RAW/labelsTr RAW/labelsTr --out scores",
+        "predict RUN RAW/imagesTr/liver_0.nii.gz --out labels --preview --statistics --device cpu",
+        "train CACHE new --config tiny.toml --set watch.pictures_every=1",
+    ],
+)
+def test_a_command_refuses_each_file_that_it_would_write_and_did_not(
+    home: Path, tiny_world: TinyWorld, tiny_run: Path, command: str
+) -> None:
+    places = {"RAW": tiny_world.raw, "CACHE": tiny_world.cache, "RUN": tiny_run}
+    places["VAL"] = Path(json.loads((tiny_run / "split.json").read_text())["val"][0])
+    words = [word.partition("/") for word in command.split()]
+    arguments = [f"{places.get(first, first)}{slash}{rest}" for first, slash, rest in words]
+    before = tree_bytes(home)
+    for again in ((), ("--resume",) if arguments[0] == "train" else ()):
+        result = run(*arguments, *again)
+        assert result.exit_code == 0, result.output
+    written = tree_bytes(home).keys() - before.keys()
+    assert len(written) >= 2
+    for name in sorted(written):
+        for other in written:
+            (home / other).unlink(missing_ok=True)
+        (home / name).write_bytes(b"mine")
+        refused = run(*arguments)
+        assert refused.exit_code == 1, name
+        (line,) = [line for line in refused.output.splitlines() if line.startswith("error:")]
+        assert "already" in line or re.search(
+            r"exists and was not written by liverseg \w+: name another", line
+        )
+        assert tree_bytes(home) == {**before, name: b"mine"}
+        (home / name).unlink()
+
+
+def test_an_evaluation_deletes_its_own_stale_pictures_only(
+    home: Path, tiny_world: TinyWorld, tiny_run: Path
+) -> None:
+    case = json.loads((tiny_run / "split.json").read_text())["val"][0]
+    common = ("evaluate", tiny_world.cache, tiny_run, "--raw", tiny_world.raw, "--case", case, "--out", "x")
+    assert run(*common, "--with", "same", "--samples", 2).exit_code == 0
+    (home / "x/uncertainty/notes.png").write_bytes(b"mine")
+    (home / "x/risk_coverage.png").write_bytes(b"mine")
+    assert run(*common).exit_code == 0
+    left = tree_bytes(home / "x")
+    assert (left["uncertainty/notes.png"], left["risk_coverage.png"]) == (b"mine", b"mine")
+    assert not {f"uncertainty/{case}.png", "uncertainty.json", "reliability.png"} & left.keys()
 
 
 def test_predict_leaves_the_scan_and_the_truth(tiny_world: TinyWorld, tiny_run: Path, tmp_path: Path) -> None:

@@ -41,6 +41,8 @@ def test_an_interrupted_training_names_resume(
         raise KeyboardInterrupt
 
     monkeypatch.setattr("liverseg.training.train.train", interrupt)
-    result = CliRunner().invoke(main, ["train", str(tiny_world.cache), str(tmp_path / "run")])
+    result = CliRunner().invoke(
+        main, ["train", str(tiny_world.cache), str(tmp_path / "run"), "--set", "model.base_channels=2"]
+    )
     assert result.exit_code == 130
     assert "add --resume to the same command" in result.output

@@ -5,7 +5,9 @@ from __future__ import annotations
 import base64
 import csv
 import io
+import itertools
 import json
+import os
 import re
 import shutil
 from dataclasses import replace
@@ -16,7 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from conftest import random_case
+from conftest import random_case, tree_bytes
 from numpy.typing import NDArray
 from PIL import Image
 from tiny import SPEC, TinyWorld
@@ -26,6 +28,7 @@ from data_cache.geometry import Box, Grid
 from liverseg.cli import main
 from liverseg.evaluation.evaluate import evaluate
 from liverseg.evaluation.report import write_report
+from liverseg.evaluation.tables import write_tables
 from liverseg.inference.segment import load_predictor
 from liverseg.measure.lesion_list import list_lesions
 from liverseg.measure.summary import CLASSES
@@ -362,6 +365,80 @@ def test_a_report_without_an_evaluation_says_what_to_do(
     with pytest.raises(RunError, match="volumes.*run liverseg evaluate again"):
         write_report(tiny_run, tmp_path, tmp_path / "r.html")
     assert not (tmp_path / "r.html").exists()  # whole or not at all
+
+
+class Killed(BaseException):
+    """Raised in place of a kill."""
+
+
+def die_before_rename(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """Make the file system refuse all renames from the given one on, counted from 0."""
+    renamed = itertools.count()
+    rename = os.replace
+
+    def replace_or_die(source: Path, target: Path) -> None:
+        if next(renamed) >= number:
+            raise Killed
+        rename(source, target)
+
+    monkeypatch.setattr(os, "replace", replace_or_die)
+
+
+def test_a_killed_evaluation_is_never_shown_beside_the_scores_of_another(
+    evaluated: Path, tiny_world: TinyWorld, tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    split, predictor = load_split(tiny_run), load_predictor(tiny_run, device="cpu")
+    for number in itertools.count():
+        out = Path(shutil.copytree(evaluated, tmp_path / str(number)))
+        before = tree_bytes(out)
+        with monkeypatch.context() as patch:
+            die_before_rename(patch, number)
+            try:
+                evaluate(
+                    predictor,
+                    tiny_world.store,
+                    split,
+                    case_ids=split.val[:1],
+                    raw=tiny_world.raw,
+                    out=out,
+                    report=lambda *_: None,
+                )
+            except Killed:
+                killed = True
+            else:
+                killed = False
+        if not killed:
+            break
+        assert tree_bytes(out).keys() == before.keys() - {"summary.json"}
+        with pytest.raises(
+            RunError, match=f"{out}: an evaluation that was not finished: run liverseg evaluate"
+        ):
+            write_report(tiny_run, out, tmp_path / "r.html")
+    assert number == 4  # an overlay, a volume, the scores, the summary
+    assert write_report(tiny_run, out, tmp_path / "r.html").path.exists()
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_killed_between_two_tables_no_summary_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    write_tables(tmp_path, [{"case": "a"}], {"n_cases": 1}, command="score")
+    die_before_rename(monkeypatch, number)
+    with pytest.raises(Killed):
+        write_tables(tmp_path, [{"case": "b"}], {"n_cases": 1}, command="score")
+    assert tree_bytes(tmp_path) == {"scores.csv": b"case\r\nb\r\n" if number else b"case\r\na\r\n"}
+
+
+def test_the_tables_of_another_command_are_not_an_evaluation(
+    evaluated: Path, tiny_run: Path, tmp_path: Path
+) -> None:
+    out = Path(shutil.copytree(evaluated, tmp_path / "folds"))
+    summary = (out / "summary.json").read_text()
+    (out / "summary.json").write_text(summary.replace("liverseg evaluate", "liverseg pool"))
+    with pytest.raises(
+        RunError, match=r"summary.json: expected a file of liverseg evaluate, found one of another"
+    ):
+        write_report(tiny_run, out, tmp_path / "r.html")
 
 
 def test_the_page_of_a_cache_shows_both_views(tiny_world: TinyWorld, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from tiny import SILENT, TinyWorld, tiny_config
 import liverseg
 from data_cache.errors import CacheError, ConfigError, RunError
 from data_cache.geometry import Box, resampled_grid
+from data_cache.outputs import write_signed_json
 from liverseg.cli import main
 from liverseg.evaluation.calibrate import _calibration_case, calibrate, calibrate_apart
 from liverseg.evaluation.evaluate import evaluate
@@ -35,6 +36,7 @@ from liverseg.measure.near_liver import NEAR_MM, near_liver
 from liverseg.measure.summary import score_labels
 from liverseg.measure.uncertainty import MAX_ENTROPY, VolumeInterval, entropy, mutual_information
 from liverseg.model.losses import LossConfig
+from liverseg.pictures.sheet import new_figure, save
 from liverseg.training.split import Split, load_split, together
 from liverseg.training.train import train
 from pipeline.nifti import read_canonical, to_canonical
@@ -426,8 +428,10 @@ def test_evaluate_without_samples_writes_none_of_it_and_leaves_none(
     ssn_run: Path, tiny_world: TinyWorld, tmp_path: Path
 ) -> None:
     (tmp_path / "uncertainty").mkdir()
-    for name in ("uncertainty.json", "uncertainty.csv", "reliability.png", "uncertainty/liver_9.png"):
-        (tmp_path / name).write_text("of an earlier evaluation")
+    write_signed_json(tmp_path / "uncertainty.json", {}, command="evaluate")
+    (tmp_path / "uncertainty.csv").write_text("case,disagreement,mean_entropy,hu_deviation,risk\n")
+    for name in ("reliability.png", "uncertainty/liver_9.png"):
+        save(new_figure("", width_in=2, height_in=2), tmp_path / name, command="evaluate")
     predictor, split = load_predictor(ssn_run, device="cpu"), load_split(ssn_run)
     (done,) = evaluate(
         predictor,

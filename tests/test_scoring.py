@@ -15,7 +15,7 @@ from click.testing import CliRunner, Result
 from conftest import oriented_affine, write_nifti
 from numpy.typing import NDArray
 from scipy import stats
-from tiny import TinyWorld
+from tiny import TinyWorld, copy_folds
 
 from data_cache.errors import DataSetError, LabelError
 from liverseg.cli import main
@@ -28,7 +28,6 @@ from liverseg.measure.summary import (
     score_labels,
     summarise_scores,
 )
-from liverseg.training.split import Split, save_split
 
 Label = NDArray[np.uint8]
 ONE_MM = (1.0, 1.0, 1.0)
@@ -233,11 +232,7 @@ def test_two_runs_are_compared(
 def test_folds_are_pooled_into_one_table(
     run: Callable[..., Result], tiny_world: TinyWorld, tiny_run: Path, tmp_path: Path
 ) -> None:
-    runs = [Path(shutil.copytree(tiny_run, tmp_path / name)) for name in ("one", "two")]
-    sha256 = {i: tiny_world.store.meta(i).image.sha256 for i in tiny_world.store.case_ids}
-    for folder, left in zip(runs, ("liver_0", "liver_1"), strict=True):
-        train = tuple(i for i in sha256 if i != left)
-        save_split(Split(train=train, val=(left,), train_sha256=tuple(sha256[i] for i in train)), folder)
+    runs = copy_folds(tiny_world, tiny_run, tmp_path)
     common = ("--raw", tiny_world.raw, "--device", "cpu", "--out", tmp_path / "folds")
     result = run("pool", tiny_world.cache, *runs, *common)
     assert result.exit_code == 0, result.output

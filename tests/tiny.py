@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from data_cache.schema import PreprocessSpec
 from liverseg.model.network import NetworkConfig
 from liverseg.training.callbacks import Callbacks
 from liverseg.training.config import DataConfig, OptimConfig, TrainConfig
+from liverseg.training.split import Split, save_split
 from liverseg.training.train import train
 from pipeline.build import build
 from pipeline.decathlon import read_data_set
@@ -49,6 +51,17 @@ def tiny_config(*, epochs: int = 2, steps: int = 3, learning_rate: float = 1e-2)
             ema_decay=0.9,
         ),
     )
+
+
+def copy_folds(world: TinyWorld, run: Path, folder: Path) -> tuple[Path, Path]:
+    """Copies ``one`` and ``two`` of a run, as if trained on all cases but liver_0, and on all but liver_1."""
+    sha256 = {i: world.store.meta(i).image.sha256 for i in world.store.case_ids}
+    for name, left in (("one", "liver_0"), ("two", "liver_1")):
+        shutil.copytree(run, folder / name)
+        train_cases = tuple(i for i in sha256 if i != left)
+        hashes = tuple(sha256[i] for i in train_cases)
+        save_split(Split(train=train_cases, val=(left,), train_sha256=hashes), folder / name)
+    return folder / "one", folder / "two"
 
 
 @pytest.fixture(scope="session")

@@ -21,7 +21,7 @@ Run = Callable[[], object]
 
 
 def measure(device: torch.device, *, seconds: float) -> list[Timing]:
-    """Seconds a sample of 64×128×128, image and label, on the CPU for peers and on ``device`` for liverseg.
+    """Seconds per sample of 64×128×128, image and label, on the CPU for peers and on ``device`` for liverseg.
 
     Each in its usual way: peers deform a label of ids by nearest neighbours, liverseg two fractions and background.
     """

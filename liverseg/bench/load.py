@@ -37,9 +37,9 @@ def make_store(folder: Path) -> CacheStore:
 
 
 def measure(store: CacheStore, folder: Path, device: torch.device, *, seconds: float) -> list[Timing]:
-    """Seconds a sample, image and label, in batches of 2 on ``device``; one thread everywhere.
+    """Seconds per sample, image and label, in batches of 2 on ``device``; one thread everywhere.
 
-    Peers keep what they preprocessed on disk in their usual way: MONAI's PersistentDataset a pickle a case,
+    Peers keep what they preprocessed on disk in their usual way: MONAI's PersistentDataset a pickle per case,
     TorchIO two compressed NIfTI files.
     """
     runs = {f"liverseg, {place}": _own(store, place, device) for place in PLACES}
@@ -91,7 +91,7 @@ def _torchio(store: CacheStore, folder: Path, device: torch.device) -> Run:
         image, fractions = _voxels(store, case_id)
         grid = store.read(case_id, "liver").grid
         write_volume(folder / f"{case_id}_image.nii.gz", image, grid)
-        # Ids, as it keeps labels: one byte a voxel and easier to inflate than fractions.
+        # Ids, as it keeps labels: one byte per voxel and easier to inflate than fractions.
         ids = (fractions.sum(axis=0) >= 128).astype(np.uint8)
         write_volume(folder / f"{case_id}_label.nii.gz", ids, grid)
     subjects = [

@@ -57,8 +57,8 @@ class WholeTiming:
     """An epoch of the trainer, and what it would be if only the network took time.
 
     Attributes:
-        end_to_end: Samples a second, with loading, augmentation and the weights' average.
-        compute_only: Samples a second of the same steps on one batch that is already there and augmented.
+        end_to_end: Samples per second, with loading, augmentation and the weights' average.
+        compute_only: Samples per second of the same steps on one batch that is already there and augmented.
         augment_share: Of a step.
         wait_share: Of the epoch, waiting for voxels.
     """

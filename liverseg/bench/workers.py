@@ -162,7 +162,7 @@ def _queued_s() -> float | None:
 
 
 def fastest(trials: Sequence[Trial]) -> Trial:
-    """The fewest workers that come within 3 % of the most cases a second: more only take memory."""
+    """The fewest workers that come within 3 % of the most cases per second: more only take memory."""
     best = max(trial.cases_per_s for trial in trials)
     return min((t for t in trials if t.cases_per_s >= 0.97 * best), key=lambda t: t.jobs)
 

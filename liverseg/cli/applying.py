@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,8 @@ from data_cache.errors import LiversegError
 from data_cache.text import pluralise, visible
 from liverseg.cli.common import DRAWN, FILE, FOLDER, in_debug
 from liverseg.cli.failures import in_words
+from liverseg.cli.notes import warn_of_scan, warn_of_units
+from liverseg.cli.outcome import Outcome
 
 if TYPE_CHECKING:
     from liverseg.inference.inputs import ScanInput
@@ -75,7 +76,7 @@ def predict(
     dicom_seg: bool,
     calibration: Path | None,
     force: bool,
-) -> None:
+) -> Outcome:
     """Segment SCANS with RUN, a training run or a file from `liverseg export`: one label per scan, on the scan's grid.
 
     A scan is a NIfTI file, a folder of NIfTI files, or a folder or zip of one DICOM series. A scan that fails is
@@ -114,7 +115,7 @@ def predict(
         force=force,
         calibration=None if calibration is None else Calibration.load(calibration, predictor.spec),
     )
-    _predict_all(find_scans(scans), out, predictor, options)
+    return _predict_all(find_scans(scans), out, predictor, options)
 
 
 def _warn_of_networks(predictor: Predictor, samples: int) -> None:
@@ -133,7 +134,7 @@ def _warn_of_networks(predictor: Predictor, samples: int) -> None:
 
 def _predict_all(
     scans: Sequence[ScanInput], out: Path, predictor: Predictor, options: PredictOptions
-) -> None:
+) -> Outcome:
     """Segment all scans; one that fails costs itself, and the exit code."""
     from contextlib import closing
 
@@ -144,8 +145,9 @@ def _predict_all(
     from liverseg.inference.predict import STATISTICS, Prediction
 
     if options.statistics:
-        require_replaceable(out / STATISTICS, csv_mark("scan", "liver_ml"), command="predict")
+        require_replaceable(out / STATISTICS, csv_mark("scan", "liver_ml", "tumour_ml"), command="predict")
     done: list[Prediction] = []
+    failed: dict[str, str] = {}
     with progress_bar() as bar, closing(predict_scans(scans, out, predictor, options)) as outcomes:
         task = bar.add_task("predict", total=len(scans), note=visible(scans[0].name) if scans else "")
         for number, (scan, outcome) in enumerate(zip(scans, outcomes, strict=True), 1):
@@ -155,8 +157,10 @@ def _predict_all(
             elif in_debug() and not isinstance(outcome, LiversegError):
                 raise outcome
             else:  # of whatever kind: one scan must not end a night's batch
-                complain(in_words(outcome, "predict", about=str(scan.path)))
+                failed[str(scan.path)] = in_words(outcome, "predict", about=str(scan.path))
+                complain(failed[str(scan.path)])
             bar.update(task, advance=1, note=visible(scans[min(number, len(scans) - 1)].name))
+    warn_of_units([(str(prediction.image), prediction.notes) for prediction in done])
     rows = [prediction.row() for prediction in done]
     if len(rows) > 1:
         _print_rows(rows)
@@ -166,15 +170,13 @@ def _predict_all(
     doubtful = [p.label.name.removesuffix(".nii.gz") for p in done if not p.plausibility.plausible]
     if doubtful:
         warn(f"not plausible, {len(doubtful)} of {pluralise(len(scans), 'scan')}: {', '.join(doubtful)}")
-    if len(done) < len(scans):
-        sys.exit(1)
+    return Outcome(result={"scans": done, "failed": failed}, complete=len(done) == len(scans))
 
 
 def _print_prediction(scan: ScanInput, prediction: Prediction) -> None:
     from liverseg.console import say, warn
 
-    for note in prediction.notes:
-        warn(f"{scan.path}: {note}")
+    warn_of_scan(str(scan.path), prediction.notes)
     for reason in prediction.plausibility.reasons:
         warn(f"{scan.path}: not plausible: {reason}")
     say(prediction.line())
@@ -218,7 +220,7 @@ def _check_dicom_seg(paths: Sequence[Path]) -> None:
 @click.option(
     "--licence", help="Terms of the weights, stored in the file. Default: those of the training data."
 )
-def export(run: Path, file: Path, licence: str | None) -> None:
+def export(run: Path, file: Path, licence: str | None) -> Outcome:
     """Write the best network of RUN to one FILE to share: weights, configuration, spec, labels and scores.
 
     \b
@@ -231,6 +233,7 @@ def export(run: Path, file: Path, licence: str | None) -> None:
     about = describe(file)
     say(f"wrote {file} ({file.stat().st_size / 2**20:.1f} MiB)")
     say(f"epoch {about['epoch']}, mean validation Dice {about['validation_dice']:.3f}; {about['licence']}")
+    return Outcome(result={"file": file, "header": about})
 
 
 COMMANDS = (predict, export)

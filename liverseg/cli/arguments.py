@@ -38,7 +38,10 @@ def kind_of(path: Path) -> str | None:
 def misplaced(command: click.Command, context: click.Context, arguments: list[str]) -> str:
     """A hint where a path is of another kind than its place asks for; empty where there is none."""
     try:
-        values, _, _ = command.make_parser(context).parse_args(list(arguments))
+        parser = command.make_parser(context)
+        # The context is that of the group, which takes no option after an argument; its commands do.
+        parser.allow_interspersed_args = command.allow_interspersed_args
+        values, _, _ = parser.parse_args(list(arguments))
     except click.ClickException:
         return ""
     labels = {

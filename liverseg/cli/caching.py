@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,6 +12,8 @@ import click
 from data_cache.text import pluralise
 from liverseg.cli.common import FOLDER, Shard
 from liverseg.cli.failures import in_words
+from liverseg.cli.notes import warn_of_scan, warn_of_units
+from liverseg.cli.outcome import Outcome
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -79,7 +80,7 @@ def preprocess(
     shard: tuple[int, int] | None,
     backend: str,
     scheduler: str | None,
-) -> None:
+) -> Outcome:
     """Crop and resample every case of RAW once, into the Zarr store CACHE.
 
     Cases that are already in CACHE are skipped: run the same command again to resume. A case that fails is
@@ -107,7 +108,7 @@ def preprocess(
         task = bar.add_task("preprocess", total=len(data_set.cases), note="")
 
         def report(result: CaseResult) -> None:
-            bar.update(task, advance=1)
+            bar.update(task, advance=1, note=result.case_id)
             _report_case(result)
 
         options = WorkerOptions(
@@ -126,7 +127,7 @@ def preprocess(
             verify_sources=verify_sources,
             force=force,
         )
-    _print_outcomes(cache, results, misnamed=len(data_set.misnamed))
+    return _print_outcomes(cache, results, misnamed=[case.image for case in data_set.misnamed])
 
 
 def _print_oddities(raw: Path, data_set: RawDataSet) -> None:
@@ -141,16 +142,19 @@ def _print_oddities(raw: Path, data_set: RawDataSet) -> None:
         complain(f"{case.image}: {NO_CASE_ID}: {RENAME}")
 
 
-def _print_outcomes(cache: Path, results: Sequence[CaseResult], *, misnamed: int) -> None:
+def _print_outcomes(cache: Path, results: Sequence[CaseResult], *, misnamed: Sequence[Path]) -> Outcome:
+    """One line of counts, and all of it as the command's result."""
     from liverseg.console import say
 
     outcomes = [result.outcome for result in results]
     done, skipped, failed = (outcomes.count(o) for o in ("done", "skipped", "failed"))
-    failed += misnamed
+    failed += len(misnamed)
+    warn_of_units([(result.case_id, result.notes) for result in results])
     were = "was" if skipped == 1 else "were"
     say(f"{cache}: {pluralise(done, 'case')} built, {skipped} {were} up to date, {failed} failed")
-    if failed:
-        sys.exit(1)
+    # Not the details: a traceback is for --debug.
+    cases = [{key: getattr(r, key) for key in ("case_id", "outcome", "message", "notes")} for r in results]
+    return Outcome(result={"cache": cache, "cases": cases, "misnamed": misnamed}, complete=not failed)
 
 
 def _check_backend(backend: str, scheduler: str | None, *, jobs: int | None, timeout_s: float | None) -> None:
@@ -163,14 +167,13 @@ def _check_backend(backend: str, scheduler: str | None, *, jobs: int | None, tim
 
 
 def _report_case(result: CaseResult) -> None:
-    from liverseg.console import complain, errors, warn
+    from liverseg.console import complain, errors
 
     if result.outcome == "failed":
         complain(f"{result.case_id}: {result.message}")
         if result.details and click.get_current_context().find_root().params["debug"]:
             errors.print(result.details, markup=False)
-    for note in result.notes:
-        warn(f"{result.case_id}: {note}")
+    warn_of_scan(result.case_id, result.notes)
 
 
 def _heartbeat(bar: Progress, task: TaskID) -> Callable[[Sequence[RunningTask]], None]:
@@ -201,7 +204,7 @@ def _heartbeat(bar: Progress, task: TaskID) -> Callable[[Sequence[RunningTask]],
     type=FOLDER,
     help="Also compare the SHA-256 of this data set's files, and expect its cases in CACHE.",
 )
-def verify(cache: Path, raw: Path | None) -> None:
+def verify(cache: Path, raw: Path | None) -> Outcome:
     """Check every byte of the store CACHE against its checksums and list what is damaged.
 
     Voxels have a CRC, metadata a checksum. A damaged case is marked in its folder and stays readable as far as it
@@ -233,7 +236,8 @@ def verify(cache: Path, raw: Path | None) -> None:
     )
     if rows:
         say(f"liverseg preprocess {'RAW' if raw is None else raw} {cache} rebuilds what is damaged")
-        sys.exit(1)
+    result = {"cache": cache, "cases": len(verdicts), "damaged": bad, "store_faults": root_faults}
+    return Outcome(result=result, complete=not rows)
 
 
 def _verify_cases(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ import click
 from data_cache.errors import DataSetError
 from data_cache.text import pluralise, visible
 from liverseg.cli.common import FILE, FOLDER
+from liverseg.cli.outcome import Outcome
 
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
@@ -40,7 +41,7 @@ JOBS = click.option(
 @click.option("--url", help="URL of the tar file. Default: the public Decathlon bucket that MONAI uses.")
 @click.option("--md5", help="MD5 checksum of that file. Default: that of Task03_Liver.tar.")
 @click.option("--keep-archive", is_flag=True, help="Keep the tar file next to RAW.")
-def download(raw: Path, url: str | None, md5: str | None, keep_archive: bool) -> None:
+def download(raw: Path, url: str | None, md5: str | None, keep_archive: bool) -> Outcome:
     """Download the liver data of the Medical Segmentation Decathlon (27 GB) and unpack it to RAW.
 
     Twice that disk space is needed until the archive is deleted. If the download is interrupted, run the same command
@@ -75,6 +76,8 @@ def download(raw: Path, url: str | None, md5: str | None, keep_archive: bool) ->
     )
     was_there = "" if tasks else ", already complete"
     say(f"{raw}: {labelled} and {unlabelled}{was_there}")
+    numbers = {"labelled": len(data_set.cases), "unlabelled": len(data_set.tests)}
+    return Outcome(result={"raw": raw, **numbers, "was_complete": not tasks})
 
 
 def _transfer_bar() -> RichProgress:
@@ -82,23 +85,20 @@ def _transfer_bar() -> RichProgress:
     from rich.progress import (
         BarColumn,
         DownloadColumn,
-        Progress,
         TextColumn,
         TimeRemainingColumn,
         TransferSpeedColumn,
     )
 
-    from liverseg.console import console
+    from liverseg.console import progress_bar
 
-    return Progress(
+    return progress_bar(
         TextColumn("{task.description:8}"),
         BarColumn(),
         DownloadColumn(),
         TransferSpeedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
-        console=console,
-        transient=True,
     )
 
 
@@ -108,7 +108,7 @@ def _transfer_bar() -> RichProgress:
 @click.command()
 @click.argument("raw", type=FOLDER)
 @JOBS
-def check(raw: Path, jobs: int | None) -> None:
+def check(raw: Path, jobs: int | None) -> Outcome:
     """Read every file of the data set RAW once and list everything that is wrong with it.
 
     A fault would stop preprocess or make it cache something wrong; the exit code is then 1. A warning is worth a
@@ -138,8 +138,19 @@ def check(raw: Path, jobs: int | None) -> None:
         f"{raw}: {pluralise(len(checked), 'scan')} read, {pluralise(faults, 'fault')}, "
         f"{pluralise(warnings, 'warning')}"
     )
-    if has_faults(findings):
-        sys.exit(1)
+    result = {"raw": raw, "scans": len(checked), "findings": findings}
+    return Outcome(result=result, complete=not has_faults(findings))
+
+
+def merge_units(findings: Sequence[Finding]) -> list[Finding]:
+    """The findings with one in place of all that say that a scan states no unit; one of a single scan stays."""
+    from pipeline.nifti import NO_UNIT
+
+    alike = [finding for finding in findings if finding.what == NO_UNIT]
+    if len(alike) < 2:
+        return list(findings)
+    one = replace(alike[0], case=pluralise(len(alike), "scan"))
+    return [one, *(finding for finding in findings if finding.what != NO_UNIT)]
 
 
 def _findings_table(raw: Path, findings: list[Finding]) -> Any:
@@ -150,7 +161,7 @@ def _findings_table(raw: Path, findings: list[Finding]) -> Any:
     result = Table(title=escape(visible(str(raw))), title_justify="left", show_lines=True)
     for header in ("case", "severity", "what", "what to do"):
         result.add_column(header, overflow="fold")
-    for finding in findings:
+    for finding in merge_units(findings):
         severity = f"[{styles[finding.severity]}]{finding.severity}[/]"
         case, what, remedy = (escape(visible(t)) for t in (finding.case, finding.what, finding.remedy))
         result.add_row(case, severity, what, remedy)
@@ -165,7 +176,7 @@ def _findings_table(raw: Path, findings: list[Finding]) -> Any:
 @click.argument("cache", type=FOLDER)
 @click.option("--json", "json_path", type=FILE, help="Write the numbers to a JSON file.")
 @JOBS
-def fidelity(raw: Path, cache: Path, json_path: Path | None, jobs: int | None) -> None:
+def fidelity(raw: Path, cache: Path, json_path: Path | None, jobs: int | None) -> Outcome:
     """Show the best Dice that the grid of CACHE allows: RAW's labels, cached and restored.
 
     Liver means label 1 or 2. The usual way, label ids sampled at the nearest voxel, is shown next to the cached
@@ -186,16 +197,15 @@ def fidelity(raw: Path, cache: Path, json_path: Path | None, jobs: int | None) -
         raise DataSetError(f"{raw}: no such folder: expected the data set that {cache} was built from")
     if json_path:
         require_replaceable(json_path, json_mark("fidelity"), command="fidelity")
-    store, failed = CacheStore.open(cache), 0
+    store, failed = CacheStore.open(cache), dict[str, str]()
     with progress_bar() as bar:
         task = bar.add_task("fidelity", total=len(store.case_ids), note="")
 
         def report(result: CaseFidelity | Failure[CaseMeta]) -> None:
-            nonlocal failed
             case_id = result.item.case_id if isinstance(result, Failure) else result.case
             bar.update(task, advance=1, note=case_id)
             if isinstance(result, Failure):
-                failed += 1
+                failed[case_id] = result.reason
                 complain(f"{case_id}: {result.reason}")
 
         results = measure(raw, store, jobs=jobs or physical_cores(), report=report)
@@ -206,8 +216,7 @@ def fidelity(raw: Path, cache: Path, json_path: Path | None, jobs: int | None) -
         json_path.parent.mkdir(parents=True, exist_ok=True)
         write_signed_json(json_path, to_json(results), command="fidelity")
         say(f"wrote {json_path}")
-    if failed:
-        sys.exit(1)
+    return Outcome(result={**to_json(results), "failed": failed}, complete=not failed)
 
 
 def _fidelity_table(cache: Path, results: list[CaseFidelity]) -> Any:
@@ -257,7 +266,7 @@ def _size_table(results: list[CaseFidelity]) -> Any:
     help="Seed of the draw of 20 images that augmentation levels are measured on.",
 )
 @JOBS
-def fingerprint(data: Path, json_path: Path | None, png: Path | None, seed: int, jobs: int | None) -> None:
+def fingerprint(data: Path, json_path: Path | None, png: Path | None, seed: int, jobs: int | None) -> Outcome:
     """Measure a data set: classes, intensities, grids, tumours and augmentation levels.
 
     Intensities are those of the cached (box-averaged) voxels around the liver, weighted by class fractions. A RAW data
@@ -290,12 +299,11 @@ def fingerprint(data: Path, json_path: Path | None, png: Path | None, seed: int,
         png.parent.mkdir(parents=True, exist_ok=True)
         figure = fingerprint_figure(cases, content, name=data.name)
         say(f"wrote {save(figure, png, command='fingerprint')}")
-    if failed:
-        sys.exit(1)
+    return Outcome(result={**content, "failed": failed}, complete=not failed)
 
 
-def _measured(data: Path, jobs: int | None) -> tuple[list[CaseFingerprint], int]:
-    """The cases of a store or a raw data set, and how many failed."""
+def _measured(data: Path, jobs: int | None) -> tuple[list[CaseFingerprint], list[str]]:
+    """The cases of a store or a raw data set, and the names of those that failed."""
     from data_cache.reader import METADATA, CacheStore
     from data_cache.schema import PreprocessSpec
     from liverseg.console import complain, progress_bar
@@ -318,7 +326,7 @@ def _measured(data: Path, jobs: int | None) -> tuple[list[CaseFingerprint], int]
                 failed.append(misnamed.case_id)
                 complain(f"{misnamed.image}: {NO_CASE_ID}: {RENAME}")
             cases = fingerprint_raw(data_set, PreprocessSpec(), jobs=jobs or physical_cores(), report=report)
-    return cases, len(failed)
+    return cases, failed
 
 
 def _fingerprint_report(

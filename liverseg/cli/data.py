@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING
 import click
 
 from liverseg.cli.common import FILE, FOLDER, Shape
+from liverseg.cli.outcome import Outcome
 
 if TYPE_CHECKING:
     from data_cache.reader import CacheStore
     from data_cache.schema import CaseMeta
+    from liverseg.pictures.histogram import HistogramBin
     from pipeline.phantom.anatomy import DomainShift
 
 
@@ -45,7 +47,7 @@ def phantom(
     seed: int,
     domain_shift: DomainShift | None,
     jobs: int | None,
-) -> None:
+) -> Outcome:
     """Write a synthetic Decathlon data set to RAW.
 
     \b
@@ -73,6 +75,7 @@ def phantom(
             progress=lambda name: bar.update(task, advance=1, note=name),
         )
     say(f"{cases} labelled and {tests} unlabelled cases in {raw}")
+    return Outcome(result={"raw": raw, "labelled": cases, "unlabelled": tests, "seed": seed})
 
 
 @click.command()
@@ -96,7 +99,7 @@ def inspect(
     augment: bool,
     histogram: bool,
     html: Path | None,
-) -> None:
+) -> Outcome:
     """Show the store CACHE as a table, or some of its CASES as text, a picture, or a page to scroll through.
 
     \b
@@ -104,7 +107,7 @@ def inspect(
              liverseg inspect data/liver.zarr liver_0 --augment --png strengths.png
              liverseg inspect data/liver.zarr --html cache.html
     """
-    from data_cache.inspection import summarise_store
+    from data_cache.inspection import summarise_case
     from data_cache.outputs import html_mark, png_mark, require_replaceable
     from data_cache.reader import CacheStore
     from liverseg.console import case_table, console, say, store_table
@@ -117,18 +120,20 @@ def inspect(
         if path:
             require_replaceable(path, mark, command="inspect")
     store = CacheStore.open(cache)
+    summaries = [summarise_case(store, case) for case in cases or store.case_ids]
     if not cases and not html:
-        console.print(store_table(str(cache), store.schema, summarise_store(store)))
+        console.print(store_table(str(cache), store.schema, summaries))
     for case in cases:
         console.print(case_table(store.meta(case)))
     if png:
         say(f"wrote {_draw_case(store, cases[0], view, png, augment=augment)}")
-    if histogram:
-        _print_histogram(store, cases[0], view)
+    bins = _print_histogram(store, cases[0], view) if histogram else None
     if html:
         from liverseg.evaluation.report import write_cache_page
 
         say(f"wrote {write_cache_page(store, cases or store.case_ids, html).line()}")
+    written = [path for path in (png, html) if path]
+    return Outcome(result={"cache": cache, "cases": summaries, "histogram": bins, "written": written})
 
 
 def _draw_case(store: CacheStore, case: str, view: str | None, png: Path, *, augment: bool) -> Path:
@@ -166,7 +171,7 @@ def _liver_box_in(meta: CaseMeta, shape_zyx: tuple[int, ...]) -> tuple[slice, sl
     return z, y, x
 
 
-def _print_histogram(store: CacheStore, case: str, view: str | None) -> None:
+def _print_histogram(store: CacheStore, case: str, view: str | None) -> list[HistogramBin]:
     from liverseg.console import console, table
     from liverseg.pictures.histogram import BAR_CELLS, intensity_histogram
 
@@ -185,6 +190,7 @@ def _print_histogram(store: CacheStore, case: str, view: str | None) -> None:
     )
     headers = ("HU", "all", "liver", "tumour")
     console.print(table(f"{case}, {view} view: share of each class's voxels", headers, rows))
+    return bins
 
 
 def _closest_view(meta: CaseMeta) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -13,6 +12,7 @@ import click
 
 from data_cache.text import pluralise
 from liverseg.cli.common import FILE, FOLDER
+from liverseg.cli.outcome import Outcome
 
 if TYPE_CHECKING:
     from liverseg.laboratory.halving import Halving
@@ -70,7 +70,7 @@ def overfit(
     every: int | None,
     config: Path | None,
     overrides: tuple[str, ...],
-) -> None:
+) -> Outcome:
     """Learn CASE of the store CACHE by heart with one loss after another: which of them find the tumour?
 
     Every loss starts from the same weights and sees the same: the liver view of the case, a batch of one unless
@@ -78,7 +78,7 @@ def overfit(
     probabilities beside the truth for each loss, tables, and what became of the original project's claims.
 
     Of --config, the network, the optimizer, the input, the seed and the device are used; its [loss] section for the
-    loss that it names. The same command again goes on where it was stopped, and other --losses are added.
+    loss that it names. Run the same command again to resume, or with other --losses to add them.
 
     \b
     Example: liverseg overfit data/liver.zarr liver_31 runs/losses
@@ -89,6 +89,7 @@ def overfit(
     from liverseg.laboratory.loss_choice import choose_losses, loss_configs, numbers_text
     from liverseg.laboratory.one_case import experiment_config
     from liverseg.laboratory.overfit import overfit as learn
+    from liverseg.laboratory.overfit import summary_json
 
     chosen = loss_configs(choose_losses(losses), config, overrides)
     every = every or min(EVERY_STEPS, steps)
@@ -101,9 +102,10 @@ def overfit(
     _print_losses(found)
     n_pictures = pluralise(sum(not result.diverged for result in found.results), "picture")
     say(f"wrote summary.json, table.csv, curves.csv, curves.png and {n_pictures} of probabilities to {run}")
-    if all(result.diverged for result in found.results):
+    all_diverged = all(result.diverged for result in found.results)
+    if all_diverged:
         complain("every loss diverged: lower optim.learning_rate")
-        sys.exit(1)
+    return Outcome(result={"run": run, **summary_json(found)}, complete=not all_diverged)
 
 
 @contextmanager
@@ -124,7 +126,7 @@ def _watching_losses(steps: int, *, count: int) -> Iterator[LossCallbacks]:
             end = result.curve[-1].step if result.curve else 0
             what = f"diverged after step {end}" if result.diverged else f"{end} steps"
             dice = f"liver {number(result.final('liver'))} tumour {number(result.final('tumour'))}"
-            say(f"{result.loss.name}: {what}, Dice {dice}, {number(result.seconds_per_step, 2)} s a step")
+            say(f"{result.loss.name}: {what}, Dice {dice}, {number(result.seconds_per_step, 2)} s per step")
 
         yield LaboratoryCallbacks(warned=warn, stepped=stepped, finished=finished)
 
@@ -143,7 +145,7 @@ def _print_losses(found: Overfit) -> None:
             row += [number(result.final(of)), *(number(step, 0) for step in steps)]
         rows.append((*row, number(result.seconds_per_step, 2)))
     to = [f"{level:g} at step" for level in levels]
-    headers = ("loss", "liver Dice", *to, "tumour Dice", *to, "s a step")
+    headers = ("loss", "liver Dice", *to, "tumour Dice", *to, "s per step")
     console.print(table(f"{found.subject.case_id}: {subject_text(found.subject)}", headers, rows))
     for verdict in found.verdicts:
         say(verdict.text)
@@ -186,12 +188,12 @@ def tune(
     jobs: int | None,
     config: Path | None,
     overrides: tuple[str, ...],
-) -> None:
+) -> Outcome:
     """Try a grid of learning rate, γ and α on CASE of the store CACHE, and stop the bad ones early.
 
     Successive halving: all settings get a few steps, the best third three times as many, and so on; the last get
     --steps. The score is the mean of the liver's and the tumour's Dice on the case. Writes into the folder RUN a
-    sorted table, heat maps, and the best setting; the same command again goes on where it was stopped.
+    sorted table, heat maps, and the best setting; run the same command again to resume.
 
     \b
     Example: liverseg tune data/liver.zarr liver_31 runs/tune
@@ -203,7 +205,7 @@ def tune(
     from liverseg.laboratory.halving import Halving
     from liverseg.laboratory.loss_choice import choose_loss, loss_configs
     from liverseg.laboratory.one_case import experiment_config
-    from liverseg.laboratory.tune import TRIED, settings_of
+    from liverseg.laboratory.tune import TRIED, settings_of, summary_json
     from liverseg.laboratory.tune import tune as try_all
     from pipeline.build import physical_cores
 
@@ -226,6 +228,7 @@ def tune(
         )
     _print_settings(found, settings)
     say(f"wrote results.csv, heat_maps.png and summary.json to {run}")
+    return Outcome(result={"run": run, **summary_json(found, settings, halving.ends())})
 
 
 @contextmanager

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from data_cache.text import pluralise
 from liverseg.cli.common import FILE, FOLDER
+from liverseg.cli.outcome import Outcome
+
+if TYPE_CHECKING:
+    from liverseg.training.config import TrainConfig
 
 
 @click.command()
@@ -22,8 +27,10 @@ from liverseg.cli.common import FILE, FOLDER
 @click.option("--resume", is_flag=True, help="Continue the run, with its own configuration.")
 def train(
     cache: Path, run: Path, config: Path | None, overrides: tuple[str, ...], raw: Path | None, resume: bool
-) -> None:
+) -> Outcome | None:
     """Train a 3-D U-Net on the store CACHE and keep everything in the folder RUN.
+
+    The built-in network is meant for a GPU: on a CPU, choose another by --config or --set model.base_channels=8.
 
     \b
     Example: liverseg train data/liver.zarr runs/liver --config configs/liver.toml
@@ -43,10 +50,33 @@ def train(
     if raw is not None:
         overrides += (f"watch.raw={json.dumps(str(raw))}",)
     settings = load_config(config, overrides)
+    store = CacheStore.open(cache)
+    if config is None and not any(key.strip().startswith("model.base_channels=") for key in overrides):
+        _refuse_cpu(settings)
     with console_progress(settings) as watcher:
-        state = run_training(CacheStore.open(cache), run, settings, resume=resume, watcher=watcher)
-    if is_main_process():
-        say(f"{run}: {pluralise(state.epoch, 'epoch')}, best mean validation Dice {state.best_score:.3f}")
+        state = run_training(store, run, settings, resume=resume, watcher=watcher)
+    if not is_main_process():
+        return None
+    say(f"{run}: {pluralise(state.epoch, 'epoch')}, best mean validation Dice {state.best_score:.3f}")
+    return Outcome(result={"run": run, "best_mean_dice": state.best_score, "history": state.history})
+
+
+def _refuse_cpu(settings: TrainConfig) -> None:
+    """Raise UsageError where nobody has chosen the built-in network, and it would be trained on a CPU."""
+    import torch
+
+    from liverseg.device import choose_device
+    from liverseg.model.network import UNet
+
+    if choose_device(settings.device).type != "cpu":
+        return
+    with torch.device("meta"):  # counted without memory
+        parameters = sum(p.numel() for p in UNet(settings.model).parameters())
+    raise click.UsageError(
+        f"without --config, the network has {parameters / 1e6:.0f} million parameters, which are meant for a GPU, and "
+        "this would train on the CPU: add --config configs/demo.toml or --set model.base_channels=8, or name a GPU "
+        "(--set device=cuda)"
+    )
 
 
 COMMANDS = (train,)

@@ -1,4 +1,4 @@
-"""The group of all commands: each one parses its arguments, calls one function and prints the result.
+"""The group of all commands: each one parses its arguments, calls one function, prints the result and returns it.
 
 A command imports what it needs when it runs: ``liverseg --help`` must not load torch, which takes a second.
 """
@@ -25,6 +25,7 @@ from liverseg.cli import (
 )
 from liverseg.cli.arguments import misplaced
 from liverseg.cli.failures import in_words
+from liverseg.cli.outcome import Outcome, as_json
 
 INTERRUPTED = 130
 CALLED = "liverseg.called"
@@ -55,16 +56,19 @@ class _Commands(click.Group):
         ctx.meta[CALLED] = (command, list(rest))
         return name, command, rest
 
-    def invoke(self, ctx: click.Context) -> Any:
+    def invoke(self, ctx: click.Context) -> None:
+        """Run a command; its result is printed as JSON if that was asked for."""
         if ctx.params["debug"]:
-            return super().invoke(ctx)
+            _finish(super().invoke(ctx), ctx)
+            return
         try:
-            return super().invoke(ctx)
+            _finish(super().invoke(ctx), ctx)
+            return
         except (click.exceptions.Exit, click.Abort):
             raise
         except click.UsageError as failure:
             lines = "\n".join(map(visible, failure.format_message().split("\n")))
-            raise click.UsageError(lines + _hint(ctx), ctx=failure.ctx) from None
+            raise click.UsageError(lines + (_early(failure, ctx) or _hint(ctx)), ctx=failure.ctx) from None
         except KeyboardInterrupt:
             message, code = _interrupted(ctx.invoked_subcommand), INTERRUPTED
         except Exception as failure:
@@ -83,6 +87,24 @@ class _Commands(click.Group):
                 formatter.write_dl(rows)
 
 
+def _finish(outcome: Any, ctx: click.Context) -> None:
+    """Print the result as JSON if that was asked for; exit with 1 where a part of it failed."""
+    if not isinstance(outcome, Outcome):
+        return
+    if ctx.params["json"]:
+        click.echo(as_json(outcome, command=str(ctx.invoked_subcommand)))
+    if not outcome.complete:
+        sys.exit(1)
+
+
+def _early(failure: click.UsageError, ctx: click.Context) -> str:
+    """A hint where an option of all commands stands behind its command; empty for another failure."""
+    names = [name for param in ctx.command.params for name in param.opts]
+    if not isinstance(failure, click.NoSuchOption) or failure.option_name not in names:
+        return ""
+    return f" (it goes before the command: liverseg {failure.option_name} {ctx.invoked_subcommand} …)"
+
+
 def _interrupted(command: str | None) -> str:
     again = "add --resume to the same command" if command == "train" else "run the same command again"
     return f"interrupted: finished work is kept; {again} to continue"
@@ -99,9 +121,17 @@ def _hint(ctx: click.Context) -> str:
 )
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 @click.option("--quiet", is_flag=True, help="Print errors and warnings only.")
+@click.option(
+    "--verbose", is_flag=True, help="Also print a line per finished case, and every file of a warning."
+)
+@click.option(
+    "--json",
+    is_flag=True,
+    help="Print the result as one JSON object and nothing else; progress and warnings go to stderr.",
+)
 @click.version_option(package_name="liverseg")
 @click.pass_context
-def main(ctx: click.Context, debug: bool, quiet: bool) -> None:  # noqa: ARG001 (debug is read from the context)
+def main(ctx: click.Context, /, *, quiet: bool, verbose: bool, json: bool, **_: bool) -> None:
     """Liver and liver-tumour segmentation from abdominal CT.
 
     \b
@@ -110,12 +140,16 @@ def main(ctx: click.Context, debug: bool, quiet: bool) -> None:  # noqa: ARG001 
     liverseg evaluate   data/liver.zarr runs/liver --raw data/Task03_Liver
     liverseg report     runs/liver
     liverseg predict    runs/liver scan.nii.gz --out segmentations
-    """
-    if quiet:
-        from liverseg.console import console
 
-        console.quiet = True
-        ctx.call_on_close(lambda: setattr(console, "quiet", False))
+    --quiet, --verbose and --json go before the command: liverseg --json evaluate …
+    """
+    if quiet and verbose:
+        raise click.UsageError("--quiet and --verbose exclude each other")
+    if quiet or verbose or json:
+        from liverseg.console import Output, choose_output
+
+        choose_output(Output(quiet=quiet, verbose=verbose, json=json))
+        ctx.call_on_close(lambda: choose_output(Output()))
 
 
 for command in (

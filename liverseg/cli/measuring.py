@@ -12,6 +12,7 @@ import click
 
 from data_cache.text import pluralise
 from liverseg.cli.common import FILE, FOLDER, Shape
+from liverseg.cli.outcome import Outcome
 
 if TYPE_CHECKING:
     import torch
@@ -34,7 +35,7 @@ def bench() -> None:
 )
 def bench_preprocess(
     shape: tuple[int, int, int], image: Path | None, label: Path | None, repeats: int
-) -> None:
+) -> Outcome:
     """Time one case's preprocessing beside inflating its files, and beside TorchIO and MONAI where installed.
 
     \b
@@ -63,6 +64,7 @@ def bench_preprocess(
 
     headers = ("", "s", "of inflating", "of liverseg", "CPU s", "of inflating", "peak MiB", "of liverseg")
     console.print(table(f"one case, {sizes}, fastest of {repeats}", headers, map(row, results)))
+    return Outcome(result={"contenders": results})
 
 
 @bench.command("workers")
@@ -70,7 +72,7 @@ def bench_preprocess(
 @click.option(
     "--cases", "n_cases", default=16, show_default=True, type=click.IntRange(min=1), help="How many of RAW's."
 )
-def bench_workers(raw: Path, n_cases: int) -> None:
+def bench_workers(raw: Path, n_cases: int) -> Outcome:
     """Find the number of preprocess --jobs that is the fastest on this machine, and say what bounds it.
 
     The same cases of RAW go into temporary stores, with 1, 2, 4, … workers up to the number of cores and half
@@ -114,7 +116,7 @@ def bench_workers(raw: Path, n_cases: int) -> None:
         "cases/s",
         "of one",
         "cores",
-        "CPU s a case",
+        "CPU s per case",
         "computing",
         "no core",
         "disk",
@@ -123,9 +125,9 @@ def bench_workers(raw: Path, n_cases: int) -> None:
     console.print(
         table(f"{pluralise(n_cases, 'case')} of {raw} on {pluralise(cores, 'core')}", headers, rows)
     )
-    say(
-        f"fastest: --jobs {fastest(trials).jobs}, bound by {what_bounds(trials, cores=cores, memory_jobs=memory_jobs)}"
-    )
+    bound = what_bounds(trials, cores=cores, memory_jobs=memory_jobs)
+    say(f"fastest: --jobs {fastest(trials).jobs}, bound by {bound}")
+    return Outcome(result={"trials": trials, "fastest_jobs": fastest(trials).jobs, "bound_by": bound})
 
 
 seconds_option = click.option(
@@ -137,7 +139,7 @@ device_option = click.option("--device", default="auto", show_default=True, help
 @bench.command("augment")
 @device_option
 @seconds_option
-def bench_augment(device: str, seconds: float) -> None:
+def bench_augment(device: str, seconds: float) -> Outcome:
     """Time elastic, noise and contrast of a sample of 64×128×128, beside every library that is installed.
 
     SimpleITK, TorchIO, MONAI and batchgeneratorsv2 are, where Python can import them.
@@ -147,14 +149,14 @@ def bench_augment(device: str, seconds: float) -> None:
     """
     from liverseg.device import choose_device
 
-    _print_augment(choose_device(device), seconds)
+    return Outcome(result={"augment": _print_augment(choose_device(device), seconds)})
 
 
 @bench.command("load")
 @click.option("--cache", type=FOLDER, help="Use this cache of 64×128×128 instead of four phantoms.")
 @device_option
 @seconds_option
-def bench_load(cache: Path | None, device: str, seconds: float) -> None:
+def bench_load(cache: Path | None, device: str, seconds: float) -> Outcome:
     """Time loading from the cache to the device, beside MONAI and TorchIO where installed.
 
     \b
@@ -164,7 +166,8 @@ def bench_load(cache: Path | None, device: str, seconds: float) -> None:
     from liverseg.device import choose_device
 
     with tempfile.TemporaryDirectory() as folder:
-        _print_load(_store(cache, Path(folder)), Path(folder), choose_device(device), seconds)
+        timings = _print_load(_store(cache, Path(folder)), Path(folder), choose_device(device), seconds)
+    return Outcome(result={"load": timings})
 
 
 @bench.command("train")
@@ -172,7 +175,7 @@ def bench_load(cache: Path | None, device: str, seconds: float) -> None:
 @click.option("--cache", type=FOLDER, help="Use this cache of 64×128×128 instead of four phantoms.")
 @device_option
 @seconds_option
-def bench_train(base_channels: int | None, cache: Path | None, device: str, seconds: float) -> None:
+def bench_train(base_channels: int | None, cache: Path | None, device: str, seconds: float) -> Outcome:
     """Time a training step beside MONAI's networks where installed, and the trainer beside its bare steps.
 
     On a GPU with batches of 2 and 4, with and without torch.compile; on a CPU with batches of 2.
@@ -184,13 +187,14 @@ def bench_train(base_channels: int | None, cache: Path | None, device: str, seco
 
     with tempfile.TemporaryDirectory() as folder:
         store = _store(cache, Path(folder))
-        _print_train(store, choose_device(device), base_channels=base_channels, seconds=seconds)
+        measured = _print_train(store, choose_device(device), base_channels=base_channels, seconds=seconds)
+    return Outcome(result={"train": measured})
 
 
 @bench.command("all")
 @device_option
 @seconds_option
-def bench_all(device: str, seconds: float) -> None:
+def bench_all(device: str, seconds: float) -> Outcome:
     """Run augment, load and train, one after another: with a GPU, everything that is to be shown on one.
 
     \b
@@ -201,11 +205,13 @@ def bench_all(device: str, seconds: float) -> None:
     chosen = choose_device(device)
     with tempfile.TemporaryDirectory() as folder:
         store = _store(None, Path(folder))
+        result: dict[str, object] = {}
         with _leaving_out("augmentation"):
-            _print_augment(chosen, seconds)
+            result["augment"] = _print_augment(chosen, seconds)
         with _leaving_out("loading"):
-            _print_load(store, Path(folder), chosen, seconds)
-        _print_train(store, chosen, base_channels=None, seconds=seconds)
+            result["load"] = _print_load(store, Path(folder), chosen, seconds)
+        result["train"] = _print_train(store, chosen, base_channels=None, seconds=seconds)
+    return Outcome(result=result)
 
 
 def _store(cache: Path | None, folder: Path) -> CacheStore:
@@ -230,16 +236,20 @@ def _leaving_out(what: str) -> Iterator[None]:
         warn(f"{what}: left out: {message}")
 
 
-def _print_augment(device: torch.device, seconds: float) -> None:
+def _print_augment(device: torch.device, seconds: float) -> Sequence[Timing]:
     from liverseg.bench.augment import measure
 
-    _print_timings("augmentation of one sample", measure(device, seconds=seconds))
+    timings = measure(device, seconds=seconds)
+    _print_timings("augmentation of one sample", timings)
+    return timings
 
 
-def _print_load(store: CacheStore, folder: Path, device: torch.device, seconds: float) -> None:
+def _print_load(store: CacheStore, folder: Path, device: torch.device, seconds: float) -> Sequence[Timing]:
     from liverseg.bench.load import measure
 
-    _print_timings(f"loading to {device}", measure(store, folder, device, seconds=seconds))
+    timings = measure(store, folder, device, seconds=seconds)
+    _print_timings(f"loading to {device}", timings)
+    return timings
 
 
 def _print_timings(title: str, timings: Sequence[Timing]) -> None:
@@ -255,7 +265,7 @@ def _print_timings(title: str, timings: Sequence[Timing]) -> None:
 
 def _print_train(
     store: CacheStore, device: torch.device, *, base_channels: int | None, seconds: float
-) -> None:
+) -> dict[str, object]:
     from liverseg.bench.train import measure_steps, measure_whole
     from liverseg.console import console, number, say, table, warn
     from liverseg.device import DTYPE_NAMES, autocast_dtype
@@ -283,6 +293,7 @@ def _print_train(
     headers = ("", "batch", "ms per step", "of liverseg", "samples/s", "of matmul peak", "peak MiB")
     dtype = DTYPE_NAMES[autocast_dtype("auto", device) or torch.float32]
     console.print(table(f"steps at {base} channels on {device} in {dtype}", headers, rows))
+    result = {"device": str(device), "dtype": dtype, "base_channels": base, "steps": steps}
     with _leaving_out("the trainer beside its bare steps"):
         whole = measure_whole(store, device, base_channels=base, batch_size=2, steps=50 if on_gpu else 4)
         say(
@@ -290,6 +301,8 @@ def _print_train(
             f"({whole.end_to_end / whole.compute_only:.3f}); augmentation {whole.augment_share:.1%} of a step, "
             f"{whole.wait_share:.2%} waiting for data"
         )
+        result["trainer"] = whole
+    return result
 
 
 COMMANDS = (bench,)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -13,11 +12,14 @@ import click
 from data_cache.text import pluralise
 from liverseg.cli.common import DRAWN, FILE, FOLDER
 from liverseg.cli.failures import in_words
+from liverseg.cli.notes import warn_of_scan, warn_of_units
+from liverseg.cli.outcome import Outcome
 from liverseg.cli.score_tables import print_cases, print_differences, print_summary, print_uncertainty
 
 if TYPE_CHECKING:
     from data_cache.reader import CacheStore
     from liverseg.evaluation.case import CaseEvaluation
+    from liverseg.inference.calibration import Calibration
     from liverseg.inference.segment import Predictor
     from liverseg.inference.uncertainty_files import UncertaintySummary
     from liverseg.measure.summary import LabelScores
@@ -94,7 +96,7 @@ def evaluate(
     samples: int,
     calibrate: tuple[Path, Path] | None,
     shifted: tuple[Path, Path] | None,
-) -> None:
+) -> Outcome:
     """Score RUN in native space on the cases of CACHE that it was never trained on.
 
     Writes scores.csv, summary.json, one overlay picture per case, and what `liverseg report` shows. Each case is
@@ -116,8 +118,8 @@ def evaluate(
     (run,) = runs
     options = _Options(cases=cases, device=device, samples=samples, calibrate=calibrate, shifted=shifted)
     folder = out or run / ("ensemble" if others else "evaluation")
-    if not _evaluate_run(cache, (run, *others), raw=raw, out=folder, options=options).complete:
-        sys.exit(1)
+    done = _evaluate_run(cache, (run, *others), raw=raw, out=folder, options=options)
+    return Outcome(result=done.result, complete=done.complete)
 
 
 @click.command()
@@ -128,7 +130,7 @@ def evaluate(
 @DEVICE
 def compare(
     cache: Path, runs: tuple[Path, ...], *, raw: Path, out: Path | None, cases: tuple[str, ...], device: str
-) -> None:
+) -> Outcome:
     """Compare two RUNs case by case on the cases of CACHE that neither was trained on.
 
     Each run is evaluated into its own folder RUN/evaluation. The table has the second run minus the first, with
@@ -139,24 +141,35 @@ def compare(
     """
     from data_cache.reader import CacheStore
     from liverseg.console import say
-    from liverseg.evaluation.compare import paired_differences, write_comparison
-    from liverseg.evaluation.evaluate import choose_cases
+    from liverseg.evaluation.compare import paired_differences, require_own_comparison, write_comparison
+    from liverseg.evaluation.evaluate import choose_cases, require_own_evaluation
     from liverseg.training.split import load_split, together
 
     _check_order("compare", cache, runs, n_runs=range(2, 3))
     split = together([load_split(run) for run in runs])
     chosen, _ = choose_cases(CacheStore.open(cache), split, cases)
+    for run in runs:
+        require_own_evaluation(run / "evaluation", chosen)
+    if out is not None:
+        require_own_comparison(out)
     options = _Options(cases=chosen, device=device)
     first, second = (
-        _evaluate_run(cache, (run,), raw=raw, out=run / "evaluation", options=options) for run in runs
+        _evaluate_run(
+            cache,
+            (run,),
+            raw=raw,
+            out=run / "evaluation",
+            options=replace(options, tell_notes=run == runs[0]),
+        )
+        for run in runs
     )
     differences = paired_differences(first.scores, second.scores)
     print_differences(f"{runs[1]} minus {runs[0]}, {pluralise(len(chosen), 'case')}", differences)
     if out is not None:
         write_comparison(out, (str(runs[0]), str(runs[1])), differences)
         say(f"wrote comparison.json to {out}")
-    if not (first.complete and second.complete):
-        sys.exit(1)
+    result = {"first": first.result, "second": second.result, "differences": differences}
+    return Outcome(result=result, complete=first.complete and second.complete)
 
 
 @click.command()
@@ -164,7 +177,7 @@ def compare(
 @RAW
 @click.option("--out", type=FOLDER, help="Write scores.csv and summary.json of all cases into this folder.")
 @DEVICE
-def pool(cache: Path, runs: tuple[Path, ...], *, raw: Path, out: Path | None, device: str) -> None:
+def pool(cache: Path, runs: tuple[Path, ...], *, raw: Path, out: Path | None, device: str) -> Outcome:
     """Pool the folds of a cross-validation: each RUN scores the cases of CACHE that it was never trained on.
 
     Each run is evaluated into its own folder RUN/evaluation. Folds that share a case are refused.
@@ -173,11 +186,13 @@ def pool(cache: Path, runs: tuple[Path, ...], *, raw: Path, out: Path | None, de
     Example: liverseg pool data/liver.zarr runs/fold0 runs/fold1 --raw data/Task03_Liver --out runs/folds
     """
     from liverseg.console import say
-    from liverseg.evaluation.compare import write_folds
+    from liverseg.evaluation.compare import require_own_folds, write_folds
     from liverseg.measure.summary import summarise_scores
 
     _check_order("pool", cache, runs, n_runs=range(2, 1000))
     _check_folds(cache, runs)
+    if out is not None:
+        require_own_folds(out)
     options = _Options(device=device)
     done = {
         str(run): _evaluate_run(cache, (run,), raw=raw, out=run / "evaluation", options=options)
@@ -185,19 +200,25 @@ def pool(cache: Path, runs: tuple[Path, ...], *, raw: Path, out: Path | None, de
     }
     scored = {run: result.scores for run, result in done.items()}
     everything = [scores for cases in scored.values() for scores in cases.values()]
-    say(f"\n{pluralise(len(runs), 'fold')}, {pluralise(len(everything), 'case')}")
-    print_summary(summarise_scores(everything) if out is None else write_folds(out, scored))
+    say(f"{pluralise(len(runs), 'fold')}, {pluralise(len(everything), 'case')}")
+    summary = summarise_scores(everything) if out is None else write_folds(out, scored)
+    print_summary(summary)
     if out is not None:
         say(f"wrote scores.csv and summary.json to {out}")
-    if not all(result.complete for result in done.values()):
-        sys.exit(1)
+    result = {"runs": {run: each.result for run, each in done.items()}, "summary": summary}
+    return Outcome(result=result, complete=all(each.complete for each in done.values()))
 
 
 def _check_folds(cache: Path, runs: tuple[Path, ...]) -> None:
-    """Raise UsageError where two runs would score the same case, or a run has no case that it was not trained on."""
+    """Check what ``pool`` will evaluate.
+
+    Raises:
+        UsageError: Two runs would score the same case, or a run has no case that it was not trained on.
+        OutputError: A run's evaluation would replace a file that ``liverseg evaluate`` did not write.
+    """
     from data_cache.reader import CacheStore
     from liverseg.evaluation.compare import shared_cases
-    from liverseg.evaluation.evaluate import choose_cases
+    from liverseg.evaluation.evaluate import choose_cases, require_own_evaluation
     from liverseg.training.split import load_split
 
     store = CacheStore.open(cache)
@@ -211,6 +232,8 @@ def _check_folds(cache: Path, runs: tuple[Path, ...]) -> None:
             f"{pluralise(len(shared), 'case')} ({shared[0]}, …) would be scored by several runs: these are not the "
             "folds of one cross-validation; compare two runs with liverseg compare"
         )
+    for run, (case_ids, _) in zip(runs, chosen, strict=True):
+        require_own_evaluation(run / "evaluation", case_ids)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -222,13 +245,21 @@ class _Options:
     samples: int = 0
     calibrate: tuple[Path, Path] | None = None
     shifted: tuple[Path, Path] | None = None
+    tell_notes: bool = True  # False where another run has been evaluated on the same scans
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Evaluated:
-    """The scores of a run by case, and whether every case could be scored."""
+    """What was measured of a run.
+
+    Attributes:
+        scores: By case.
+        result: Everything that was measured, for JSON.
+        complete: Whether every case could be scored.
+    """
 
     scores: Mapping[str, LabelScores]
+    result: Mapping[str, Any]
     complete: bool
 
 
@@ -238,7 +269,8 @@ def _evaluate_run(
     """Evaluate a run, or the ensemble of several, into ``out``, and print the tables."""
     from data_cache.reader import CacheStore
     from liverseg.console import say, warn
-    from liverseg.evaluation.evaluate import choose_cases
+    from liverseg.evaluation.evaluate import choose_cases, require_own_evaluation
+    from liverseg.evaluation.raw_case import require_raw
     from liverseg.inference.segment import load_predictor
     from liverseg.training.split import load_split, together
 
@@ -246,18 +278,22 @@ def _evaluate_run(
     predictor = load_predictor(*runs, device=options.device, samples=options.samples)
     split = together([load_split(each) for each in runs])
     case_ids, unseen = choose_cases(store, split, options.cases)
+    require_raw(store, case_ids, raw)
+    calibrated = options.calibrate is not None
+    require_own_evaluation(out, case_ids, samples=options.samples > 0, calibrated=calibrated)
     if not unseen:
         warn("some of these cases were trained on: their scores say how well they were learned, no more")
     if predictor.n_drawn != options.samples:
         warn(DRAWN.format(predictor.n_drawn, options.samples))
-    scored = _score_cases(predictor, store, split, case_ids, raw=raw, out=out, options=options)
+    scored, result = _score_cases(predictor, store, split, case_ids, raw=raw, out=out, options=options)
     if scored:
         say(f"wrote scores.csv, summary.json and {pluralise(len(scored), 'overlay')} to {out}")
         scores_option = "" if out == runs[0] / "evaluation" else f" --scores {out}"
         say(f"look at them: liverseg report {runs[0]}{scores_option}")
     else:
         warn(f"no case could be scored: nothing was written to {out}, anything there is older")
-    return _Evaluated(scores={e.case_id: e.predicted for e in scored}, complete=len(scored) == len(case_ids))
+    scores = {e.case_id: e.predicted for e in scored}
+    return _Evaluated(scores=scores, result={"out": out, **result}, complete=len(scored) == len(case_ids))
 
 
 def _score_cases(
@@ -269,34 +305,28 @@ def _score_cases(
     raw: Path,
     out: Path,
     options: _Options,
-) -> list[CaseEvaluation]:
-    """Score the cases with a progress bar, and print the summaries."""
-    from data_cache.reader import CacheStore
+) -> tuple[list[CaseEvaluation], dict[str, Any]]:
+    """Score the cases with a progress bar, and print the summaries; returns them for JSON, too."""
     from liverseg.console import complain, progress_bar
-    from liverseg.evaluation.calibrate import calibrate_apart
     from liverseg.evaluation.evaluate import evaluate as score
-    from liverseg.evaluation.evaluate import summarise
+    from liverseg.evaluation.evaluate import score_row, summarise
     from liverseg.evaluation.uncertainty_summary import summarise_uncertainties
 
     calibration = None
     if options.calibrate is not None:
-        other, other_raw = options.calibrate
-        calibration = calibrate_apart(
-            predictor,
-            CacheStore.open(other),
-            split,
-            raw=other_raw,
-            scored={store.meta(case_id).image.sha256 for case_id in case_ids},
-            report=lambda case_id, failure: None if failure is None else complain(f"{case_id}: {failure}"),
-        )
+        calibration = _calibrate(predictor, store, split, case_ids, *options.calibrate)
     shifted = [] if options.shifted is None else _measure_shifted(predictor, *options.shifted)
+    failed: dict[str, str] = {}
     with progress_bar() as bar:
         task = bar.add_task("evaluate", total=len(case_ids), note="")
 
         def report(case_id: str, result: CaseEvaluation | Exception) -> None:
             bar.update(task, advance=1, note=case_id)
             if isinstance(result, Exception):
-                complain(f"{case_id}: {in_words(result, 'evaluate')}")
+                failed[case_id] = in_words(result, "evaluate")
+                complain(f"{case_id}: {failed[case_id]}")
+            elif options.tell_notes:
+                warn_of_scan(case_id, result.notes)
 
         scored = score(
             predictor,
@@ -309,15 +339,39 @@ def _score_cases(
             calibration=calibration,
             shifted=shifted,
         )
+    if options.tell_notes:
+        warn_of_units([(e.case_id, e.notes) for e in scored])
+    notes = {e.case_id: e.notes for e in scored if e.notes}
+    result: dict[str, Any] = {"cases": list(map(score_row, scored)), "failed": failed, "notes": notes}
     if scored:
         seen = any(e.trained_on for e in scored)
         title = f"native space, predicted crop, cases {'TRAINED ON' if seen else 'never trained on'}"
         print_cases(title, {e.case_id: e.predicted for e in scored})
-        print_summary(summarise(scored))
+        result["summary"] = summarise(scored)
+        print_summary(result["summary"])
     uncertainties = [e.uncertainty for e in scored if e.uncertainty is not None]
     if uncertainties:
-        print_uncertainty(summarise_uncertainties(uncertainties, calibration, shifted))
-    return scored
+        result["uncertainty"] = summarise_uncertainties(uncertainties, calibration, shifted)
+        print_uncertainty(result["uncertainty"])
+    return scored, result
+
+
+def _calibrate(
+    predictor: Predictor, store: CacheStore, split: Split, case_ids: Sequence[str], other: Path, raw: Path
+) -> Calibration:
+    """Fit on the cases of another store that are neither trained on nor scored in this one."""
+    from data_cache.reader import CacheStore
+    from liverseg.console import complain
+    from liverseg.evaluation.calibrate import calibrate_apart
+
+    return calibrate_apart(
+        predictor,
+        CacheStore.open(other),
+        split,
+        raw=raw,
+        scored={store.meta(case_id).image.sha256 for case_id in case_ids},
+        report=lambda case_id, failure: None if failure is None else complain(f"{case_id}: {failure}"),
+    )
 
 
 def _measure_shifted(predictor: Predictor, cache: Path, raw: Path) -> Sequence[UncertaintySummary]:
@@ -343,7 +397,7 @@ def _measure_shifted(predictor: Predictor, cache: Path, raw: Path) -> Sequence[U
 @click.argument("predicted", type=click.Path(path_type=Path))
 @click.argument("truth", type=click.Path(path_type=Path))
 @click.option("--out", type=FOLDER, help="Write scores.csv and summary.json into this folder.")
-def score(predicted: Path, truth: Path, out: Path | None) -> None:
+def score(predicted: Path, truth: Path, out: Path | None) -> Outcome:
     """Score label files PREDICTED by any tool against TRUTH: two folders, matched by name, or two files.
 
     Labels are 0, 1 (liver) and 2 (tumour). The two files of a pair may differ in orientation, but not in grid.
@@ -354,36 +408,42 @@ def score(predicted: Path, truth: Path, out: Path | None) -> None:
     """
     from liverseg.console import complain, progress_bar, say, warn
     from liverseg.evaluation.label_files import pair_labels, require_own_scores, score_pairs, write_scores
-    from liverseg.measure.summary import summarise_scores
+    from liverseg.measure.summary import score_columns, summarise_scores
 
     if out is not None:
         require_own_scores(out)
     pairs, alone = pair_labels(predicted, truth)
     for line in alone:
         warn(line)
+    failed: dict[str, str] = {}
     with progress_bar() as bar:
         task = bar.add_task("score", total=len(pairs), note="")
 
         def report(name: str, result: LabelScores | Exception) -> None:
             bar.update(task, advance=1, note=name)
             if isinstance(result, Exception):
-                complain(f"{name}: {in_words(result, 'score')}")
+                failed[name] = in_words(result, "score")
+                complain(f"{name}: {failed[name]}")
 
         scored = score_pairs(pairs, report=report)
+    rows = [{"case": name} | score_columns(case) for name, case in scored.items()]
+    result: dict[str, Any] = {"cases": rows, "failed": failed, "alone": alone}
     if scored:
         print_cases("native space", scored)
-        print_summary(summarise_scores(list(scored.values())) if out is None else write_scores(out, scored))
+        result["summary"] = (
+            summarise_scores(list(scored.values())) if out is None else write_scores(out, scored)
+        )
+        print_summary(result["summary"])
         if out is not None:
             say(f"wrote scores.csv and summary.json to {out}")
-    if alone or len(scored) < len(pairs):
-        sys.exit(1)
+    return Outcome(result=result, complete=not (alone or failed))
 
 
 @click.command()
 @click.argument("run", type=FOLDER)
 @click.option("--scores", type=FOLDER, help="What evaluate wrote. Default: RUN/evaluation.")
 @click.option("--out", type=FILE, help="Default: report.html beside the scores.")
-def report(run: Path, scores: Path | None, out: Path | None) -> None:
+def report(run: Path, scores: Path | None, out: Path | None) -> Outcome:
     """Write one HTML page about RUN: scores, training curves, and a slice viewer of every scored case, worst first.
 
     The page needs no server and no network, and opens from a file.
@@ -395,7 +455,9 @@ def report(run: Path, scores: Path | None, out: Path | None) -> None:
     from liverseg.evaluation.report import write_report
 
     folder = scores or run / "evaluation"
-    say(f"wrote {write_report(run, folder, out or folder / 'report.html').line()}")
+    page = write_report(run, folder, out or folder / "report.html")
+    say(f"wrote {page.line()}")
+    return Outcome(result={"page": page})
 
 
 COMMANDS = (evaluate, compare, pool, score, report)

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from liverseg.cli.common import FILE
+from liverseg.cli.outcome import Outcome
 
 ANY = click.Path(path_type=Path)
 
@@ -17,7 +18,7 @@ ANY = click.Path(path_type=Path)
 @click.option(
     "--out", type=FILE, help="Default: NAME_view.html in the working directory, of the scan's name."
 )
-def view(scan: Path, label: Path, out: Path | None) -> None:
+def view(scan: Path, label: Path, out: Path | None) -> Outcome:
     """Write one HTML file that shows LABEL, from any tool, on SCAN: contours in three planes, lesions to jump to.
 
     SCAN is a NIfTI file, or a folder or zip of one DICOM series; LABEL is a NIfTI file on its grid. Values 1 and 2 are
@@ -34,12 +35,13 @@ def view(scan: Path, label: Path, out: Path | None) -> None:
     for note in notes:
         warn(note)
     say(f"wrote {written.line()}")
+    return Outcome(result={"page": written, "notes": notes})
 
 
 @click.command()
 @click.argument("section", required=False)
 @click.option("--markdown", is_flag=True, help="Print the page docs/configuration.md instead.")
-def config(section: str | None, markdown: bool) -> None:
+def config(section: str | None, markdown: bool) -> Outcome:
     """List every setting of a run with its default and what it means: all, or those of one SECTION.
 
     \b
@@ -49,17 +51,18 @@ def config(section: str | None, markdown: bool) -> None:
     from liverseg.console import console, table
     from liverseg.training.settings import list_settings, section_summary, settings_markdown
 
-    if markdown:
-        click.echo(settings_markdown(), nl=False)
-        return
     settings = list_settings()
     sections = list(dict.fromkeys(setting.section for setting in settings))
     if section is not None and section not in sections:
         raise click.UsageError(f"no section {section!r}: choose one of {', '.join(filter(None, sections))}")
-    for name in sections if section is None else [section]:
+    chosen = sections if section is None else [section]
+    if markdown and not console.quiet:
+        click.echo(settings_markdown(), nl=False)
+    for name in () if markdown else chosen:
         rows = [(s.key, s.default, s.meaning.replace("`", "")) for s in settings if s.section == name]
         title = section_summary(name).replace("`", "")
         console.print(table(title, ("--set", "default", "meaning"), rows, left=True))
+    return Outcome(result={"settings": [setting for setting in settings if setting.section in chosen]})
 
 
 COMMANDS = (view, config)

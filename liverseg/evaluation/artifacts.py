@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from data_cache.files import write_text
+from data_cache.outputs import SIGNATURE, Mark, author, json_mark, png_mark
 from liverseg.evaluation.case import CaseEvaluation, EvaluatedCase
 from liverseg.evaluation.uncertainty_summary import UNCERTAINTY, uncertainty_picture
 from liverseg.measure.summary import VOLUMES
@@ -16,6 +17,15 @@ from liverseg.pictures.slices import evaluation_volume
 OVERLAYS = "overlays"
 
 
+def artifacts(out: Path, case_id: str, *, samples: bool) -> list[tuple[Path, Mark]]:
+    """The files that ``write_artifacts`` writes for a case, and the marks that earlier ones carry."""
+    pictures = (OVERLAYS, UNCERTAINTY) if samples else (OVERLAYS,)
+    return [
+        *((out / folder / f"{case_id}.png", png_mark("evaluate")) for folder in pictures),
+        (out / VOLUMES / f"{case_id}.json", json_mark("evaluate")),
+    ]
+
+
 def write_artifacts(out: Path, case: EvaluatedCase) -> None:
     """Write the pictures and the small volume of one case into the folders of the evaluation ``out``."""
     case_id, uncertainty = case.scores.case_id, case.scores.uncertainty
@@ -23,7 +33,7 @@ def write_artifacts(out: Path, case: EvaluatedCase) -> None:
         (out / folder).mkdir(parents=True, exist_ok=True)
     if uncertainty is not None and case.native is not None:
         picture = uncertainty_picture(uncertainty, case.native, case.view)
-        save(picture, out / UNCERTAINTY / f"{case_id}.png")
+        save(picture, out / UNCERTAINTY / f"{case_id}.png", command="evaluate")
     figure = overlay_figure(
         case.image_zyx,
         case.truth_zyx,
@@ -31,7 +41,7 @@ def write_artifacts(out: Path, case: EvaluatedCase) -> None:
         case.grid.spacing_zyx_mm,
         title=_title(case.scores),
     )
-    save(figure, out / OVERLAYS / f"{case_id}.png")
+    save(figure, out / OVERLAYS / f"{case_id}.png", command="evaluate")
     volume = evaluation_volume(
         case.image_zyx,
         case.truth_zyx,
@@ -40,7 +50,8 @@ def write_artifacts(out: Path, case: EvaluatedCase) -> None:
         foreground_czyx=case.foreground_czyx,
         box=case.box,
     )
-    write_text(out / VOLUMES / f"{case_id}.json", json.dumps(volume))
+    signed = {SIGNATURE: author("evaluate"), **volume}
+    write_text(out / VOLUMES / f"{case_id}.json", json.dumps(signed))
 
 
 def _title(evaluation: CaseEvaluation) -> str:

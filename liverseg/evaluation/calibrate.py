@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from data_cache.errors import CacheError, ConfigError, LiversegError
 from data_cache.reader import CacheStore
-from liverseg.evaluation.raw_case import native_case, native_label, read_raw_case
+from liverseg.evaluation.raw_case import native_case, native_label, read_raw_case, require_raw
 from liverseg.evaluation.uncertainty import near_voxels
 from liverseg.inference.calibration import Calibration
 from liverseg.inference.segment import Predictor, segment
@@ -49,6 +49,7 @@ def calibrate_apart(
     Raises:
         CacheError: The store was built with another spec than the network was trained with.
         ConfigError: It has no such case.
+        DataSetError: ``raw`` is another data set.
     """
     if store.schema.spec != predictor.spec:
         raise CacheError(f"{store.path}: built with another spec than the network was trained with")
@@ -60,6 +61,7 @@ def calibrate_apart(
             f"{store.path}: all of its labelled cases were trained on or are scored: nothing is left to calibrate on; "
             "score some of them with --case, or name another store"
         )
+    require_raw(store, apart, raw)
     return calibrate(predictor, store, apart, raw=raw, report=report)
 
 

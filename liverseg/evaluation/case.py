@@ -41,6 +41,7 @@ class CaseEvaluation:
         ceiling: Dice of the cached fractions themselves: the most that the grid allows; None without a liver.
         uncertainty: The uncertainty of the samples beside the case's errors; None where no samples were drawn.
         plausibility: Whether the prediction can be a liver, judged without the label.
+        notes: What was assumed or replaced while reading the scan, and what speaks against its being a CT in HU.
     """
 
     case_id: str
@@ -51,6 +52,7 @@ class CaseEvaluation:
     label_crop: CropDice | None
     ceiling: CropDice | None
     uncertainty: CaseUncertainty | None
+    notes: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -120,6 +122,7 @@ def evaluate_case(
         label_crop=_label_crop(case_id, predictor, store, case),
         ceiling=_ceiling(case_id, store, case),
         uncertainty=uncertainty,
+        notes=(*case.scan.notes, *map(str, case.scan.doubts)),
     )
     return EvaluatedCase(
         scores=evaluation,

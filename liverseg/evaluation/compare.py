@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from data_cache.files import write_csv, write_json
+from data_cache.outputs import csv_mark, json_mark, require_replaceable, write_signed_json
+from liverseg.evaluation.tables import write_tables
 from liverseg.measure.overlap import mean_interval
 from liverseg.measure.summary import (
     CLASSES,
@@ -54,12 +55,20 @@ def shared_cases(runs: Sequence[Iterable[str]]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(case_id for case_id in ids if ids.count(case_id) > 1))
 
 
+def require_own_folds(out: Path) -> None:
+    """Raise OutputError if ``write_folds`` would replace files that ``liverseg pool`` did not write."""
+    require_replaceable(out / SCORES, csv_mark("case", "run", "liver_dice"), command="pool")
+    require_replaceable(out / SUMMARY, json_mark("pool"), command="pool")
+
+
 def write_folds(out: Path, runs: Mapping[str, Scored]) -> dict[str, Any]:
     """Write ``scores.csv`` with a column ``run``, and ``summary.json`` of all cases, each scored once.
 
     Raises:
         ValueError: A case was scored by two runs: its weight would be double.
+        OutputError: ``out`` has files of these names that ``liverseg pool`` did not write.
     """
+    require_own_folds(out)
     if shared_cases(list(runs.values())):
         raise ValueError("folds must not share cases")
     rows = [
@@ -69,9 +78,7 @@ def write_folds(out: Path, runs: Mapping[str, Scored]) -> dict[str, Any]:
     ]
     everything = [scores for scored in runs.values() for scores in scored.values()]
     summary = {"n_cases": len(everything), "runs": list(runs), **summarise_scores(everything)}
-    out.mkdir(parents=True, exist_ok=True)
-    write_csv(out / SCORES, rows)
-    write_json(out / SUMMARY, summary)
+    write_tables(out, rows, summary, command="pool")
     return summary
 
 
@@ -85,11 +92,17 @@ def paired_differences(first: Scored, second: Scored) -> list[PairedDifference]:
     ]
 
 
+def require_own_comparison(out: Path) -> None:
+    """Raise OutputError if ``out`` has a ``comparison.json`` that ``liverseg compare`` did not write."""
+    require_replaceable(out / COMPARISON, json_mark("compare"), command="compare")
+
+
 def write_comparison(out: Path, names: tuple[str, str], differences: Sequence[PairedDifference]) -> None:
-    """Write ``comparison.json``."""
+    """Write ``comparison.json``; raises OutputError as ``require_own_comparison`` does."""
+    require_own_comparison(out)
     out.mkdir(parents=True, exist_ok=True)
     content = {"first": names[0], "second": names[1], "differences": [asdict(d) for d in differences]}
-    write_json(out / COMPARISON, content)
+    write_signed_json(out / COMPARISON, content, command="compare")
 
 
 def _difference(name: str, pairs: Sequence[tuple[Any, Any]], metric: str) -> PairedDifference:

@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from data_cache.errors import CacheError, ConfigError
-from data_cache.files import write_csv, write_json
+from data_cache.outputs import csv_mark, json_mark, require_replaceable
 from data_cache.reader import CacheStore
-from liverseg.evaluation.artifacts import write_artifacts
+from liverseg.evaluation.artifacts import artifacts, write_artifacts
 from liverseg.evaluation.case import CaseEvaluation, evaluate_case
-from liverseg.evaluation.uncertainty_summary import write_uncertainty_summary
+from liverseg.evaluation.raw_case import require_raw
+from liverseg.evaluation.tables import set_unfinished, write_tables
+from liverseg.evaluation.uncertainty_summary import FILES, write_uncertainty_summary
 from liverseg.inference.calibration import CALIBRATION, Calibration
 from liverseg.inference.segment import Predictor
 from liverseg.inference.uncertainty_files import UncertaintySummary
@@ -41,6 +43,30 @@ def _is_trained_on(store: CacheStore, split: Split, case_id: str) -> bool:
     return store.meta(case_id).image.sha256 in split.train_sha256
 
 
+def require_own_evaluation(
+    out: Path, case_ids: Sequence[str], *, samples: bool = False, calibrated: bool = False
+) -> None:
+    """Raise OutputError if ``evaluate`` would replace a file in ``out`` that ``liverseg evaluate`` did not write.
+
+    Args:
+        out: Folder of the evaluation.
+        case_ids: What will be scored.
+        samples: Whether samples will be drawn.
+        calibrated: Whether a calibration will be fitted.
+    """
+    outputs = [
+        (out / SCORES, csv_mark("case", "trained_on", "liver_found")),
+        (out / SUMMARY, json_mark("evaluate")),
+        *(output for case_id in case_ids for output in artifacts(out, case_id, samples=samples)),
+    ]
+    if samples:
+        outputs += [(out / name, mark) for name, mark in FILES.items()]
+    if calibrated:
+        outputs.append((out / CALIBRATION, json_mark("evaluate")))
+    for path, mark in outputs:
+        require_replaceable(path, mark, command="evaluate")
+
+
 def evaluate(
     predictor: Predictor,
     store: CacheStore,
@@ -55,7 +81,8 @@ def evaluate(
 ) -> list[CaseEvaluation]:
     """Score cases one by one, and write ``scores.csv``, ``summary.json`` and the artifacts of each case into ``out``.
 
-    With samples, also write what ``write_uncertainty_summary`` writes.
+    With samples, also write what ``write_uncertainty_summary`` writes. The summary of an earlier evaluation is deleted
+    before anything else is replaced, and the new one is written last: without it, an evaluation is unfinished.
 
     Args:
         predictor: The network.
@@ -70,7 +97,11 @@ def evaluate(
 
     Raises:
         CacheError: The store was built with another spec than the network was trained with.
+        DataSetError: ``raw`` is another data set.
+        OutputError: ``out`` has a file that would be replaced and that ``liverseg evaluate`` did not write.
     """
+    require_own_evaluation(out, case_ids, samples=predictor.samples > 0, calibrated=calibration is not None)
+    require_raw(store, case_ids, raw)
     if store.schema.spec != predictor.spec:
         raise CacheError(f"{store.path}: built with another spec than the network was trained with")
     done = []
@@ -84,6 +115,7 @@ def evaluate(
                 trained_on=_is_trained_on(store, split, case_id),
                 calibration=calibration,
             )
+            set_unfinished(out)
             write_artifacts(out, case)
         except Exception as failure:  # of whatever kind: it must not cost the other cases
             report(case_id, failure)
@@ -91,27 +123,26 @@ def evaluate(
             done.append(case.scores)
             report(case_id, case.scores)
     if done:
-        _write_tables(out, predictor, done, calibration, shifted)
+        _write_all_tables(out, predictor, done, calibration, shifted)
     return done
 
 
 # ---- tables
 
 
-def _write_tables(
+def _write_all_tables(
     out: Path,
     predictor: Predictor,
     done: Sequence[CaseEvaluation],
     calibration: Calibration | None,
     shifted: Sequence[UncertaintySummary],
 ) -> None:
-    write_csv(out / SCORES, [_row(e) for e in done])
-    content = {"models": list(predictor.sources), "samples": predictor.n_drawn, **summarise(done)}
-    write_json(out / SUMMARY, content)
     if calibration is not None:
         calibration.write(out / CALIBRATION)
     uncertainties = [e.uncertainty for e in done if e.uncertainty is not None]
     write_uncertainty_summary(out, uncertainties, calibration, shifted)
+    content = {"models": list(predictor.sources), "samples": predictor.n_drawn, **summarise(done)}
+    write_tables(out, [score_row(e) for e in done], content, command="evaluate")
 
 
 def summarise(evaluations: Sequence[CaseEvaluation]) -> dict[str, Any]:
@@ -136,7 +167,8 @@ def _crop_values(evaluations: Sequence[CaseEvaluation], crop: str, name: str) ->
         yield None if dice is None else getattr(dice, name).dice
 
 
-def _row(e: CaseEvaluation) -> dict[str, Any]:
+def score_row(e: CaseEvaluation) -> dict[str, Any]:
+    """A case as a row of ``scores.csv``."""
     row: dict[str, Any] = {
         "case": e.case_id,
         "trained_on": e.trained_on,

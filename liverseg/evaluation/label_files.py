@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from data_cache.errors import DataSetError
-from data_cache.files import write_csv
-from data_cache.outputs import csv_mark, json_mark, require_replaceable, write_signed_json
+from data_cache.outputs import csv_mark, json_mark, require_replaceable
+from liverseg.evaluation.tables import write_tables
 from liverseg.measure.summary import (
     SCORES,
     SUMMARY,
@@ -80,7 +80,7 @@ def score_pairs(
 
 def require_own_scores(out: Path) -> None:
     """Raise OutputError if ``write_scores`` would replace files that ``liverseg score`` did not write."""
-    require_replaceable(out / SCORES, csv_mark("case", "liver_dice", "burden_truth"), command="score")
+    require_replaceable(out / SCORES, csv_mark("case", "liver_dice", "liver_voe_percent"), command="score")
     require_replaceable(out / SUMMARY, json_mark("score"), command="score")
 
 
@@ -91,10 +91,9 @@ def write_scores(out: Path, scores: dict[str, LabelScores]) -> dict[str, Any]:
         OutputError: ``out`` has files of these names that ``liverseg score`` did not write.
     """
     require_own_scores(out)
-    out.mkdir(parents=True, exist_ok=True)
-    write_csv(out / SCORES, [{"case": name} | score_columns(case) for name, case in scores.items()])
+    rows = [{"case": name} | score_columns(case) for name, case in scores.items()]
     summary = {"n_cases": len(scores), **summarise_scores(list(scores.values()))}
-    write_signed_json(out / SUMMARY, summary, command="score")
+    write_tables(out, rows, summary, command="score")
     return summary
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from data_cache.errors import CacheError
+from data_cache.errors import CacheError, DataSetError
 from data_cache.geometry import Box
 from data_cache.reader import CacheStore
 from data_cache.schema import PreprocessSpec
@@ -27,6 +28,29 @@ class RawCase:
     scan: HeldScan
     truth_zyx: NDArray[np.uint8]
     label_header: VolumeHeader
+
+
+def require_raw(store: CacheStore, case_ids: Sequence[str], raw: Path) -> None:
+    """Check that a folder can be the data set that a cache was built from, by the sizes of its images.
+
+    A single case that differs is left to ``read_raw_case``.
+
+    Raises:
+        DataSetError: Not one of the cases has its image there.
+    """
+    images = [store.meta(case_id).image for case_id in case_ids]
+    sizes = [_size_bytes(raw / image.path) for image in images]
+    if not images or any(size == image.size_bytes for size, image in zip(sizes, images, strict=True)):
+        return
+    path, size = raw / images[0].path, sizes[0]
+    found = "no such file" if size is None else f"{size} bytes, expected {images[0].size_bytes}"
+    raise DataSetError(
+        f"{raw}: has no image that {store.path} was built from ({path}: {found}): name the data set of the cache"
+    )
+
+
+def _size_bytes(path: Path) -> int | None:
+    return path.stat().st_size if path.is_file() else None
 
 
 def read_raw_case(case_id: str, store: CacheStore, raw: Path, spec: PreprocessSpec) -> RawCase:

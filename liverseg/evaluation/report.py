@@ -13,6 +13,7 @@ from typing import Any
 from data_cache.errors import CacheError, RunError
 from data_cache.files import read_csv
 from data_cache.inspection import summarise_case
+from data_cache.outputs import carries, json_mark
 from data_cache.reader import CacheStore, read_schema
 from data_cache.records import to_json
 from liverseg.evaluation.score_table import CASE_COLUMNS, footnotes, lesion_rows, summary_rows
@@ -99,6 +100,8 @@ def _cached_case(store: CacheStore, case_id: str) -> str:
 
 
 def _read_scores(scores: Path) -> tuple[dict[str, Any], list[dict[str, str]]]:
+    if (scores / SCORES).exists() and not (scores / SUMMARY).exists():
+        raise RunError(f"{scores}: an evaluation that was not finished: run liverseg evaluate again")
     try:
         summary = json.loads((scores / SUMMARY).read_text(encoding="utf-8"))
         rows = read_csv(scores / SCORES)
@@ -106,8 +109,11 @@ def _read_scores(scores: Path) -> tuple[dict[str, Any], list[dict[str, str]]]:
         raise RunError(f"{failure.filename}: no such file: run liverseg evaluate first") from None
     except (OSError, ValueError) as failure:
         raise RunError(f"{scores}: unreadable: {failure}") from failure
-    if not rows or not {"case", *(key for key, _, _ in CASE_COLUMNS)} <= rows[0].keys():
-        raise RunError(f"{scores / SCORES}: written by an older version: run liverseg evaluate again")
+    if not carries(scores / SUMMARY, json_mark("evaluate")):
+        raise RunError(
+            f"{scores / SUMMARY}: expected a file of liverseg evaluate, found one of another command or version: "
+            "name the folder of an evaluation, or evaluate into a new one"
+        )
     return summary, rows
 
 
@@ -144,8 +150,11 @@ def _content(path: Path) -> str:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise RunError(f"{path}: no such file: run liverseg evaluate again") from None
-    if '"lesions"' not in text:
-        raise RunError(f"{path}: written by an older version: run liverseg evaluate again")
+    if not carries(path, json_mark("evaluate")):
+        raise RunError(
+            f"{path}: expected a file of liverseg evaluate, found one of another command or version: evaluate into "
+            "a new folder"
+        )
     return text
 
 

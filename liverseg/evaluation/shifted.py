@@ -7,6 +7,7 @@ from pathlib import Path
 
 from data_cache.errors import CacheError, LiversegError
 from data_cache.reader import CacheStore
+from liverseg.evaluation.raw_case import require_raw
 from liverseg.inference.segment import Predictor, segment
 from liverseg.inference.uncertainty_files import UncertaintySummary, summarise_segmentation
 from pipeline.prepare import read_scan
@@ -31,9 +32,11 @@ def measure_shifted(
 
     Raises:
         CacheError: The store was built with another spec than the network was trained with.
+        DataSetError: ``raw`` is another data set.
     """
     if store.schema.spec != predictor.spec:
         raise CacheError(f"{store.path}: built with another spec than the network was trained with")
+    require_raw(store, store.case_ids, raw)
     done = []
     for case_id in store.case_ids:
         try:

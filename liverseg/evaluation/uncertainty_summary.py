@@ -11,8 +11,9 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from data_cache.files import write_csv, write_json
+from data_cache.files import write_csv
 from data_cache.geometry import Box
+from data_cache.outputs import Mark, carries, csv_mark, json_mark, png_mark, write_signed_json
 from data_cache.schema import View
 from data_cache.text import pluralise
 from liverseg.evaluation.uncertainty import CaseUncertainty, NativeCase
@@ -52,7 +53,13 @@ NUMBERS = {
     "hu_deviation": "HU deviation",
 }
 RELIABILITY, RISK_COVERAGE = "reliability.png", "risk_coverage.png"
-FILES = (f"{UNCERTAINTY}.json", f"{UNCERTAINTY}.csv", RELIABILITY, RISK_COVERAGE)
+# What is written into the folder of an evaluation, and the marks that earlier files carry.
+FILES: Mapping[str, Mark] = {
+    f"{UNCERTAINTY}.json": json_mark("evaluate"),
+    f"{UNCERTAINTY}.csv": csv_mark("case", *NUMBERS, "risk"),
+    RELIABILITY: png_mark("evaluate"),
+    RISK_COVERAGE: png_mark("evaluate"),
+}
 
 
 def write_uncertainty_summary(
@@ -72,23 +79,31 @@ def write_uncertainty_summary(
         shifted: The summaries of scans that differ from the training data, if any were measured.
     """
     pictures = {f"{case.case_id}.png" for case in cases}
-    stale = [path for path in (out / UNCERTAINTY).glob("*.png") if path.name not in pictures]
-    for path in (*stale, *((out / name for name in FILES) if not cases else ())):
-        path.unlink(missing_ok=True)
+    found = [(path, png_mark("evaluate")) for path in (out / UNCERTAINTY).glob("*.png")]
+    stale = [(path, mark) for path, mark in found if path.name not in pictures]
+    if not cases:
+        stale += [(out / name, mark) for name, mark in FILES.items()]
+    for path, mark in stale:
+        if carries(path, mark):
+            path.unlink()
     if not cases:
         return
     summary = summarise_uncertainties(cases, calibration, shifted)
-    write_json(out / f"{UNCERTAINTY}.json", summary)
+    write_signed_json(out / f"{UNCERTAINTY}.json", summary, command="evaluate")
     write_csv(out / f"{UNCERTAINTY}.csv", [uncertainty_row(case) for case in cases])
     title = (
         f"Probability against frequency\n{pluralise(len(cases), 'case')}, within {NEAR_MM:g} mm of the liver"
     )
-    save(reliability_figure(pooled(cases), pooled_tempered(cases), title=title), out / RELIABILITY)
+    save(
+        reliability_figure(pooled(cases), pooled_tempered(cases), title=title),
+        out / RELIABILITY,
+        command="evaluate",
+    )
     curves = {label: coverage_curve(cases, name) for name, label in NUMBERS.items() if _values(cases, name)}
     title = (
         f"Risk of the cases that remain when the most uncertain are left out\n{pluralise(len(cases), 'case')}"
     )
-    save(risk_coverage_figure(curves, title=title), out / RISK_COVERAGE)
+    save(risk_coverage_figure(curves, title=title), out / RISK_COVERAGE, command="evaluate")
 
 
 def uncertainty_picture(uncertainty: CaseUncertainty, case: NativeCase, view: View) -> Figure:

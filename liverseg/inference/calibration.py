@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pydantic import ConfigDict
 
 from data_cache.errors import RunError
-from data_cache.files import write_json
+from data_cache.outputs import SIGNATURE, write_signed_json
 from data_cache.records import STRICT, parse, to_json
 from data_cache.schema import PreprocessSpec
 from liverseg.inference.uncertainty_files import UncertaintySummary
@@ -50,6 +50,8 @@ class Calibration:
             raise RunError(
                 f"{path}: cannot be read: {failure}: name a {CALIBRATION} that liverseg evaluate --calibrate wrote"
             ) from None
+        if isinstance(content, dict):
+            content.pop(SIGNATURE, None)
         found = parse(cls, content, source=str(path), error=RunError)
         if found.spec_fingerprint != spec.fingerprint():
             raise RunError(
@@ -59,8 +61,8 @@ class Calibration:
         return found
 
     def write(self, path: Path) -> None:
-        """Write the file that ``load`` reads."""
-        write_json(path, to_json(self))
+        """Write the file that ``load`` reads, signed by ``liverseg evaluate``."""
+        write_signed_json(path, to_json(self), command="evaluate")
 
     def probabilities(self, foreground_czyx: NDArray[np.float32]) -> NDArray[np.float32]:
         """Mean probabilities (2, ...), tempered; labels are decided on the probabilities as they were."""

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from data_cache.errors import LabelError, VolumeError
 from data_cache.files import replacing
 from data_cache.geometry import Grid, corner_distance_mm
+from liverseg.pictures.palette import LIVER_PRED, TUMOUR_PRED
 from pipeline.dicom import DicomSource, Slice, read_series, series_affine
 from pipeline.dicom.header import parse
 from pipeline.labels import foreground_and_tumour
@@ -47,6 +48,16 @@ COPIED_IF_THERE = (
     "LossyImageCompressionRatio",
     "LossyImageCompressionMethod",
 )
+# Linear sRGB to XYZ, adapted to the white of CIELAB in DICOM (D50, by Bradford), and that white: B. Lindbloom,
+# http://www.brucelindbloom.com/Eqn_RGB_XYZ_Matrix.html
+_XYZ_OF_SRGB = np.array(
+    [
+        [0.4360747, 0.3850649, 0.1430804],
+        [0.2225045, 0.7168786, 0.0606169],
+        [0.0139322, 0.0971045, 0.7141733],
+    ]
+)
+_WHITE_XYZ = np.array([0.96422, 1.0, 0.82521])
 SAME_POSITION_MM = 0.1  # a NIfTI affine is float32
 
 
@@ -109,14 +120,37 @@ def _segments(hd: Any) -> list[Any]:
     sct = codes.SCT
     altered = hd.sr.CodedConcept("49755003", "SCT", "Morphologically Altered Structure")
     return [
-        _segment(hd, 1, "liver", sct.AnatomicalStructure, sct.Liver, "The liver without its tumours"),
-        _segment(hd, 2, "liver tumour", altered, sct.Neoplasm, "Tumours within the liver", region=sct.Liver),
+        _segment(
+            hd,
+            1,
+            "liver",
+            (sct.AnatomicalStructure, sct.Liver),
+            description="The liver without its tumours",
+            colour=LIVER_PRED,
+        ),
+        _segment(
+            hd,
+            2,
+            "liver tumour",
+            (altered, sct.Neoplasm),
+            description="Tumours within the liver",
+            colour=TUMOUR_PRED,
+            region=sct.Liver,
+        ),
     ]
 
 
 def _segment(
-    hd: Any, number: int, label: str, category: Any, kind: Any, description: str, *, region: Any = None
+    hd: Any,
+    number: int,
+    label: str,
+    property_codes: tuple[Any, Any],
+    *,
+    description: str,
+    colour: str,
+    region: Any = None,
 ) -> Any:
+    """A segment whose property has a category and a type, shown in a colour such as "#f0e442"."""
     from pydicom.sr.codedict import codes
 
     algorithm = hd.AlgorithmIdentificationSequence(
@@ -125,14 +159,24 @@ def _segment(
     segment = hd.seg.SegmentDescription(
         segment_number=number,
         segment_label=label,
-        segmented_property_category=category,
-        segmented_property_type=kind,
+        segmented_property_category=property_codes[0],
+        segmented_property_type=property_codes[1],
         algorithm_type=hd.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
         algorithm_identification=algorithm,
         anatomic_regions=None if region is None else [region],
+        display_color=hd.color.CIELabColor(*cielab(colour)),
     )
     segment.SegmentDescription = description
     return segment
+
+
+def cielab(colour: str) -> tuple[float, float, float]:
+    """L*, a* and b* under D50 of a colour of sRGB such as "#f0e442" (IEC 61966-2-1; CIE 15)."""
+    srgb = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)]) / 255
+    linear = np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
+    ratios = _XYZ_OF_SRGB @ linear / _WHITE_XYZ
+    x, y, z = np.where(ratios > (6 / 29) ** 3, np.cbrt(ratios), ratios * (29 / 6) ** 2 / 3 + 4 / 29).tolist()
+    return min(100.0, max(0.0, 116 * y - 16)), 500 * (x - y), 200 * (y - z)
 
 
 def _source_headers(source: DicomSource, slices: Sequence[Slice]) -> list[Any]:

@@ -27,7 +27,7 @@ from liverseg.training.stream import WHOLE, SampleSpec, Volumes
 from liverseg.training.train import Trainer
 from liverseg.training.validate import ValidationOutput
 
-# Without --config: a network that takes 0.6 s a step of 64×128×128 on two CPU cores, so that seven losses of 300
+# Without --config: a network that takes 0.6 s per step of 64×128×128 on two CPU cores, so that seven losses of 300
 # steps are done in half an hour, and the learning rate of configs/overfit.toml.
 NARROW = (
     "model.base_channels=8",

@@ -229,7 +229,7 @@ def _write(run: Path, experiment: Overfit, config: TrainConfig) -> None:
         title=f"One case learnt by heart: {subject.case_id}\n{subject_text(subject)}",
     )
     save(figure, run / CURVES_FIGURE)
-    write_json(run / SUMMARY, _summary(experiment))
+    write_json(run / SUMMARY, summary_json(experiment))
 
 
 def _point_row(result: LossResult, point: Point) -> dict[str, Any]:
@@ -257,7 +257,8 @@ def summary_row(result: LossResult) -> dict[str, Any]:
     return row
 
 
-def _summary(experiment: Overfit) -> dict[str, Any]:
+def summary_json(experiment: Overfit) -> dict[str, Any]:
+    """The content of ``summary.json``."""
     hypotheses = [
         {"hypothesis": v.hypothesis.text, "outcome": v.outcome, "reason": v.reason}
         for v in experiment.verdicts

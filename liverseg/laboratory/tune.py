@@ -272,29 +272,32 @@ def note_of(attempt: Attempt) -> str:
 
 
 def _write(run: Path, tuning: Tuning, config: TrainConfig, ends: Sequence[int]) -> None:
-    rows = list(map(attempt_row, tuning.attempts))
-    write_csv(run / RESULTS, rows)
-    best = tuning.best
-    score = "mean of liver and tumour Dice" if tuning.subject.tumour_voxels else "liver Dice"
-    summary = {
-        "case": tuning.subject.case_id,
-        "loss": config.loss.name,
-        "score": score,
-        "rungs_end_at_step": list(ends),
-        "best": None if best is None else attempt_row(best),
-        "arguments": None if best is None else arguments(best.setting, config),
-        "settings": rows,
-    }
+    best, summary = tuning.best, summary_json(tuning, config, ends)
+    write_csv(run / RESULTS, summary["settings"])
     write_json(run / SUMMARY, summary)
     cells = {attempt.setting: _cell(attempt) for attempt in tuning.attempts}
     figure = heat_figure(
         list(cells.values()),
         steps=ends[-1],
         best=None if best is None else cells[best.setting],
-        title=f"{config.loss.name} on {tuning.subject.case_id}: {score}\n"
+        title=f"{config.loss.name} on {tuning.subject.case_id}: {summary['score']}\n"
         f"rungs end at step {', '.join(map(str, ends))}",
     )
     save(figure, run / HEAT_MAPS)
+
+
+def summary_json(tuning: Tuning, config: TrainConfig, ends: Sequence[int]) -> dict[str, Any]:
+    """The content of ``summary.json``; ``ends`` are the last steps of the rungs."""
+    best = tuning.best
+    return {
+        "case": tuning.subject.case_id,
+        "loss": config.loss.name,
+        "score": "mean of liver and tumour Dice" if tuning.subject.tumour_voxels else "liver Dice",
+        "rungs_end_at_step": list(ends),
+        "best": None if best is None else attempt_row(best),
+        "arguments": None if best is None else arguments(best.setting, config),
+        "settings": list(map(attempt_row, tuning.attempts)),
+    }
 
 
 def _cell(attempt: Attempt) -> Cell:

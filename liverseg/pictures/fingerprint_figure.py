@@ -196,4 +196,4 @@ def _draw_tumour_counts(axis: Axes, cases: Sequence[CaseFingerprint]) -> None:
         axis.set_xlim(-0.6, max(per_count.size, 4) - 0.4)
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
-    name_chart(axis, "tumours a case", x="tumours", y="cases")
+    name_chart(axis, "tumours per case", x="tumours", y="cases")

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import platform
+import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -15,18 +17,40 @@ from typing import Any
 import torch
 
 from data_cache.files import write_json
+from data_cache.outputs import require_replaceable
 from data_cache.reader import CacheStore
 from data_cache.records import to_json
 from liverseg.training.process_group import ProcessGroup
 from liverseg.training.training_data import TrainingData
 
 RUN = "run.json"
+RUN_MARK = re.compile(rb'\[\s*\{\s*"time": "[^"]*",\s*"command": ')
 LIBRARIES = ("liverseg", "torch", "numpy", "zarr", "numcodecs")
 
 
+def require_own_run(run: Path, names: Iterable[str]) -> None:
+    """Check that training may write into a folder: its ``run.json`` says that it is a run, or none of these names exist.
+
+    Args:
+        run: The folder, without a checkpoint to resume from.
+        names: What training writes besides ``run.json``, which is written first.
+
+    Raises:
+        OutputError: A file would be replaced that ``liverseg train`` did not write.
+    """
+    require_replaceable(run / RUN, RUN_MARK, command="train")
+    for name in () if (run / RUN).exists() else names:
+        require_replaceable(run / name, RUN_MARK, command="train")
+
+
 def record_start(run: Path, store: CacheStore, group: ProcessGroup, training: TrainingData) -> None:
-    """Add a start to ``run.json``, a list: a run that is resumed may go on elsewhere."""
+    """Add a start to ``run.json``, a list: a run that is resumed may go on elsewhere.
+
+    Raises:
+        OutputError: There is a file of this name that ``liverseg train`` did not write.
+    """
     path = run / RUN
+    require_replaceable(path, RUN_MARK, command="train")
     try:
         starts = list(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):

@@ -35,13 +35,16 @@ from liverseg.model.losses import loss as loss_of
 from liverseg.model.network import Stochastic, forward_flops
 from liverseg.training.augment import AugmentParams, Context, apply, draw
 from liverseg.training.callbacks import SILENT, Callbacks
-from liverseg.training.checkpoint import LAST, changes, check_same_spec, load_checkpoint, restore
+from liverseg.training.checkpoint import BEST, LAST, changes, check_same_spec, load_checkpoint, restore
 from liverseg.training.config import TrainConfig, save_config
 from liverseg.training.memory import room_bytes, shortage, step_memory
 from liverseg.training.process_group import ProcessGroup, process_group, synchronise_norms, wrap
-from liverseg.training.provenance import record_start
+from liverseg.training.provenance import record_start, require_own_run
 from liverseg.training.run_files import (
+    EXAMPLES,
     HISTORY,
+    PROGRESS,
+    TENSORBOARD,
     RunWriter,
     example_of,
     tensorboard_writer,
@@ -90,6 +93,7 @@ def train(
 
     Raises:
         RunError: ``run`` holds a run already, or its checkpoint does not fit.
+        OutputError: ``run`` has a file that would be replaced and is not of a run.
         DivergedError: The loss is not finite.
         ConfigError: The device or a named case does not exist, or the norm cannot be shared by the devices.
     """
@@ -181,9 +185,9 @@ def _prepare_folder(
     training: TrainingData,
 ) -> None:
     run.mkdir(parents=True, exist_ok=True)
+    record_start(run, store, group, training)  # first: it says that what is beside it is a run's
     save_config(config, run / CONFIG)
     save_split(split, run)
-    record_start(run, store, group, training)
     if state.history:  # killed after the checkpoint, a run may lack what follows from it
         write_history(run, state.history)
 
@@ -193,6 +197,8 @@ def _choose_split(store: CacheStore, run: Path, config: TrainConfig, *, resume: 
         raise RunError(f"{run}: holds a run already: add --resume to continue it, or name another folder")
     if not (run / LAST).exists() and (run / HISTORY).exists():
         raise RunError(f"{run}: has a {HISTORY} but no {LAST} to resume from: name another folder")
+    if not (run / LAST).exists():
+        require_own_run(run, (CONFIG, SPLIT, BEST, HISTORY, PROGRESS, EXAMPLES, TENSORBOARD))
     if config.watch.raw is not None and not Path(config.watch.raw).is_dir():
         raise ConfigError(
             f"{config.watch.raw}: no such folder: --raw names the data set that the cache is of"

@@ -39,6 +39,7 @@ OTHER_FORMATS = {
     "NRRD": (b"NRRD",),
     "MetaImage": (b"ObjectType", b"NDims", b"Comment"),
 }  # what they start with
+NO_UNIT = "the header does not state its unit of length: mm was assumed"
 UNITS = {1: ("meters", 1000.0), 2: ("mm", 1.0), 3: ("micrometers", 0.001)}  # NIfTI-1's codes, and mm in one
 SAME_PLACE_VOXELS = 1.0  # sform and qform are stored in float32, and rounded by many tools
 SKEWED = 0.02  # cosine between two axes that are not at right angles
@@ -219,7 +220,7 @@ def _unit(nifti: nib.Nifti1Header) -> tuple[float, list[str]]:
     """Millimeters per unit of length of the header, and what to say of it."""
     code = int(nifti["xyzt_units"]) & 7
     if code not in UNITS:
-        return 1.0, ["the header does not state its unit of length: mm was assumed"]
+        return 1.0, [NO_UNIT]
     name, mm_per_unit = UNITS[code]
     return mm_per_unit, [] if name == "mm" else [f"lengths are in {name} in the header: converted to mm"]
 

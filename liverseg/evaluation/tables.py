@@ -1,0 +1,36 @@
+"""The two tables of scored cases: a row per case, and the summary that says that the rows are complete."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from data_cache.files import write_csv
+from data_cache.outputs import write_signed_json
+from liverseg.measure.summary import SCORES, SUMMARY
+
+
+def write_tables(
+    out: Path, rows: Sequence[Mapping[str, Any]], summary: Mapping[str, Any], *, command: str
+) -> None:
+    """Write ``scores.csv`` and, last, ``summary.json`` into the folder ``out``.
+
+    The summary of earlier rows is deleted first: killed at any moment, a command leaves a summary that belongs to the
+    rows beside it, or none.
+
+    Args:
+        out: Created if it does not exist.
+        rows: Of ``scores.csv``.
+        summary: Of the same cases.
+        command: Signs the summary.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    set_unfinished(out)
+    write_csv(out / SCORES, rows)
+    write_signed_json(out / SUMMARY, summary, command=command)
+
+
+def set_unfinished(out: Path) -> None:
+    """Delete the summary in ``out``, which says that everything beside it is complete and of one evaluation."""
+    (out / SUMMARY).unlink(missing_ok=True)
