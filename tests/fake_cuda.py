@@ -189,11 +189,13 @@ def segment_once(cache: Path, *, fault: str = "") -> dict[str, Any]:
     from data_cache.reader import CacheStore
     from liverseg.inference.segment import Member, Predictor
     from liverseg.model.inputs import InputConfig
-    from liverseg.model.network import NetworkConfig, UNet, to_channels_last
+    from liverseg.model.network import NetworkConfig, Norm, UNet, to_channels_last
 
     spec = CacheStore.open(cache).schema.spec
     with fake_cuda() as mode:
-        network = UNet(NetworkConfig()).eval().to(CUDA)
+        # Group norm gives channels last whatever comes in: only with another does a forgotten layout go on.
+        norm: Norm = "batch" if fault == "contiguous" else "group"
+        network = UNet(NetworkConfig(norm=norm)).eval().to(CUDA)
         if fault != "contiguous":
             to_channels_last(network)
         member = Member(network=network, input=InputConfig(), source="")

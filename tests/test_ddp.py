@@ -177,7 +177,7 @@ def test_shares_and_gathering_alone_change_nothing() -> None:
 
 
 def test_batch_norm_is_refused_on_several_cpus_and_replaced_on_gpus() -> None:
-    network = UNet(NetworkConfig(base_channels=2, depth=1))
+    network = UNet(NetworkConfig(base_channels=2, depth=1, norm="batch"))
     with pytest.raises(ConfigError, match="set it to instance or group"):
         synchronise_norms(network, ProcessGroup(rank=0, size=2, device=torch.device("cpu")), compiled=False)
     with pytest.raises(ConfigError, match="compile = true breaks"):

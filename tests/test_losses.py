@@ -522,7 +522,7 @@ def test_a_loss_is_what_it_is_known_as_unless_told_otherwise() -> None:
     used = {
         name: (LossConfig(name=name).used_overlap, LossConfig(name=name).used_cross_entropy) for name in NAMES
     }
-    assert used.pop("dice_focal") == ("semimetric", 3.0)
+    assert used.pop("dice_focal") == ("semimetric", 8.0)
     assert used.pop("dice_cross_entropy") == ("squared", 1.0)
     assert set(used.values()) == {("squared", 0.0)}
     told = LossConfig(overlap="linear", cross_entropy=0)

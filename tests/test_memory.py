@@ -47,10 +47,7 @@ COUNTED = [
     ("bf16", ["optim.batch_size=4"], 12.11),
     ("bf16", ["recompute=true"], 4.57),
     ("fp32", ["recompute=true"], 7.52),
-    ("fp32", ["model.norm=instance"], 12.67),
-    ("fp32", ["model.norm=group"], 11.70),
-    ("bf16", ["model.norm=instance"], 7.30),
-    ("bf16", ["model.norm=group"], 11.11),
+    ("bf16", ["model.norm=batch"], 6.81),
     ("bf16", ["model.stochastic=ssn"], 9.44),
 ]
 

@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from data_cache.errors import ConfigError
 from data_cache.records import STRICT
+from liverseg.model.group_norm import GroupNorm
 from liverseg.model.logit_normal import LogitNormal, body, deviation
 
 Norm = Literal["batch", "instance", "group"]
@@ -48,7 +49,7 @@ class NetworkConfig:
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
     base_channels: int = 64
     depth: int = 4
-    norm: Norm = "batch"
+    norm: Norm = "group"
     dropout: float = 0.0
     deep_supervision: bool = False
     stochastic: Stochastic = "none"
@@ -283,9 +284,9 @@ def _norm(channels: int, *, norm: Norm) -> nn.Module:
         case "batch":
             return nn.BatchNorm3d(channels)
         case "instance":
-            return nn.InstanceNorm3d(channels, affine=True)
+            return GroupNorm(channels, channels)
         case "group":
-            return nn.GroupNorm(math.gcd(8, channels), channels)
+            return GroupNorm(math.gcd(8, channels), channels)
 
 
 def _initialise(module: nn.Module) -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 
 from liverseg.device import DTYPE_NAMES
-from liverseg.model.network import NetworkConfig, Norm, parameter_count
+from liverseg.model.network import NetworkConfig, parameter_count
 from liverseg.training.config import TrainConfig
 
 FLOAT_BYTES = 4
@@ -20,13 +20,6 @@ WEIGHT_COPIES = 4
 # tests/test_memory.py, on storages (tests/fake_cuda.py).
 LOSS_COPIES = 10
 SAMPLE_COPIES = 5.5  # the same of each sample of ssn's likelihood
-# Bytes that each element of a convolution's output takes beyond what batch norm takes: copies in another layout and, of
-# group norm under autocast, in float32. In half precision, and in float32.
-NORM_BYTES: Mapping[Norm, tuple[float, float]] = {
-    "batch": (0.0, 0.0),
-    "instance": (0.6, 1.5),
-    "group": (6.4, 0.0),
-}
 GIB = 1 << 30
 
 
@@ -70,8 +63,6 @@ def step_memory(
     kept = config.optim.accumulate > 1 or devices > 1
     halves = 0 if dtype is None or config.recompute else item
     features = item * _features(model, voxels, recompute=config.recompute)
-    if not config.recompute:
-        features += round(NORM_BYTES[model.norm][dtype is None] * _convolved(model, voxels))
     features += INDEX_BYTES * sum(_level_elements(model, voxels, i) >> 3 for i in range(model.depth))
     levels = model.depth if model.deep_supervision else 1
     drawn = config.loss.likelihood_samples if model.stochastic == "ssn" else 0
@@ -102,12 +93,6 @@ def _features(model: NetworkConfig, voxels: int, *, recompute: bool) -> int:
         elements += (convolutions - 1) * finest
     # Gradients of the last block: without dropout the ReLU holds its output until its own gradient is there.
     return elements + (2 - drops) * finest
-
-
-def _convolved(model: NetworkConfig, voxels: int) -> int:
-    """Elements of the outputs of all convolutions that a norm follows."""
-    levels = [_level_elements(model, voxels, level) for level in range(model.depth + 1)]
-    return 2 * (sum(levels) + sum(levels[:-1]))
 
 
 def _level_elements(model: NetworkConfig, voxels: int, level: int) -> int:
