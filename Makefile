@@ -30,7 +30,7 @@ $(READY): pyproject.toml constraints.txt
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $(READY)
 
-demo: $(READY) ## phantoms to scores in under 15 minutes on two cores: open demo/report/report.html
+demo: $(READY) ## phantoms to scores in 12 minutes on two cores: open demo/report/report.html
 	$(LIVERSEG) phantom $(DEMO)/raw --cases 32 --tests 1 --seed 0 $(jobs)
 	$(LIVERSEG) phantom $(DEMO)/unseen --cases 8 --tests 0 --seed 1 $(jobs)
 	$(LIVERSEG) preprocess $(DEMO)/raw $(DEMO)/train.zarr $(jobs)

@@ -482,3 +482,15 @@ def test_a_failed_save_leaves_the_old_picture_and_nothing_else(
         save(Figure(), path)
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_title_of_three_lines_hides_neither_itself_nor_the_pictures() -> None:
+    label = np.ones(body().shape, dtype=np.uint8)
+    figure = overlay_figure(
+        body(), label, None, SPACING, title="scan.nii.gz\nNOT PLAUSIBLE: liver 2 mL\nbecause; because"
+    )
+    figure.canvas.draw()
+    head, rest = (text.get_window_extent() for text in figure.texts[:2])
+    assert "because" in figure.texts[1].get_text()
+    assert head.y0 >= rest.y1
+    assert rest.y0 >= max(axes.get_window_extent().y1 for axes in figure.axes)

@@ -7,6 +7,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
@@ -20,6 +21,7 @@ from tiny import TinyWorld, copy_folds
 from data_cache.errors import DataSetError, LabelError
 from liverseg.cli import main
 from liverseg.evaluation.compare import paired_differences, shared_cases, write_folds
+from liverseg.evaluation.evaluate import _dice_interval
 from liverseg.evaluation.label_files import LabelPair, pair_labels, score_files
 from liverseg.measure.summary import (
     LabelScores,
@@ -96,6 +98,14 @@ def test_a_summary_pools_lesions_and_leaves_out_who_lacks_the_class() -> None:
     assert summary["burden"]["rmse"] == pytest.approx(27 / 512 / np.sqrt(3))
     assert pooled_lesions([]) == ()
     json.dumps(summarise_scores([]), allow_nan=False)
+
+
+@pytest.mark.parametrize("crop", ["label_crop", "ceiling"])
+def test_intervals_of_the_other_crops_end_where_dice_does(crop: str) -> None:
+    # Means of 0.67 whose t-interval would end at 2.1; a case without the crop counts as undefined.
+    cases = [SimpleNamespace(**{crop: scores(tumour=tumour).overlap}) for tumour in (True, True, False)]
+    found = _dice_interval([*cases, SimpleNamespace(**{crop: None})], crop, "tumour")  # type: ignore[list-item]
+    assert (found["low95"], found["high95"], found["n_undefined"]) == (0.0, 1.0, 1)
 
 
 # ---- files

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,15 @@ from liverseg.evaluation.uncertainty_summary import FILES, write_uncertainty_sum
 from liverseg.inference.calibration import CALIBRATION, Calibration
 from liverseg.inference.segment import Predictor
 from liverseg.inference.uncertainty_files import UncertaintySummary
-from liverseg.measure.summary import CLASSES, SCORES, SUMMARY, interval, score_columns, summarise_scores
+from liverseg.measure.summary import (
+    BOUNDS,
+    CLASSES,
+    SCORES,
+    SUMMARY,
+    interval,
+    score_columns,
+    summarise_scores,
+)
 from liverseg.training.split import Split
 
 
@@ -156,15 +164,17 @@ def summarise(evaluations: Sequence[CaseEvaluation]) -> dict[str, Any]:
     }
     for name in CLASSES:
         scored = [e for e in evaluations if e.predicted.of(name).volume_truth_ml > 0]
-        summary[name]["dice_with_label_crop"] = interval(list(_crop_values(scored, "label_crop", name)))
-        summary[name]["dice_grid_ceiling"] = interval(list(_crop_values(scored, "ceiling", name)))
+        summary[name]["dice_with_label_crop"] = _dice_interval(scored, "label_crop", name)
+        summary[name]["dice_grid_ceiling"] = _dice_interval(scored, "ceiling", name)
     return summary
 
 
-def _crop_values(evaluations: Sequence[CaseEvaluation], crop: str, name: str) -> Iterator[float | None]:
-    for evaluation in evaluations:
-        dice = getattr(evaluation, crop)
-        yield None if dice is None else getattr(dice, name).dice
+def _dice_interval(
+    evaluations: Sequence[CaseEvaluation], crop: str, name: str
+) -> dict[str, float | int | None]:
+    found = [getattr(evaluation, crop) for evaluation in evaluations]
+    values = [None if scores is None else getattr(scores, name).dice for scores in found]
+    return interval(values, bounds=BOUNDS["dice"])
 
 
 def score_row(e: CaseEvaluation) -> dict[str, Any]:

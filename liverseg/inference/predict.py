@@ -326,7 +326,8 @@ def _draw_preview(
     name, _, words = prediction.line().partition(": ")
     shown = visible(Path(name).name).replace("$", r"\$")  # a dollar sign would start a formula
     reasons = prediction.plausibility.reasons[:MOST_REASONS_SHOWN]
-    title = "\n".join([shown, words.partition(" (")[0], *reasons])
+    # Three lines: a page has no room for more above its pictures.
+    title = "\n".join([shown, words.partition(" (")[0], *(["; ".join(reasons)] if reasons else [])])
     label_kji = np.concatenate(list(native_labels(found.foreground_czyx, box, held.header)))
     label_zyx = to_canonical(label_kji, held.header.axes_kji)
     figure = preview_figure(image, label_zyx, held.header.grid.spacing_zyx_mm, title=title)
