@@ -34,7 +34,9 @@ class _GroupNorm(torch.autograd.Function):
     def forward(
         ctx: Any, x_bczyx: Tensor, weight_c: Tensor, bias_c: Tensor, groups: int, eps: float
     ) -> Tensor:
-        with torch.autocast(x_bczyx.device.type, enabled=False):
+        device = x_bczyx.device.type
+        # A tensor without data, whose operations are only counted, has no autocast to turn off.
+        with torch.autocast(device if torch.amp.is_autocast_available(device) else "cpu", enabled=False):
             grouped = x_bczyx.unflatten(1, (groups, -1))  # type: ignore[no-untyped-call]
             dtype = _sum_type(x_bczyx)
             voxels, axes = grouped[0, 0].numel(), (2, 3, 4, 5)
