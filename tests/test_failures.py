@@ -151,7 +151,17 @@ def test_a_command_that_meets_a_missing_operator_says_so(
         in line
     )
     line = error_line(
-        run("train", tiny_world.cache, tmp_path / "run", "--set", "model.depth=2", "--set", "device=cpu")
+        run(
+            "train",
+            tiny_world.cache,
+            tmp_path / "run",
+            "--set",
+            "model.depth=2",
+            "--set",
+            "model.base_channels=2",
+            "--set",
+            "device=cpu",
+        )
     )
     assert "max_pool3d_with_indices on mps: use --set device=cpu" in line
     assert "internal" not in line

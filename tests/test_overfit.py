@@ -114,7 +114,7 @@ def test_the_case_is_shown_as_it_is_cached(tiny_world: TinyWorld, monkeypatch: p
     assert view.fractions_czyx is not None
     assert len(seen) == 4
     for image, fractions in seen:
-        hu = np.clip(view.image_zyx.astype(np.float32), -350, 450)
+        hu = np.clip(view.image_zyx.astype(np.float32), -150, 250)
         np.testing.assert_allclose(image[0, 0].numpy(), (hu - 50) / 200, rtol=1e-6)
         np.testing.assert_allclose(fractions[0].numpy(), view.fractions_czyx / np.float32(255), rtol=1e-6)
 
@@ -424,7 +424,7 @@ def test_the_command_from_end_to_end(tiny_world: TinyWorld, tmp_path: Path) -> N
     line = ["overfit", str(tiny_world.cache), CASE, str(run), "--losses", "dice,dice_focal"]
     result = CliRunner().invoke(main, [*line, "--steps", "4", "--every", "2", *sets])
     assert result.exit_code == 0, result.output
-    assert "dice_focal: α 0.99, γ 0.3, overlap semimetric, cross-entropy 3.0, weights" in result.output
+    assert "dice_focal: α 0.99, γ 0.3, overlap semimetric, cross-entropy 8.0, weights" in result.output
     assert "dice does not learn the tumour within 300 steps: not decided (only 4 steps" in result.output
     assert (
         "focal does not learn the tumour within 300 steps: not decided (this loss was not run)"

@@ -168,7 +168,8 @@ def test_sampling_leaves_the_network_as_it_was(config: NetworkConfig) -> None:
 
 
 def test_dropout_samples_scatter_around_the_answer_without_dropout() -> None:
-    network = network_of(DROPOUT)
+    # Group norm of fewer channels moves the mean: only with fixed statistics does it stay where the answer is.
+    network = network_of(replace(DROPOUT, norm="batch"))
     drawn = sample(network, IMAGE, 200, generator=generator()).softmax(2)
     answer = network(IMAGE).detach().softmax(1)
     assert float((drawn.mean(0) - answer).abs().mean()) < 0.5 * float((drawn - answer).abs().mean())

@@ -214,9 +214,9 @@ def test_prefetch_ends_its_thread_when_the_consumer_leaves() -> None:
 
 
 def test_network_input_on_a_hand_example() -> None:
-    # (50-50)/200, (250-50)/200, below the window: (-350-50)/200, above it: (450-50)/200
-    hu = torch.tensor([50, 250, -3024, 3000], dtype=torch.int16)
-    torch.testing.assert_close(network_input(hu, InputConfig()), torch.tensor([0.0, 1.0, -2.0, 2.0]))
+    # (50-50)/200, (150-50)/200, below the window: (-150-50)/200, above it: (250-50)/200
+    hu = torch.tensor([50, 150, -3024, 3000], dtype=torch.int16)
+    torch.testing.assert_close(network_input(hu, InputConfig()), torch.tensor([0.0, 0.5, -1.0, 1.0]))
 
 
 def test_class_fractions_sum_to_one_and_background_comes_first() -> None:

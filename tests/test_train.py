@@ -206,6 +206,7 @@ def test_a_raw_folder_that_is_not_there_is_said_at_once(tiny_world: TinyWorld, t
 def test_a_case_that_left_the_store_is_named(tiny_run: Path, tiny_world: TinyWorld, tmp_path: Path) -> None:
     split = load_split(tiny_run)
     save_split(replace(split, val=(*split.val, "liver_99")), tmp_path)
+    shutil.copy(tiny_run / "run.json", tmp_path)  # which says that the folder is a run's
     with pytest.raises(RunError, match="liver_99"):
         train(tiny_world.store, tmp_path, tiny_config(), resume=True, watcher=SILENT)
 

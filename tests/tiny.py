@@ -10,6 +10,7 @@ import pytest
 
 from data_cache.reader import CacheStore
 from data_cache.schema import PreprocessSpec
+from liverseg.model.losses import LossConfig
 from liverseg.model.network import NetworkConfig
 from liverseg.training.callbacks import Callbacks
 from liverseg.training.config import DataConfig, OptimConfig, TrainConfig
@@ -42,7 +43,9 @@ def tiny_config(*, epochs: int = 2, steps: int = 3, learning_rate: float = 1e-2)
         device="cpu",
         precision="fp32",
         data=DataConfig(folds=3),
-        model=NetworkConfig(base_channels=2, depth=3, dropout=0.1),
+        # Steps to an overflow or to a threshold were counted with these two.
+        model=NetworkConfig(base_channels=2, norm="batch", depth=3, dropout=0.1),
+        loss=LossConfig(cross_entropy=3.0),
         optim=OptimConfig(
             epochs=epochs,
             steps_per_epoch=steps,

@@ -63,8 +63,10 @@ class _GroupNorm(torch.autograd.Function):
         voxels = channels * math.prod(x_bczyx.shape[2:])
         mean_bc, rstd_bc = (v.repeat_interleave(channels, dim=1) for v in (mean_bg, rstd_bg))
         bias_grad_bc = grad_bczyx.sum(dim=axes, dtype=dtype)
+        # A float16 gradient, scaled as it is, may be near that type's largest number.
+        wide_bczyx = grad_bczyx.float() if grad_bczyx.dtype == torch.float16 else grad_bczyx
         weight_grad_bc = (
-            (grad_bczyx * x_bczyx).sum(dim=axes, dtype=dtype) - mean_bc * bias_grad_bc
+            (wide_bczyx * x_bczyx).sum(dim=axes, dtype=dtype) - mean_bc * bias_grad_bc
         ) * rstd_bc
         first_bg, second_bg = (
             (v * weight_c).view(-1, groups, channels).sum(dim=2) / voxels
