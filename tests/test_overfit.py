@@ -34,6 +34,7 @@ from liverseg.training.config import TrainConfig, save_config
 SILENT = LaboratoryCallbacks(warned=lambda _: None, stepped=lambda *_: None, finished=lambda _: None)
 TINY = (
     "model.base_channels=2",
+    "model.norm=batch",
     "model.depth=3",
     "model.dropout=0.1",
     "precision=fp32",

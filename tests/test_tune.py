@@ -161,11 +161,11 @@ def test_the_best_setting_as_arguments_of_train() -> None:
 def test_halving_stops_the_worse_and_changes_nothing_for_the_better(
     tiny_world: TinyWorld, tmp_path: Path
 ) -> None:
-    settings = grid(1e-6, 0.1)
+    settings = grid(1e-6, 0.02)
     found = tried(
         tiny_world, tmp_path / "halved", settings, halving=Halving(steps=40, every=10, rungs=2, keep=2)
     )
-    assert [(a.setting.learning_rate, a.step) for a in found.attempts] == [(0.1, 40), (1e-6, 20)]
+    assert [(a.setting.learning_rate, a.step) for a in found.attempts] == [(0.02, 40), (1e-6, 20)]
     alone = tried(
         tiny_world, tmp_path / "alone", settings[1:], halving=Halving(steps=40, every=10, rungs=1, keep=2)
     )
