@@ -70,7 +70,7 @@ def test_the_peak_is_that_of_the_contender_and_not_of_its_parent(
     [("liverseg", 1, False), ("liverseg", 2, True), ("liverseg, one thread", 2, False)],
 )
 def test_the_second_thread_is_where_the_name_says(
-    phantoms: Path, monkeypatch: pytest.MonkeyPatch, name: str, cores: int, prefetch: bool
+    phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, cores: int, prefetch: bool
 ) -> None:
     asked = []
 
@@ -80,7 +80,7 @@ def test_the_second_thread_is_where_the_name_says(
 
     monkeypatch.setattr("pipeline.build.physical_cores", lambda: cores)
     monkeypatch.setattr("pipeline.build.build_case", noted)
-    CONTENDERS[name](phantoms / "imagesTr/liver_0.nii.gz", phantoms / "labelsTr/liver_0.nii.gz")
+    CONTENDERS[name](phantoms / "imagesTr/liver_0.nii.gz", phantoms / "labelsTr/liver_0.nii.gz", tmp_path)
     assert asked == [prefetch]
 
 
