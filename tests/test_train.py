@@ -836,24 +836,33 @@ def test_a_gradient_that_overflows_float16_skips_a_step_and_resuming_keeps_the_s
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's allocator")
-def test_freed_memory_is_used_again_instead_of_being_cleared_by_the_system() -> None:
+def test_freed_memory_is_used_again_and_given_back_in_the_end() -> None:
     code = """
-import resource, sys, torch
-from liverseg.device import reuse_freed_memory
+import contextlib, resource, sys, torch
+from pathlib import Path
+from liverseg.device import freed_memory_reused
 torch.set_num_threads(1)
-if sys.argv[1] == "reuse":
-    reuse_freed_memory()
 def faults(): return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(5): torch.ones(2**24)  # until the heap has grown
+def resident(): return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+with freed_memory_reused(torch.device("cpu")) if sys.argv[1] == "reuse" else contextlib.nullcontext():
+    for _ in range(5): torch.ones(2**24)  # until the heap has grown
+    before = faults()
+    for _ in range(20): torch.ones(2**24)
+    print(faults() - before, resident())
 before = faults()
 for _ in range(20): torch.ones(2**24)
-print(faults() - before)
+print(faults() - before, resident())
 """
-    faults = [
-        int(subprocess.run([sys.executable, "-c", code, how], capture_output=True, check=True).stdout)
+    (reused, held, after, left), (usual, *_) = (
+        map(
+            int,
+            subprocess.run([sys.executable, "-c", code, how], capture_output=True, check=True).stdout.split(),
+        )
         for how in ("reuse", "as usual")
-    ]
-    assert 4 * faults[0] < faults[1]
+    )
+    assert 4 * reused < usual
+    assert left < held - 2**24 * 3  # of the 64 MiB of a tensor
+    assert 4 * reused < after  # as before the block
 
 
 def test_matmul_peak_is_measured_once() -> None:

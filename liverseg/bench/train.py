@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from data_cache.reader import CacheStore
 from liverseg.bench.augment import SHAPE_ZYX
 from liverseg.bench.timing import fastest
-from liverseg.device import autocast, autocast_dtype, matmul_peak, synchronise
+from liverseg.device import autocast, autocast_dtype, freed_memory_reused, matmul_peak, synchronise
 from liverseg.model.losses import LossConfig, loss
 from liverseg.model.network import NetworkConfig, UNet
 from liverseg.training.augment import AugmentConfig, augment
@@ -192,13 +192,16 @@ def measure_whole(
     group = ProcessGroup(rank=0, size=1, device=device)
     state = new_state(config, device)
     trainer = Trainer(store, split, config, group, state)
-    trainer.train_epoch(SILENT)
-    synchronise(device)
-    start = time.perf_counter()
-    _, waited_s = trainer.train_epoch(SILENT)
-    epoch_s = time.perf_counter() - start
-    step = _step(state.network, device, batch_size, dtype=trainer.dtype, average=copy.deepcopy(state.average))
-    step_s = fastest(step, device, seconds=0.5 * epoch_s)
+    with freed_memory_reused(device):
+        trainer.train_epoch(SILENT)
+        synchronise(device)
+        start = time.perf_counter()
+        _, waited_s = trainer.train_epoch(SILENT)
+        epoch_s = time.perf_counter() - start
+        step = _step(
+            state.network, device, batch_size, dtype=trainer.dtype, average=copy.deepcopy(state.average)
+        )
+        step_s = fastest(step, device, seconds=0.5 * epoch_s)
     return WholeTiming(
         end_to_end=steps * batch_size / epoch_s,
         compute_only=batch_size / step_s,

@@ -15,10 +15,10 @@ from pydantic import ConfigDict
 from data_cache.errors import CacheError, ConfigError, DivergedError
 from data_cache.reader import CacheStore
 from data_cache.records import STRICT
-from liverseg.device import choose_device
+from liverseg.device import choose_device, freed_memory_reused
 from liverseg.model.inputs import class_fractions, decide
 from liverseg.training.augment import AugmentConfig
-from liverseg.training.callbacks import SILENT
+from liverseg.training.callbacks import SILENT, Callbacks
 from liverseg.training.config import DataConfig, TrainConfig, WatchConfig, load_config
 from liverseg.training.process_group import ProcessGroup
 from liverseg.training.split import make_split
@@ -212,16 +212,21 @@ class Learner:
             stepped((epoch - 1) * optim.steps_per_epoch + step, samples_per_s / self.samples_per_step)
 
         watcher = replace(SILENT, stepped=told)
-        while not self.diverged and state.epoch * optim.steps_per_epoch < until_step:
-            try:
-                self._trainer.run_epoch(watcher)
-            except DivergedError:
-                self.diverged = True
-                return
-            # The last of the steps may have spoilt weights that its own loss did not see yet.
-            if not _is_finite(state.history[-1]["val_loss"]):
-                state.history.pop()
-                self.diverged = True
+        with freed_memory_reused(self._trainer.group.device):
+            while not self.diverged and state.epoch * optim.steps_per_epoch < until_step:
+                self._run_epoch(watcher)
+
+    def _run_epoch(self, watcher: Callbacks) -> None:
+        history = self.state.history
+        try:
+            self._trainer.run_epoch(watcher)
+        except DivergedError:
+            self.diverged = True
+            return
+        # The last of the steps may have spoilt weights that its own loss did not see yet.
+        if not _is_finite(history[-1]["val_loss"]):
+            history.pop()
+            self.diverged = True
 
     def answer(self) -> ValidationOutput:
         """What the network says of its case now."""

@@ -24,8 +24,8 @@ from liverseg.device import (
     autocast_dtype,
     compiles,
     cudnn_warning,
+    freed_memory_reused,
     matmul_peak,
-    reuse_freed_memory,
     training_dtype,
 )
 from liverseg.model.inputs import add_background, foreground_fractions, network_input
@@ -97,7 +97,7 @@ def train(
         DivergedError: The loss is not finite.
         ConfigError: The device or a named case does not exist, or the norm cannot be shared by the devices.
     """
-    with process_group(config.device) as group:
+    with process_group(config.device) as group, freed_memory_reused(group.device):
         return _train(
             store, run, config, group, resume=resume, watcher=watcher if group.is_main_process else SILENT
         )
@@ -220,8 +220,6 @@ class Trainer:
     def __init__(
         self, store: CacheStore, split: Split, config: TrainConfig, group: ProcessGroup, state: TrainState
     ) -> None:
-        if group.device.type == "cpu":
-            reuse_freed_memory()
         self.config = config
         self.group = group
         self.state = state
