@@ -397,6 +397,9 @@ def test_evaluate_writes_what_uncertainty_is_worth(
     assert summary["n_shifted"] == len(tiny_world.store.case_ids)
     for name in ("disagreement", "mean_entropy", "hu_deviation"):
         assert 0 <= summary["case_numbers"][name]["shifted_auroc"] <= 1
+    shifted = list(csv.DictReader((tmp_path / "uncertainty_shifted.csv").read_text().splitlines()))
+    assert [row["case"] for row in shifted] == list(tiny_world.store.case_ids)
+    assert all(float(row["disagreement"]) >= 0 for row in shifted)
     assert summary["calibration"]["liver"]["ece"] >= 0
     written = Calibration.load(tmp_path / "calibration.json", load_predictor(ssn_run, device="cpu").spec)
     assert written.case_ids == (second,)
@@ -405,6 +408,9 @@ def test_evaluate_writes_what_uncertainty_is_worth(
     assert float(row["liver_low_ml"]) <= float(row["liver_high_ml"])
     for name in ("reliability.png", "risk_coverage.png", f"uncertainty/{first}.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+    # The same once more without shifted scans: none may stay beside its scores.
+    assert run(*command, "--case", first, "--samples", 2, "--device", "cpu").exit_code == 0
+    assert not (tmp_path / "uncertainty_shifted.csv").exists()
 
 
 @pytest.mark.parametrize(
@@ -527,7 +533,9 @@ def test_a_summary_of_three_cases_by_hand() -> None:
     assert numbers["disagreement"]["excess_aurc"] == pytest.approx(0)
     # Shifted scans of disagreement 0.25 and 0.4 against 0.1, 0.2 and 0.3: 2 + 3 of 6 pairs.
     assert numbers["disagreement"]["shifted_auroc"] is None
-    shifted = [replace(cases[0].uncertainty, disagreement=value) for value in (0.25, 0.4)]
+    shifted = {
+        name: replace(cases[0].uncertainty, disagreement=value) for name, value in (("x", 0.25), ("y", 0.4))
+    }
     judged = summarise_uncertainties(cases, calibration, shifted)
     assert judged["case_numbers"]["disagreement"]["shifted_auroc"] == pytest.approx(5 / 6)
     assert judged["n_shifted"] == 2

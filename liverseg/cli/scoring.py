@@ -315,7 +315,7 @@ def _score_cases(
     calibration = None
     if options.calibrate is not None:
         calibration = _calibrate(predictor, store, split, case_ids, *options.calibrate)
-    shifted = [] if options.shifted is None else _measure_shifted(predictor, *options.shifted)
+    shifted = {} if options.shifted is None else _measure_shifted(predictor, *options.shifted)
     failed: dict[str, str] = {}
     with progress_bar() as bar:
         task = bar.add_task("evaluate", total=len(case_ids), note="")
@@ -374,7 +374,7 @@ def _calibrate(
     )
 
 
-def _measure_shifted(predictor: Predictor, cache: Path, raw: Path) -> Sequence[UncertaintySummary]:
+def _measure_shifted(predictor: Predictor, cache: Path, raw: Path) -> dict[str, UncertaintySummary]:
     """The uncertainty of shifted scans, with a progress bar."""
     from data_cache.errors import LiversegError
     from data_cache.reader import CacheStore

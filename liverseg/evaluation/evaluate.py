@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from liverseg.evaluation.artifacts import artifacts, write_artifacts
 from liverseg.evaluation.case import CaseEvaluation, evaluate_case
 from liverseg.evaluation.raw_case import require_raw
 from liverseg.evaluation.tables import set_unfinished, write_tables
-from liverseg.evaluation.uncertainty_summary import FILES, write_uncertainty_summary
+from liverseg.evaluation.uncertainty_summary import FILES, NO_CASES, write_uncertainty_summary
 from liverseg.inference.calibration import CALIBRATION, Calibration
 from liverseg.inference.segment import Predictor
 from liverseg.inference.uncertainty_files import UncertaintySummary
@@ -85,7 +85,7 @@ def evaluate(
     out: Path,
     report: Callable[[str, CaseEvaluation | Exception], None],
     calibration: Calibration | None = None,
-    shifted: Sequence[UncertaintySummary] = (),
+    shifted: Mapping[str, UncertaintySummary] = NO_CASES,
 ) -> list[CaseEvaluation]:
     """Score cases one by one, and write ``scores.csv``, ``summary.json`` and the artifacts of each case into ``out``.
 
@@ -101,7 +101,7 @@ def evaluate(
         out: Created if it does not exist.
         report: Called with each case's scores, or with why it has none; a case that fails does not stop the others.
         calibration: Fitted on other cases, for the samples.
-        shifted: What ``measure_shifted`` found in scans that differ from the training data.
+        shifted: By case ID, what ``measure_shifted`` found in scans that differ from the training data.
 
     Raises:
         CacheError: The store was built with another spec than the network was trained with.
@@ -143,7 +143,7 @@ def _write_all_tables(
     predictor: Predictor,
     done: Sequence[CaseEvaluation],
     calibration: Calibration | None,
-    shifted: Sequence[UncertaintySummary],
+    shifted: Mapping[str, UncertaintySummary],
 ) -> None:
     if calibration is not None:
         calibration.write(out / CALIBRATION)

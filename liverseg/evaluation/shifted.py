@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 from data_cache.errors import CacheError, LiversegError
@@ -21,8 +21,8 @@ def measure_shifted(
     *,
     raw: Path,
     report: Callable[[str, Outcome], None],
-) -> Sequence[UncertaintySummary]:
-    """The uncertainty of every case of a store of shifted scans; no label is needed.
+) -> dict[str, UncertaintySummary]:
+    """The uncertainty of every case of a store of shifted scans, by case ID; no label is needed.
 
     Args:
         predictor: With samples.
@@ -37,7 +37,7 @@ def measure_shifted(
     if store.schema.spec != predictor.spec:
         raise CacheError(f"{store.path}: built with another spec than the network was trained with")
     require_raw(store, store.case_ids, raw)
-    done = []
+    done = {}
     for case_id in store.case_ids:
         try:
             image = store.meta(case_id).image
@@ -47,6 +47,6 @@ def measure_shifted(
         except LiversegError as failure:
             report(case_id, failure)
         else:
-            done.append(summary)
+            done[case_id] = summary
             report(case_id, summary)
     return done

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -52,11 +53,14 @@ NUMBERS = {
     "mean_entropy": "mean entropy",
     "hu_deviation": "HU deviation",
 }
+SHIFTED = f"{UNCERTAINTY}_shifted.csv"  # the same numbers of scans that differ from the training data
+NO_CASES: Mapping[str, UncertaintySummary] = MappingProxyType({})
 RELIABILITY, RISK_COVERAGE = "reliability.png", "risk_coverage.png"
 # What is written into the folder of an evaluation, and the marks that earlier files carry.
 FILES: Mapping[str, Mark] = {
     f"{UNCERTAINTY}.json": json_mark("evaluate"),
     f"{UNCERTAINTY}.csv": csv_mark("case", *NUMBERS, "risk"),
+    SHIFTED: csv_mark("case", *NUMBERS),
     RELIABILITY: png_mark("evaluate"),
     RISK_COVERAGE: png_mark("evaluate"),
 }
@@ -66,9 +70,11 @@ def write_uncertainty_summary(
     out: Path,
     cases: Sequence[CaseUncertainty],
     calibration: Calibration | None,
-    shifted: Sequence[UncertaintySummary] = (),
+    shifted: Mapping[str, UncertaintySummary] = NO_CASES,
 ) -> None:
     """Write ``uncertainty.json``, ``uncertainty.csv``, ``reliability.png`` and ``risk_coverage.png`` into ``out``.
+
+    Of shifted scans, also write ``uncertainty_shifted.csv``.
 
     Files of an earlier evaluation are deleted, its pictures of other cases included: they would lie beside scores of another run.
 
@@ -76,13 +82,15 @@ def write_uncertainty_summary(
         out: The folder of the evaluation.
         cases: Empty without samples.
         calibration: What was fitted on other cases, if it was.
-        shifted: The summaries of scans that differ from the training data, if any were measured.
+        shifted: By case ID, the summaries of scans that differ from the training data, if any were measured.
     """
     pictures = {f"{case.case_id}.png" for case in cases}
     found = [(path, png_mark("evaluate")) for path in (out / UNCERTAINTY).glob("*.png")]
     stale = [(path, mark) for path, mark in found if path.name not in pictures]
     if not cases:
         stale += [(out / name, mark) for name, mark in FILES.items()]
+    elif not shifted:
+        stale.append((out / SHIFTED, FILES[SHIFTED]))
     for path, mark in stale:
         if carries(path, mark):
             path.unlink()
@@ -91,6 +99,8 @@ def write_uncertainty_summary(
     summary = summarise_uncertainties(cases, calibration, shifted)
     write_signed_json(out / f"{UNCERTAINTY}.json", summary, command="evaluate")
     write_csv(out / f"{UNCERTAINTY}.csv", [uncertainty_row(case) for case in cases])
+    if shifted:
+        write_csv(out / SHIFTED, [{"case": name} | _numbers(found) for name, found in shifted.items()])
     title = (
         f"Probability against frequency\n{pluralise(len(cases), 'case')}, within {NEAR_MM:g} mm of the liver"
     )
@@ -134,7 +144,7 @@ def _nearest(label_zyx: NDArray[np.uint8], box: Box, shape_zyx: tuple[int, ...])
 def summarise_uncertainties(
     cases: Sequence[CaseUncertainty],
     calibration: Calibration | None,
-    shifted: Sequence[UncertaintySummary] = (),
+    shifted: Mapping[str, UncertaintySummary] = NO_CASES,
 ) -> dict[str, Any]:
     """Everything over all cases, as plain JSON; voxels are pooled, cases averaged."""
     errors = sum((case.errors for case in cases), start=ErrorDetection.empty())
@@ -179,14 +189,14 @@ def _values(cases: Sequence[CaseUncertainty], name: str) -> list[float]:
     return number_of([case.uncertainty for case in cases], name)
 
 
-def number_of(summaries: Sequence[UncertaintySummary], name: str) -> list[float]:
+def number_of(summaries: Iterable[UncertaintySummary], name: str) -> list[float]:
     """One of ``NUMBERS`` of each summary; empty unless all have it."""
     values = [getattr(summary, name) for summary in summaries]
     return [] if None in values else values
 
 
 def _judged(
-    cases: Sequence[CaseUncertainty], name: str, shifted: Sequence[UncertaintySummary]
+    cases: Sequence[CaseUncertainty], name: str, shifted: Mapping[str, UncertaintySummary]
 ) -> dict[str, Any] | None:
     """How well one number ranks the cases by Dice, and tells shifted scans from them."""
     values = _values(cases, name)
@@ -197,7 +207,7 @@ def _judged(
         "spearman": _spearman_json(values, [1.0 - case.risk for case in cases]),
         "aurc": curve.aurc,
         "excess_aurc": curve.excess_aurc,
-        "shifted_auroc": auroc_of_scores(number_of(shifted, name), values),
+        "shifted_auroc": auroc_of_scores(number_of(shifted.values(), name), values),
     }
 
 
@@ -205,7 +215,7 @@ def uncertainty_row(case: CaseUncertainty) -> dict[str, Any]:
     """A case as a row of ``uncertainty.csv``."""
     row: dict[str, Any] = {
         "case": case.case_id,
-        **{name: getattr(case.uncertainty, name) for name in NUMBERS},
+        **_numbers(case.uncertainty),
         "risk": case.risk,
         "error_auroc": case.errors.auroc,
         "error_rate": case.errors.error_rate,
@@ -215,6 +225,10 @@ def uncertainty_row(case: CaseUncertainty) -> dict[str, Any]:
         row |= {f"{name}_ece": case.reliability[name].ece, f"{name}_truth_ml": case.truth_ml[name]}
         row |= {f"{name}_{key}": getattr(volume, key) for key in ("mean_ml", "low_ml", "high_ml")}
     return row | case.pairs.to_json()
+
+
+def _numbers(summary: UncertaintySummary) -> dict[str, Any]:
+    return {name: getattr(summary, name) for name in NUMBERS}
 
 
 def _tempered_json(cases: Sequence[CaseUncertainty]) -> dict[str, Any] | None:
