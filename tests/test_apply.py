@@ -31,11 +31,13 @@ from liverseg.inference.segment import (
     extend_box,
     keep_large_components,
     labelled_box,
+    leave_out_doubtful_tumours,
     load_predictor,
     segment,
 )
 from liverseg.training.split import Split, load_split
 from liverseg.training.validate import native_dice
+from pipeline.labels import decide
 from pipeline.nifti import VolumeHeader, VolumeStream, read_canonical
 from pipeline.prepare import read_scan
 
@@ -85,6 +87,40 @@ def test_pieces_of_a_liver_stay_and_small_ones_go() -> None:
     assert (kept[0][left] == np.float32(0.9)).all()
     assert (kept[0][right] == np.float32(0.9)).all()
     assert not kept[0][small].any()
+
+
+def with_tumours(*peaks: float) -> NDArray[np.float32]:
+    """A liver whose tumours, of 2×3×3 voxels and five apart, are at 0.6 but for one voxel each."""
+    probabilities = foreground((6, 6, 5 * len(peaks)), np.s_[:, :, :])
+    for i, peak in enumerate(peaks):
+        probabilities[:, 2:4, 1:4, 5 * i + 1 : 5 * i + 4] = np.array([0.4, 0.6])[:, None, None, None]
+        probabilities[:, 3, 2, 5 * i + 2] = (1 - peak, peak)
+    return probabilities
+
+
+def test_a_tumour_is_believed_by_its_peak_and_outlined_at_one_half() -> None:
+    before = with_tumours(0.69, 0.71, 0.6, 1.0)
+    after, n_doubtful = leave_out_doubtful_tumours(before)
+    assert n_doubtful == 2
+    assert np.array_equal(decide(after) == 2, (decide(before) == 2) & np.isin(np.arange(20) // 5, (1, 3)))
+    assert np.array_equal(after[1][..., 5:10], before[1][..., 5:10])
+    np.testing.assert_allclose(
+        after.sum(axis=0), before.sum(axis=0), atol=1e-6
+    )  # the liver with its tumours stays
+
+
+def test_what_touches_a_sure_tumour_at_a_corner_is_part_of_it() -> None:
+    probabilities = with_tumours(0.9)
+    probabilities[:, 4, 4, 4] = (0.4, 0.6)
+    after, n_doubtful = leave_out_doubtful_tumours(probabilities)
+    assert n_doubtful == 0
+    assert np.array_equal(after, probabilities)
+
+
+def test_no_tumour_is_no_doubtful_one() -> None:
+    liver = foreground((4, 4, 4), np.s_[:, :, :])
+    after, n_doubtful = leave_out_doubtful_tumours(liver)
+    assert (n_doubtful, np.array_equal(after, liver)) == (0, True)
 
 
 def test_labelled_box_on_a_hand_example() -> None:
