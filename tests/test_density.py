@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from data_cache.errors import RunError
+from data_cache.records import parse, to_json
 from liverseg.measure.density import (
+    INDEPENDENT,
     LOWEST_SD_HU,
     NO_LIVER_DEVIATION,
     DensityFacts,
@@ -45,11 +51,36 @@ def test_a_tumour_denser_than_any_deviates_and_an_ordinary_one_does_not() -> Non
     assert reference is not None
     assert reference.mean_hu == (100, -60, 0, -80, 0)
     assert reference.deviation(facts(liver_hu=103, tumour_hu=43)) < 1
-    # 99th percentile 60 HU above the median, where it was 0 in training: 60 over the lowest deviation counted.
-    assert reference.deviation(facts(tumour_hu=160)) == pytest.approx(60 / LOWEST_SD_HU[2])
+    # 99th percentile 60 HU above the median, where it was 0 in training: 60 over the lowest deviation counted. The 1st
+    # is 0 instead of -60, and so is the median of |it|: two of five facts, and neither explains the other.
+    assert reference.deviation(facts(tumour_hu=160)) == pytest.approx(
+        math.hypot(60 / LOWEST_SD_HU[1], 60 / LOWEST_SD_HU[2]) / math.sqrt(5)
+    )
     assert reference.deviation(facts(liver_hu=0, tumour_hu=-60)) > 5
     assert reference.deviation(None) == NO_LIVER_DEVIATION
     assert DensityReference.of(training[:2]) is None
+
+
+def test_what_other_facts_explain_deviates_less() -> None:
+    # Brighter livers have brighter parts in training: one that is bright alone deviates more than one that is both.
+    rng = np.random.default_rng(0)
+
+    def one(liver_hu: float, high_hu: float) -> DensityFacts:
+        return DensityFacts(liver_hu=liver_hu, low_hu=-30, high_hu=high_hu, around_hu=-50, grain_hu=5)
+
+    levels = rng.normal(0, 1, (100, 2)) @ np.array([[1, 0.9], [0, 0.4]])
+    reference = DensityReference.of([one(100 + 20 * a, 60 + 10 * b) for a, b in levels])
+    assert reference is not None
+    assert reference.correlation[0][2] == pytest.approx(
+        float(np.corrcoef(*levels.T)[0][1]) * 100 / 105, abs=0.01
+    )
+    both, alone = reference.deviation(one(140, 80)), reference.deviation(one(140, 40))
+    assert both < 1.2 < 2 < alone
+    # Records of before it was kept say nothing of it.
+    independent = replace(reference, correlation=INDEPENDENT)
+    assert independent.deviation(one(140, 80)) == pytest.approx(independent.deviation(one(140, 40)), rel=0.1)
+    read = parse(DensityReference, to_json(reference), source="a record", error=RunError)
+    assert read == reference
 
 
 def test_more_noise_than_in_training_deviates() -> None:

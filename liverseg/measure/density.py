@@ -5,6 +5,7 @@ Samples agree on what a network is confidently wrong about, such as a tumour den
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 from typing import ClassVar, Self
@@ -20,6 +21,14 @@ from liverseg.measure.near_liver import near_liver
 MIN_VOXELS = 50  # fewer have no percentiles
 MIN_CASES = 3
 LOWEST_SD_HU = (2.0, 2.0, 2.0, 2.0, 0.3)  # by fact: few cases may happen to be alike
+Five = tuple[float, float, float, float, float]
+INDEPENDENT: tuple[Five, ...] = (
+    (1.0, 0.0, 0.0, 0.0, 0.0),
+    (0.0, 1.0, 0.0, 0.0, 0.0),
+    (0.0, 0.0, 1.0, 0.0, 0.0),
+    (0.0, 0.0, 0.0, 1.0, 0.0),
+    (0.0, 0.0, 0.0, 0.0, 1.0),
+)
 NO_LIVER_DEVIATION = 100.0  # where there is no liver to look at: beyond any that was measured
 
 
@@ -43,32 +52,50 @@ class DensityFacts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DensityReference:
-    """The facts over training cases, in the order of ``DensityFacts``: mean and standard deviation in HU."""
+    """The facts over training cases, in the order of ``DensityFacts``.
+
+    Attributes:
+        mean_hu, sd_hu: Mean and standard deviation in HU, the latter at least ``LOWEST_SD_HU``.
+        correlation: Of the facts, drawn towards independence by 5 / (n + 5), since few cases tell little of it.
+    """
 
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
     n_cases: int
-    mean_hu: tuple[float, float, float, float, float]
-    sd_hu: tuple[float, float, float, float, float]
+    mean_hu: Five
+    sd_hu: Five
+    correlation: tuple[Five, ...] = INDEPENDENT
 
     @classmethod
     def of(cls, facts: Sequence[DensityFacts]) -> Self | None:
         """The reference of these cases; None for fewer than ``MIN_CASES``."""
-        if len(facts) < MIN_CASES:
+        if (n := len(facts)) < MIN_CASES:
             return None
         values = np.array([astuple(one) for one in facts])
+        mean_hu, sd_hu = values.mean(axis=0), np.maximum(values.std(axis=0, ddof=1), LOWEST_SD_HU)
+        deviations = (values - mean_hu) / sd_hu
+        correlation = deviations.T @ deviations / (n - 1) * (n / (n + len(sd_hu)))
+        np.fill_diagonal(correlation, 1.0)
         return cls(
-            n_cases=len(facts), mean_hu=_five(values.mean(axis=0)), sd_hu=_five(values.std(axis=0, ddof=1))
+            n_cases=n,
+            mean_hu=_five(mean_hu),
+            sd_hu=_five(sd_hu),
+            correlation=tuple(_five(row) for row in correlation),
         )
 
     def deviation(self, facts: DensityFacts | None) -> float:
-        """How many standard deviations the most unusual fact is from the training mean; large without a liver."""
+        """How unlike the training cases the facts are, 1 being usual; large without a liver.
+
+        The Mahalanobis distance over the root of the number of facts: a deviation counts the more, the less the other
+        facts explain it. A liver of 70 HU is ordinary, and so is one whose darkest and brightest parts are 40 HU
+        apart; one that is both has hardly any contrast.
+        """
         if facts is None:
             return NO_LIVER_DEVIATION
-        off_hu = np.abs(np.array(astuple(facts)) - self.mean_hu)
-        return float((off_hu / np.maximum(self.sd_hu, LOWEST_SD_HU)).max())
+        deviations = (np.array(astuple(facts)) - self.mean_hu) / np.maximum(self.sd_hu, LOWEST_SD_HU)
+        return math.sqrt(deviations @ np.linalg.solve(self.correlation, deviations) / len(deviations))
 
 
-def _five(values: NDArray[np.float64]) -> tuple[float, float, float, float, float]:
+def _five(values: NDArray[np.float64]) -> Five:
     liver, low, high, around, grain = (round(float(value), 3) for value in values)
     return liver, low, high, around, grain
 
