@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis.extra import numpy as hnp
 from scipy import ndimage
 
+from liverseg.measure.lesion_count import LesionCounter
 from liverseg.measure.lesions import (
     DetectionCounts,
     burden_errors,
@@ -368,3 +369,30 @@ def test_burden_errors_by_hand() -> None:
     assert (none.rmse, none.max_abs, none.n_cases) == (None, None, 0)
     with pytest.raises(ValueError, match="2 predicted and 1 true"):
         burden_errors([0.1, 0.2], [0.1])
+
+
+@given(
+    hnp.arrays(np.bool_, (6, 5, 6)),
+    hnp.arrays(np.int64, 3, elements={"min_value": 0, "max_value": 6}),
+)
+@settings(deadline=None)
+def test_lesions_counted_block_by_block_are_those_of_the_whole(mask: Mask, cuts: np.ndarray) -> None:
+    counter = LesionCounter()
+    for block in np.split(mask, sorted({0, *cuts.tolist()} - {0})):
+        if len(block):
+            counter.add(block)
+    assert counter.count == len(flood_fill(mask))
+
+
+def test_lesions_that_meet_in_a_later_block_are_one_and_a_gap_parts_them() -> None:
+    arms, bridge = np.zeros((2, 3, 7), dtype=bool), np.zeros((1, 3, 7), dtype=bool)
+    arms[:, 1, [0, 6]] = True
+    bridge[0, 0, 1:6] = True  # touches both arms at a corner
+    counter = LesionCounter()
+    counter.add(arms)
+    assert counter.count == 2
+    counter.add(bridge)
+    assert counter.count == 1
+    counter.add(np.zeros_like(bridge))
+    counter.add(bridge)
+    assert counter.count == 2

@@ -11,6 +11,8 @@ import pytest
 from conftest import ORIENTATIONS, oriented_affine, write_nifti
 
 from data_cache.errors import VolumeError
+from liverseg.pictures.palette import PRED_PENS
+from liverseg.pictures.planes import outlines_of, outlines_of_file, overlay_planes
 from pipeline.nifti import (
     VolumeStream,
     label_image,
@@ -29,6 +31,26 @@ def test_planes_are_those_of_the_canonical_volume(tmp_path: Path, file_axes: str
     planes = [(axis, index) for axis in range(3) for index in (0, volume_zyx.shape[axis] - 2)]
     for (axis, index), found in zip(planes, read_planes(path, planes), strict=True):
         np.testing.assert_array_equal(found, volume_zyx.take(index, axis=axis))
+
+
+@pytest.mark.parametrize("file_axes", ORIENTATIONS)
+def test_outlines_of_a_file_are_those_of_its_volume(tmp_path: Path, file_axes: str) -> None:
+    label_xyz = np.zeros((9, 11, 13), dtype=np.uint8)
+    label_xyz[2:7, 3:9, 4:10] = 1
+    label_xyz[3:5, 5:8, 6:9] = 2
+    path = write_nifti(tmp_path / "label.nii.gz", label_xyz, oriented_affine(file_axes))
+    volume_zyx, _ = read_canonical(path)
+    expected = outlines_of(volume_zyx.astype(np.uint8), PRED_PENS)
+    found, planes = outlines_of_file(
+        path, PRED_PENS, lambda outlines: overlay_planes(outlines, volume_zyx.shape)
+    )
+    assert planes == overlay_planes(expected, volume_zyx.shape)
+    assert [outline.pen for outline in found] == list(PRED_PENS)
+    for outline, other in zip(found, expected, strict=True):
+        for along, wanted in zip(outline.voxels_along_zyx, other.voxels_along_zyx, strict=True):
+            np.testing.assert_array_equal(along, wanted)
+        for plane in planes:
+            np.testing.assert_array_equal(outline.take(plane), other.take(plane))
 
 
 @pytest.mark.parametrize("file_axes", ["RAS", "LPS", "SAL"])

@@ -18,6 +18,7 @@ import torch
 from click.testing import CliRunner, Result
 from conftest import slab
 from numpy.typing import NDArray
+from scipy import ndimage
 from tiny import SPEC, TinyWorld
 
 import liverseg
@@ -26,7 +27,7 @@ from data_cache.records import to_json
 from liverseg.cli import main
 from liverseg.inference.inputs import find_scans
 from liverseg.inference.model_file import describe, export_model, load_trained
-from liverseg.inference.segment import load_predictor, resample_to_box, segment
+from liverseg.inference.segment import ScanSegmentation, load_predictor, resample_to_box, segment
 from liverseg.training.checkpoint import load_checkpoint, write_checkpoint
 from pipeline.nifti import write_slices
 from pipeline.prepare import read_scan
@@ -70,6 +71,31 @@ def test_a_folder_of_files_and_what_is_written_beside_them(
     voxel_ml = abs(np.linalg.det(nib.Nifti1Image.from_filename(image).affine)) / 1000
     assert statistics["liver_ml"] == pytest.approx(np.count_nonzero(label) * voxel_ml)
     assert (statistics["image"], statistics["label"]) == ("a.nii.gz", "a.nii.gz")  # no paths
+
+
+def test_lesions_are_counted_in_the_label_that_is_written(
+    run: Run, tiny_run: Path, image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two lesions that share a corner on the network's grid are apart on the scan's finer one."""
+    foreground_czyx = np.zeros((2, *SPEC.shape_zyx), dtype=np.float32)
+    foreground_czyx[0, 2:14, 4:28, 4:28] = 1
+    foreground_czyx[1, 4:7, 8:14, 8:14] = foreground_czyx[1, 7:10, 14:20, 14:20] = 1
+    foreground_czyx[0] -= foreground_czyx[1]
+
+    def found(held: Any, _: Any) -> ScanSegmentation:
+        return ScanSegmentation(
+            foreground_czyx=foreground_czyx,
+            box=held.scan_box,
+            coarse_czyx=foreground_czyx,
+            samples_nczyx=None,
+        )
+
+    monkeypatch.setattr("liverseg.inference.predict.segment", found)
+    assert run("predict", tiny_run, image, "--out", tmp_path, "--statistics").exit_code == 0
+    _, n_written = ndimage.label(voxels(tmp_path / "liver_0.nii.gz") == 2, structure=np.ones((3, 3, 3)))
+    _, n_of_the_network = ndimage.label(foreground_czyx[1] > 0.5, structure=np.ones((3, 3, 3)))
+    statistics = json.loads((tmp_path / "liver_0.json").read_text())
+    assert (statistics["n_lesions"], n_written, n_of_the_network) == (2, 2, 1)
 
 
 def test_a_dicom_series_gives_the_label_of_its_nifti(

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from data_cache.errors import VolumeError
 from data_cache.geometry import Box
@@ -27,10 +26,11 @@ from liverseg.inference.uncertainty_files import (
     uncertainty_outputs,
     write_uncertainty,
 )
+from liverseg.measure.lesion_count import LesionCounter
 from liverseg.measure.plausibility import NO_PATIENT_ML, Plausibility
 from pipeline.labels import decide
 from pipeline.memory import held_bytes
-from pipeline.nifti import to_canonical, write_labels
+from pipeline.nifti import write_labels
 from pipeline.nifti.write import LABEL_DESCRIPTION
 from pipeline.prepare import HeldScan, read_scan
 from pipeline.restore import native_labels, one_thread
@@ -49,7 +49,7 @@ class Prediction:
     Attributes:
         found: False where no liver was found; the label is then empty.
         liver_ml, tumour_ml: Native volumes; the liver's includes its tumours.
-        n_lesions: 26-connected pieces of tumour on the network's grid.
+        n_lesions: 26-connected pieces of tumour, counted on the scan's own grid.
         liver_box: Native voxels of the fine pass, in canonical (RAS+) orientation; None without a liver.
         read_s, network_s, write_s: Seconds per part.
         notes: What was assumed or replaced while reading.
@@ -224,16 +224,16 @@ def _write_prediction(
 ) -> Prediction:
     label, found, held = out / f"{scan.name}.nii.gz", segmented.found, segmented.held
     started = time.perf_counter()
-    counts, uncertainty = _write(label, found, held, predictor, options)
+    written, uncertainty = _write(label, found, held, predictor, options)
     write_s = time.perf_counter() - started
     voxel_ml = held.header.grid.voxel_volume_ml
     prediction = Prediction(
         image=scan.path,
         label=label,
         found=found.box is not None,
-        liver_ml=float(counts[1] + counts[2]) * voxel_ml,
-        tumour_ml=float(counts[2]) * voxel_ml,
-        n_lesions=_n_lesions(found),
+        liver_ml=written.n_labelled * voxel_ml,
+        tumour_ml=written.n_tumour * voxel_ml,
+        n_lesions=written.lesions.count,
         liver_box=found.box,
         read_s=segmented.read_s,
         network_s=segmented.network_s,
@@ -247,19 +247,39 @@ def _write_prediction(
     return prediction
 
 
+class _Written:
+    """What a label has, counted while its blocks pass to the file: it is never whole in memory."""
+
+    def __init__(self) -> None:
+        self.n_labelled = self.n_tumour = 0
+        self.lesions = LesionCounter()
+
+    def counted(self, blocks: Iterable[NDArray[np.uint8]]) -> Iterator[NDArray[np.uint8]]:
+        """The same blocks."""
+        for block in blocks:
+            labelled = int(np.count_nonzero(block))  # bincount is ten times slower
+            tumour = block == 2 if labelled else np.zeros((1, *block.shape[1:]), dtype=bool)
+            self.n_labelled += labelled
+            self.n_tumour += int(np.count_nonzero(tumour))
+            self.lesions.add(tumour)
+            yield block
+
+
 def _write(
     label: Path, found: ScanSegmentation, held: HeldScan, predictor: Predictor, options: PredictOptions
-) -> tuple[NDArray[np.int64], UncertaintySummary | None]:
-    """Write the label and, of samples, the uncertainty; returns the voxels of each label."""
-    counts = np.zeros(3, dtype=np.int64)
+) -> tuple[_Written, UncertaintySummary | None]:
+    """Write the label and, of samples, the uncertainty; returns what the label has."""
+    written = _Written()
     label.parent.mkdir(parents=True, exist_ok=True)
     blocks = native_labels(found.foreground_czyx, found.box or held.scan_box, held.header)
     with one_thread():
-        write_labels(label, held.header, _counted(blocks, counts))
+        write_labels(label, held.header, written.counted(blocks))
     if not predictor.samples:
-        return counts, None
+        return written, None
     folder = _doubts_folder(label.parent, label.name.removesuffix(".nii.gz"))
-    return counts, write_uncertainty(folder, found, held, predictor.training, calibration=options.calibration)
+    return written, write_uncertainty(
+        folder, found, held, predictor.training, calibration=options.calibration
+    )
 
 
 def _write_beside(
@@ -282,11 +302,6 @@ def _write_beside(
         )
     if options.preview:
         _draw_preview(stem.with_name(f"{scan.name}.png"), nifti.path, held, found, prediction)
-
-
-def _n_lesions(found: ScanSegmentation) -> int:
-    _, count = ndimage.label(decide(found.foreground_czyx) == 2, structure=np.ones((3, 3, 3)))
-    return int(count)
 
 
 def _outputs(out: Path, name: str, options: PredictOptions, *, samples: bool) -> Iterator[tuple[Path, Mark]]:
@@ -328,9 +343,8 @@ def _draw_preview(
     reasons = prediction.plausibility.reasons[:MOST_REASONS_SHOWN]
     # Three lines: a page has no room for more above its pictures.
     title = "\n".join([shown, words.partition(" (")[0], *(["; ".join(reasons)] if reasons else [])])
-    label_kji = np.concatenate(list(native_labels(found.foreground_czyx, box, held.header)))
-    label_zyx = to_canonical(label_kji, held.header.axes_kji)
-    figure = preview_figure(image, label_zyx, held.header.grid.spacing_zyx_mm, title=title)
+    grid = held.header.grid
+    figure = preview_figure(image, prediction.label, grid.shape_zyx, grid.spacing_zyx_mm, title=title)
     save(figure, path, command="predict")
     if found.samples_nczyx is not None:
         view = held.view(box)
@@ -343,12 +357,3 @@ def _draw_preview(
 
 def _doubts_folder(out: Path, name: str) -> Path:
     return out / f"{name}_uncertainty"
-
-
-def _counted(blocks: Iterable[NDArray[np.uint8]], counts: NDArray[np.int64]) -> Iterator[NDArray[np.uint8]]:
-    """The same blocks; the voxels of each label are added to ``counts`` as they pass."""
-    for block in blocks:
-        labelled = int(np.count_nonzero(block))
-        tumour = int(np.count_nonzero(block == 2)) if labelled else 0
-        counts += np.array([block.size - labelled, labelled - tumour, tumour])  # bincount is ten times slower
-        yield block

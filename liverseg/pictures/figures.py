@@ -25,6 +25,7 @@ from liverseg.pictures.planes import (
     body_view,
     montage_planes,
     outlines_of,
+    outlines_of_file,
     overlay_planes,
     overlay_view,
     three_planes,
@@ -74,23 +75,23 @@ def overlay_figure(
 
 
 def preview_figure(
-    image: Path, label_zyx: NDArray[np.uint8], spacing_zyx_mm: Spacing, *, title: str
+    image: Path, label: Path, shape_zyx: tuple[int, int, int], spacing_zyx_mm: Spacing, *, title: str
 ) -> Figure:
-    """The same of a predicted label on its scan's own slices, which are read from the file: no volume in memory.
+    """The same of a predicted label on its scan's own slices, both read from their files: no volume in memory.
 
     Args:
         image: NIfTI file in HU.
-        label_zyx: Labels 0/1/2 on the file's grid, canonical RAS+.
+        label: NIfTI file of labels 0/1/2 on the same grid.
+        shape_zyx: Of that grid, canonical RAS+.
         spacing_zyx_mm: Distance between voxel centres.
         title: First line bold, the others smaller below it.
 
     Raises:
-        VolumeError: The file cannot be read.
+        VolumeError: A file cannot be read.
     """
-    outlines = outlines_of(label_zyx, PRED_PENS)
-    planes = overlay_planes(outlines, label_zyx.shape)
+    outlines, planes = outlines_of_file(label, PRED_PENS, partial(overlay_planes, shape_zyx=shape_zyx))
     layout = partial(overlay_layout, title=title)
-    return _drawn_from_file(image, outlines, planes, label_zyx.shape, spacing_zyx_mm, layout=layout)
+    return _drawn_from_file(image, outlines, planes, shape_zyx, spacing_zyx_mm, layout=layout)
 
 
 def three_plane_figure(image: Path, label_zyx: NDArray[np.uint8], spacing_zyx_mm: Spacing) -> Figure:

@@ -109,7 +109,7 @@ def draw_outlines(
 ) -> None:
     """The edges that classes of labels have in a slice, in their order: the last is on top."""
     for outline in outlines:
-        inside = plane.cut(outline.label_zyx, view) >= outline.pen.from_label
+        inside = plane.hang(outline.take(plane), view) >= outline.pen.from_label
         draw_edge(axis, inside.astype(np.float32), plane.pixel_mm(spacing_zyx_mm), outline.pen)
 
 

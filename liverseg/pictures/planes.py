@@ -7,19 +7,22 @@ sagittal planes alike that means turning both axes round.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
 from liverseg.pictures.palette import Pen
+from pipeline.nifti import FileAxis, VolumeStream, read_planes
 
 Scalar = TypeVar("Scalar", bound=np.generic)
 Spacing = tuple[float, float, float]
 View = tuple[slice, slice, slice]
+Along = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
 
 # Between fat (-100) and air (-1000), so that the skin is the edge of the body.
 _BODY_ABOVE_HU = -300
@@ -70,11 +73,15 @@ class Plane:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Outline:
-    """One class of one label, its pen, and how many of its voxels each slice holds, along each axis."""
+    """One class of one label, its pen, and how many of its voxels each slice holds, along each axis.
 
-    label_zyx: NDArray[np.uint8]
+    Attributes:
+        take: Gives a whole slice of the label, as ``Plane.take`` does of a volume.
+    """
+
+    take: Callable[[Plane], NDArray[Any]]
     pen: Pen
-    voxels_along_zyx: tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
+    voxels_along_zyx: Along
 
     @property
     def empty(self) -> bool:
@@ -94,20 +101,64 @@ def outlines_of(label_zyx: NDArray[np.uint8] | None, pens: Sequence[Pen]) -> lis
     """The classes that the label has, liver first; none without a label."""
     if label_zyx is None:
         return []
-    drawn = (_outline(label_zyx, pen) for pen in pens)
+    return _outlines(
+        _voxels_along(label_zyx, label_zyx.shape, pens), pens, take=lambda plane: plane.take(label_zyx)
+    )
+
+
+def outlines_of_file(
+    path: Path, pens: Sequence[Pen], choose: Callable[[Sequence[Outline]], Sequence[Plane]]
+) -> tuple[list[Outline], Sequence[Plane]]:
+    """The classes of a label file, from which the planes that ``choose`` names can be taken; no volume in memory.
+
+    Raises:
+        VolumeError: The file cannot be read.
+    """
+    with VolumeStream.open(path) as stream:
+        axes, shape_kji = stream.header.axes_kji, stream.header.shape_kji
+        slices = (slice_ji for _, block_kji in stream.blocks() for slice_ji in block_kji)
+        voxels = [_canonical(along_kji, axes) for along_kji in _voxels_along(slices, shape_kji, pens)]
+    planes = choose(_outlines(voxels, pens, take=_not_read))
+    slices_of = dict(zip(planes, read_planes(path, [(p.axis, p.index) for p in planes]), strict=True))
+    return _outlines(voxels, pens, take=slices_of.__getitem__), planes
+
+
+def _not_read(plane: Plane) -> NDArray[Any]:
+    raise AssertionError(f"{plane} is asked for before it is read")
+
+
+def _outlines(
+    voxels: Sequence[Along], pens: Sequence[Pen], *, take: Callable[[Plane], NDArray[Any]]
+) -> list[Outline]:
+    drawn = (
+        Outline(take=take, pen=pen, voxels_along_zyx=along) for along, pen in zip(voxels, pens, strict=True)
+    )
     return [outline for outline in drawn if not outline.empty]
 
 
-def _outline(label_zyx: NDArray[np.uint8], pen: Pen) -> Outline:
+def _voxels_along(
+    slices: Iterable[NDArray[np.uint8]], shape: tuple[int, ...], pens: Sequence[Pen]
+) -> list[Along]:
+    """How many voxels of each class the slices along each axis hold."""
     # Slice by slice: the comparison of a whole 512×512×1000 label is 260 MB.
-    per_z, per_y, per_x = (np.zeros(n, dtype=np.int64) for n in label_zyx.shape)
-    for z, label_yx in enumerate(label_zyx):
-        if label_yx.any():
-            mask_yx = label_yx >= pen.from_label
-            per_z[z] = np.count_nonzero(mask_yx)
-            per_y += np.count_nonzero(mask_yx, axis=1)
-            per_x += np.count_nonzero(mask_yx, axis=0)
-    return Outline(label_zyx=label_zyx, pen=pen, voxels_along_zyx=(per_z, per_y, per_x))
+    found = [tuple(np.zeros(n, dtype=np.int64) for n in shape) for _ in pens]
+    for number, slice_ in enumerate(slices):
+        if slice_.any():
+            for (first, second, third), pen in zip(found, pens, strict=True):
+                mask = slice_ >= pen.from_label
+                first[number] = np.count_nonzero(mask)
+                second += np.count_nonzero(mask, axis=1)
+                third += np.count_nonzero(mask, axis=0)
+    return [(first, second, third) for first, second, third in found]
+
+
+def _canonical(along_kji: Along, axes_kji: Sequence[FileAxis]) -> Along:
+    """The same along z, y and x."""
+    turned = {
+        axis.canonical: along[::-1] if axis.flipped else along
+        for along, axis in zip(along_kji, axes_kji, strict=True)
+    }
+    return turned[0], turned[1], turned[2]
 
 
 def whole_view(shape_zyx: tuple[int, ...]) -> View:
