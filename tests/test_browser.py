@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from data_cache.geometry import Box, Grid
-from liverseg.pictures.page import Page, PageCase, write_page
+from liverseg.pictures.page import Page, PageCase, html_table, write_page
 from liverseg.pictures.slices import evaluation_volume
 
 webdriver = pytest.importorskip("selenium.webdriver")
@@ -62,8 +62,15 @@ def a_page(path: Path, *, max_cases: int = 20) -> Path:
         cases[i] = PageCase(
             name=case.name, note="", cells=(case.cells[0], *[10.0] * 12), content=case.content
         )
+    scores = html_table(
+        ("mean", "liver, 12 cases", "tumour, 12 cases"), [("Dice", *2 * ("0.948 [0.925, 0.971], n 12",))]
+    )
+    lesions = html_table(
+        ("lesions of all cases", *("false positives",) * 6), [("one to one, IoU > 0.5, 10–20 mm", *"123456")]
+    )
+    headline = f'<div class="headline"><div>{scores}</div><div class="rest">a</div><div>{lesions}</div></div>'
     content = Page(
-        title="t", subtitle="", sections=(), order="", columns=columns, digits=(3,) * 13, cases=cases
+        title="t", subtitle="", sections=(headline,), order="", columns=columns, digits=(3,) * 13, cases=cases
     )
     return write_page(content, path, max_cases=max_cases).path
 
@@ -266,6 +273,24 @@ def test_lesions_are_listed_and_jumped_to(browser: Any) -> None:
     assert where(browser) == ["21", "38", "58"]
 
 
+def test_a_key_on_a_switch_keeps_the_focus_there(browser: Any) -> None:
+    from selenium.webdriver.common.keys import Keys
+
+    browser.find_elements("css selector", "#lesions button")[1].send_keys(Keys.ENTER)
+    settle(browser)
+    assert browser.switch_to.active_element.text == "✕ false positive 7 mm, 0.14 mL"
+    browser.find_element("xpath", "//button[text()='wide']").send_keys(Keys.ENTER)
+    settle(browser)
+    assert browser.switch_to.active_element.text == "wide"
+
+
+def test_the_tables_on_top_show_all_their_columns(browser: Any) -> None:
+    beyond = browser.execute_script(
+        "return [...document.querySelectorAll('.headline .scroll')].map((e) => e.scrollWidth - e.clientWidth)"
+    )
+    assert beyond == [0, 0]
+
+
 def test_parts_and_cases_change_and_what_was_switched_stays(browser: Any) -> None:
     by_id(browser, "layer-0").click()
     browser.find_element("xpath", "//button[text()='around']").click()
@@ -290,6 +315,15 @@ def test_the_address_holds_case_and_place(page: Path, open_page: Open, browser: 
     other.execute_script("location.hash = '#case=case_0&z=20&y=36&x=57'")
     wait_for(other, "0/0")
     assert where(other) == ["20", "36", "57"]
+    pressed = "#lesions button[aria-pressed='true']"
+    assert not other.find_elements("css selector", pressed)
+    other.execute_script("location.hash = '#case=case_0&z=27&y=34&x=52'")  # copied at a lesion
+    until(
+        other,
+        lambda d: (
+            [b.text for b in d.find_elements("css selector", pressed)] == ["✕ false positive 7 mm, 0.14 mL"]
+        ),
+    )
 
 
 def test_the_table_sorts_and_what_has_no_value_comes_last(browser: Any) -> None:
@@ -336,6 +370,18 @@ def test_on_a_phone(page: Path, open_page: Open) -> None:
         .map((e) => [e.textContent, e.getBoundingClientRect().height, e.getBoundingClientRect().width])
         .filter(([, height, width]) => height < 43.5 || width < 43.5);""")
     assert small == []
+    # The list of lesions is one row to swipe along.
+    first, second = browser.find_elements("css selector", "#lesions button")
+    assert first.rect["y"] == second.rect["y"]
+    second.click()
+    settle(browser)
+    left, width = browser.execute_script(
+        "const e = document.querySelectorAll('#lesions button')[1].getBoundingClientRect(); return [e.left, e.width]"
+    )
+    assert 0 <= left <= 390 - width
+    by_id(browser, "help-open").click()
+    assert browser.execute_script("return document.getElementById('help').scrollTop") == 0
+    browser.find_element("xpath", "//dialog//button[text()='close']").click()
     # A finger that slides the page past a picture moves nothing; a tap moves the crosshair.
     assert by_id(browser, "pane-0").value_of_css_property("touch-action") == "pan-y"
     before = where(browser)

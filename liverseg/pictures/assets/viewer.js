@@ -40,7 +40,8 @@ async function openCase(index, place = null) {
   const ticket = ++loading;
   current = index;
   content = read("case-" + index);
-  lesion = -1;
+  const isAt = (item) => place && place.at && item.at.every((value, axis) => value === place.at[axis]);
+  lesion = content.lesions.findIndex(isAt);  // an address that was copied at a lesion
   await openVolume(place && place.volume < content.volumes.length ? place.volume : 0, ticket, place && place.at);
 }
 
@@ -294,6 +295,8 @@ function button(text, pressed, action) {
 }
 
 function drawControls() {
+  const group = document.activeElement.closest("#tools, #volumes, #presets, #layers, #lesions");
+  const switches = () => [...group.querySelectorAll("button, input")], focused = group ? switches().indexOf(document.activeElement) : -1;
   byId("name").textContent = cases[current].name;
   byId("note").textContent = cases[current].note;
   for (const row of byId("rows").children) row.classList.toggle("current", +row.dataset.index === current);
@@ -303,13 +306,21 @@ function drawControls() {
   byId("presets").replaceChildren(...windows.map((w) => button(w.name, w.hu.every((hu, i) => hu === windowHu[i]), () => setWindow(w.hu))));
   byId("layers").replaceChildren(...volume.layers.map(layerSwitch), ...(volume.layers.some((l) => l.contours) ? [fillSwitch()] : []));
   byId("lesions").replaceChildren(...content.lesions.map(lesionButton));
+  if (lesion >= 0) reveal(byId("lesions"), byId("lesions").children[lesion]);
+  if (focused >= 0) switches()[focused]?.focus({ preventScroll: true });  // all of them are new
   for (let axis = 0; axis < 3; axis++) byId("pane-" + axis).style.touchAction = tool === "cross" ? "pan-y" : "none";
+}
+
+function reveal(list, item) {  // without moving the page, as scrollIntoView would
+  const beyond = (start, size, from, room) => Math.min(0, start - from) || Math.max(0, start + size - from - room);
+  list.scrollLeft += beyond(item.offsetLeft - list.offsetLeft, item.offsetWidth, list.scrollLeft, list.clientWidth);
+  list.scrollTop += beyond(item.offsetTop - list.offsetTop, item.offsetHeight, list.scrollTop, list.clientHeight);
 }
 
 function setWindow(hu) { windowHu = [...hu]; drawControls(); draw(); }
 
 function lesionButton(item, i) {
-  const element = button(`${ICONS[item.status]} ${item.status} ${item.mm.toFixed(0)} mm, ${item.ml} mL`, i === lesion, () => goTo(i));
+  const element = button(`${ICONS[item.status]} ${item.status} ${item.mm.toFixed(0)} mm, ${item.ml || "< 0.01"} mL`, i === lesion, () => goTo(i));
   element.dataset.status = item.status;
   element.setAttribute("role", "listitem");
   return element;
