@@ -196,6 +196,13 @@ def test_train_evaluate_predict_in_a_row(run: Run, tiny_world: TinyWorld, tmp_pa
     assert scored.exit_code == 0, scored.output
     assert "never trained on" in scored.output
     assert (folder / "evaluation" / "scores.csv").exists()
+    summary = json.loads((folder / "evaluation" / "summary.json").read_text())
+    doubtful = summary["not_plausible"]
+    assert doubtful  # after two steps
+    assert (
+        f"not plausible, {len(doubtful)} of {summary['n_cases']} cases: {', '.join(doubtful)}"
+        in scored.output
+    )
     seen = run(
         "evaluate", tiny_world.cache, folder, "--raw", tiny_world.raw, "--case",
         json.loads((folder / "split.json").read_text())["train"][0], "--out", tmp_path / "seen",

@@ -355,6 +355,33 @@ def test_a_report_has_the_scores_and_the_worst_case_first(
     assert "trained</dt>" in text
 
 
+def test_what_is_not_plausible_is_on_top_and_in_the_table(
+    evaluated: Path, tiny_run: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(evaluated, tmp_path / "scores"))
+    summary = json.loads((folder / "summary.json").read_text())
+    rows = list(csv.DictReader((folder / "scores.csv").read_text().splitlines()))
+    names = [row["case"] for row in rows]
+    for doubtful, words in (
+        ([], f"<dd>{len(names)} of {len(names)} cases</dd>"),
+        (
+            names[:1],
+            f'<dd class="bad">{len(names) - 1} of {len(names)} cases; not plausible: {names[0]}</dd>',
+        ),
+    ):
+        (folder / "summary.json").write_text(json.dumps(summary | {"not_plausible": doubtful}, indent=1))
+        for row in rows:
+            row["plausible"] = str(row["case"] not in doubtful)
+        with open(folder / "scores.csv", "w", newline="") as file:
+            writer = csv.DictWriter(file, rows[0])
+            writer.writeheader()
+            writer.writerows(rows)
+        text = write_report(tiny_run, folder, tmp_path / "r.html").path.read_text()
+        assert f"<dt>plausible</dt>{words}" in text
+        assert text.count("<td>NO</td>") == len(doubtful)
+        assert text.count("<td>yes</td>") == len(names) - len(doubtful)
+
+
 def test_a_report_without_an_evaluation_says_what_to_do(
     evaluated: Path, tiny_run: Path, tmp_path: Path
 ) -> None:

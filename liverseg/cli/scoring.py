@@ -349,11 +349,20 @@ def _score_cases(
         print_cases(title, {e.case_id: e.predicted for e in scored})
         result["summary"] = summarise(scored)
         print_summary(result["summary"])
+        _warn_of_answers(scored)
     uncertainties = [e.uncertainty for e in scored if e.uncertainty is not None]
     if uncertainties:
         result["uncertainty"] = summarise_uncertainties(uncertainties, calibration, shifted)
         print_uncertainty(result["uncertainty"])
     return scored, result
+
+
+def _warn_of_answers(scored: Sequence[CaseEvaluation]) -> None:
+    from liverseg.console import warn
+
+    doubtful = [e.case_id for e in scored if not e.plausibility.plausible]
+    if doubtful:
+        warn(f"not plausible, {len(doubtful)} of {pluralise(len(scored), 'case')}: {', '.join(doubtful)}")
 
 
 def _calibrate(

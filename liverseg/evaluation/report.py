@@ -16,6 +16,7 @@ from data_cache.inspection import summarise_case
 from data_cache.outputs import carries, json_mark
 from data_cache.reader import CacheStore, read_schema
 from data_cache.records import to_json
+from data_cache.text import pluralise
 from liverseg.evaluation.score_table import CASE_COLUMNS, footnotes, lesion_rows, summary_rows
 from liverseg.measure.summary import CLASSES, SCORES, SUMMARY, VOLUMES
 from liverseg.pictures.curves import Curve, chart, read_history, training_charts
@@ -28,6 +29,7 @@ ORDER = (
     "Worst first: the most missed and false-positive lesions, then the lowest mean Dice of the liver and, where the "
     "truth or the prediction has one, the tumour."
 )
+PLAUSIBLE = {"True": "yes", "False": "NO"}  # by what scores.csv says; earlier versions say nothing
 
 
 def write_report(run: Path, scores: Path, out: Path) -> PageFiles:
@@ -47,8 +49,8 @@ def write_report(run: Path, scores: Path, out: Path) -> PageFiles:
             training_charts(read_history(run / "history.csv")),
         ),
         order=ORDER,
-        columns=tuple(header for _, header, _ in CASE_COLUMNS),
-        digits=tuple(digits for _, _, digits in CASE_COLUMNS),
+        columns=("plausible", *(header for _, header, _ in CASE_COLUMNS)),
+        digits=(0, *(digits for _, _, digits in CASE_COLUMNS)),
         cases=[_case(row, scores) for row in worst_first],
     )
     return write_page(page, out, command="report")
@@ -140,7 +142,7 @@ def _case(row: Mapping[str, str], scores: Path) -> PageCase:
     return PageCase(
         name=row["case"],
         note=", ".join(notes),
-        cells=tuple(_number(row, key) for key, _, _ in CASE_COLUMNS),
+        cells=(PLAUSIBLE.get(row.get("plausible", "")), *(_number(row, key) for key, _, _ in CASE_COLUMNS)),
         content=partial(_content, scores / VOLUMES / f"{row['case']}.json"),
     )
 
@@ -164,14 +166,33 @@ def _content(path: Path) -> str:
 def _facts(run: Path, scores: Path, summary: Mapping[str, Any]) -> str:
     """What a reader must know before the first number: data, network, settings, dates, versions."""
     facts = {
+        "plausible": _plausible(summary),
         "network": ", ".join(map(str, summary.get("models", ()))) or None,
         "samples": str(summary["samples"]) if summary.get("samples") else None,
         "evaluated": f"{_date(scores / SUMMARY)}, report by liverseg {__version__}",
         **_training_facts(run),
         "settings": _settings(run / "config.toml"),
     }
-    lines = [f"<dt>{name}</dt><dd>{html.escape(text)}</dd>" for name, text in facts.items() if text]
+    lines = [
+        f"<dt>{name}</dt><dd{_emphasis(name, summary)}>{html.escape(text)}</dd>"
+        for name, text in facts.items()
+        if text
+    ]
     return f'<dl class="facts">{"".join(lines)}</dl>'
+
+
+def _plausible(summary: Mapping[str, Any]) -> str | None:
+    """How many answers can be a liver, and which cannot; None of an evaluation that did not ask."""
+    doubtful = summary.get("not_plausible")
+    if doubtful is None:
+        return None
+    cases = pluralise(summary["n_cases"], "case")
+    which = f"; not plausible: {', '.join(doubtful)}" if doubtful else ""
+    return f"{summary['n_cases'] - len(doubtful)} of {cases}{which}"
+
+
+def _emphasis(name: str, summary: Mapping[str, Any]) -> str:
+    return ' class="bad"' if name == "plausible" and summary["not_plausible"] else ""
 
 
 def _training_facts(run: Path) -> dict[str, str | None]:
@@ -227,17 +248,16 @@ def _subtitle(summary: Mapping[str, Any]) -> str:
     parts = [f"{summary['n_cases']} cases, native space"]
     if summary["trained_on"]:
         parts.append(f"{len(summary['trained_on'])} of them TRAINED ON")
-    if summary.get("not_plausible"):  # not in the summaries of earlier versions
-        parts.append(f"not plausible: {', '.join(summary['not_plausible'])}")
     if summary["no_liver_found"]:
         parts.append(f"no liver found in {', '.join(summary['no_liver_found'])}")
     return "; ".join(parts)
 
 
 def _headline(summary: Mapping[str, Any]) -> Iterator[str]:
-    yield f'<div class="charts"><div><h2>Scores</h2>{html_table(*summary_rows(summary))}</div>'
-    yield f"<div><h2>Lesions</h2>{html_table(*lesion_rows(summary))}</div>{_nsd_chart(summary)}</div>"
-    yield "".join(f'<p class="muted">{html.escape(line)}.</p>' for line in footnotes(summary))
+    notes = "".join(f'<p class="muted">{html.escape(line)}.</p>' for line in footnotes(summary))
+    yield f'<div class="headline"><div><h2>Scores</h2>{html_table(*summary_rows(summary))}</div>{_nsd_chart(summary)}'
+    yield f"<div><h2>Lesions</h2>{html_table(*lesion_rows(summary))}</div>"
+    yield f'<div class="rest"><h2>How it is counted</h2>{notes}</div></div>'
 
 
 def _nsd_chart(summary: Mapping[str, Any]) -> str:
@@ -248,6 +268,5 @@ def _nsd_chart(summary: Mapping[str, Any]) -> str:
     columns = {name: curve["mean"] for name, curve in curves.items()}
     columns["epoch"] = next(iter(curves.values()))["tolerance_mm"]
     drawn = [Curve(key=name, name=name, colour=name) for name in curves]
-    return (
-        f"<div><h2>Surface Dice by tolerance</h2>{chart('NSD', columns, drawn, top=1.0, x_name='mm')}</div>"
-    )
+    svg = chart("NSD", columns, drawn, top=1.0, x_name="{} mm")
+    return f'<div class="rest"><h2>Surface Dice by tolerance</h2>{svg}</div>'

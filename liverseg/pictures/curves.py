@@ -82,11 +82,12 @@ def standalone_charts(history: History) -> str:
 
 
 def chart(
-    title: str, history: History, curves: Sequence[Curve], *, top: float | None, x_name: str = "epoch"
+    title: str, history: History, curves: Sequence[Curve], *, top: float | None, x_name: str = "epoch {}"
 ) -> str:
     """One panel from 0 up to ``top``; for None, up to a number that a few outliers do not decide.
 
-    Values that are NaN are left out; those above ``top`` are drawn at the upper edge, and counted in a note.
+    Values that are NaN are left out; those above ``top`` are drawn at the upper edge, and counted in a note. ``x_name``
+    says what the last number of the axis is.
     """
     drawn = {curve: _points(history, curve.key) for curve in curves}
     values = [value for points in drawn.values() for _, value in points]
@@ -142,7 +143,7 @@ def _grid(top: float, last_epoch: float, x_name: str) -> Iterator[str]:
         yield f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{share * top:.3g}</text>'
     epochs = sorted({1, round((1 + last_epoch) / 2), round(last_epoch)})
     for epoch in epochs:
-        word = f"{x_name} {epoch}" if epoch == epochs[-1] else str(epoch)
+        word = x_name.format(epoch) if epoch == epochs[-1] else str(epoch)
         anchor = "end" if epoch == epochs[-1] and epoch > 1 else "middle"
         x = _x(epoch, last_epoch)
         yield f'<text x="{x:.1f}" y="{HEIGHT - 10}" text-anchor="{anchor}">{word}</text>'
