@@ -18,6 +18,7 @@ import torch
 from click.testing import CliRunner, Result
 from conftest import slab
 from numpy.typing import NDArray
+from PIL import Image
 from scipy import ndimage
 from tiny import SPEC, TinyWorld
 
@@ -328,6 +329,9 @@ def test_an_answer_that_is_not_plausible_is_said_everywhere(
     for reason in statistics["plausibility"]["reasons"]:
         assert f"{odd}: not plausible: {reason}" in words
     assert "not plausible, 1 of 1 scan: odd" in words
+    with Image.open(tmp_path / "out" / "odd.png") as picture:
+        pixels = np.asarray(picture.convert("RGB")).reshape(-1, 3)
+    assert (pixels == [0xFF, 0x7B, 0x72]).all(axis=1).any()  # in a colour that is not overlooked
     found = liverseg.load(tiny_run).segment(odd)
     assert list(found.plausibility.reasons) == statistics["plausibility"]["reasons"]
 
@@ -362,6 +366,8 @@ def test_the_api_gives_what_the_command_writes(run: Run, tiny_run: Path, image: 
     np.testing.assert_array_equal(found.label_zyx, canonical)
     np.testing.assert_allclose(found.grid.affine, nib.as_closest_canonical(written).affine, atol=1e-4)
     assert found.liver_ml == pytest.approx(np.count_nonzero(canonical) * found.grid.voxel_volume_ml)
+    model = repr(liverseg.load(tiny_run, device="cpu"))
+    assert model == f"Model({tiny_run} trained on 4 phantoms of LIVER, on cpu)"
     again = found.save(tmp_path / "again.nii.gz")
     np.testing.assert_array_equal(voxels(again), np.asarray(written.dataobj))
 

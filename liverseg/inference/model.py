@@ -124,11 +124,18 @@ class Segmentation:
         return list(native_labels(self.foreground_czyx, box, self.header))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class Model:
     """One or more trained networks."""
 
     predictor: Predictor
+
+    def __repr__(self) -> str:
+        members = ", ".join(
+            m.source if m.training is None else f"{m.source} trained on {m.training.line()}"
+            for m in self.predictor.members
+        )
+        return f"Model({members}, on {self.predictor.device})"
 
     def segment(
         self,

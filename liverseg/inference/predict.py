@@ -342,9 +342,14 @@ def _draw_preview(
     shown = visible(Path(name).name).replace("$", r"\$")  # a dollar sign would start a formula
     reasons = prediction.plausibility.reasons[:MOST_REASONS_SHOWN]
     # Three lines: a page has no room for more above its pictures.
-    title = "\n".join([shown, words.partition(" (")[0], *(["; ".join(reasons)] if reasons else [])])
+    known = dict.fromkeys(line for line in prediction.trained_on if line is not None)
+    trained = f"; network trained on {' and on '.join(known)}" if known else ""
+    lines = [shown, words.partition(" (")[0] + trained, *(["; ".join(reasons)] if reasons else [])]
+    title = "\n".join(lines)
     grid = held.header.grid
-    figure = preview_figure(image, prediction.label, grid.shape_zyx, grid.spacing_zyx_mm, title=title)
+    figure = preview_figure(
+        image, prediction.label, grid.shape_zyx, grid.spacing_zyx_mm, title=title, alarm=bool(reasons)
+    )
     save(figure, path, command="predict")
     if found.samples_nczyx is not None:
         view = held.view(box)

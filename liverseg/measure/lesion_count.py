@@ -31,7 +31,7 @@ class LesionCounter:
     def add(self, tumour_kji: Mask) -> None:
         """Go on with these slices."""
         last_ji, self._last_ji = self._last_ji, None
-        shadow_ji = tumour_kji.any(axis=0)
+        shadow_ji: Mask = np.asarray(tumour_kji.any(axis=0))
         rows, columns = np.flatnonzero(shadow_ji.any(axis=1)), np.flatnonzero(shadow_ji.any(axis=0))
         if not rows.size:
             return

@@ -75,7 +75,13 @@ def overlay_figure(
 
 
 def preview_figure(
-    image: Path, label: Path, shape_zyx: tuple[int, int, int], spacing_zyx_mm: Spacing, *, title: str
+    image: Path,
+    label: Path,
+    shape_zyx: tuple[int, int, int],
+    spacing_zyx_mm: Spacing,
+    *,
+    title: str,
+    alarm: bool,
 ) -> Figure:
     """The same of a predicted label on its scan's own slices, both read from their files: no volume in memory.
 
@@ -85,12 +91,13 @@ def preview_figure(
         shape_zyx: Of that grid, canonical RAS+.
         spacing_zyx_mm: Distance between voxel centres.
         title: First line bold, the others smaller below it.
+        alarm: Draw the others in a colour that is not overlooked.
 
     Raises:
         VolumeError: A file cannot be read.
     """
     outlines, planes = outlines_of_file(label, PRED_PENS, partial(overlay_planes, shape_zyx=shape_zyx))
-    layout = partial(overlay_layout, title=title)
+    layout = partial(overlay_layout, title=title, alarm=alarm)
     return _drawn_from_file(image, outlines, planes, shape_zyx, spacing_zyx_mm, layout=layout)
 
 

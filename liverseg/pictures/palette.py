@@ -9,6 +9,7 @@ PANEL = "#151b23"
 GRID = "#30363d"
 TEXT = "#e6edf3"
 MUTED = "#8b949e"
+ALARM = "#ff7b72"  # words that must not be overlooked
 # Searched for: at least 33 apart (CIELAB) with usual vision and under each colour blindness; a green for the tumour
 # came within 11 of the blue under tritanopia. A test repeats the measurement.
 LIVER_TRUTH = "#56b4e9"

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from data_cache.files import replacing
 from data_cache.outputs import author
-from liverseg.pictures.palette import BACKGROUND, DPI, MUTED, TEXT
+from liverseg.pictures.palette import ALARM, BACKGROUND, DPI, MUTED, TEXT
 
 TITLE_IN = 0.9
 _LEGEND_IN, _GAP_IN, _EDGE_IN = 0.5, 0.06, 0.2
@@ -32,19 +32,22 @@ def save(figure: Figure, path: Path, *, command: str = "") -> Path:
     return path
 
 
-def new_figure(title: str, *, width_in: float, height_in: float) -> Figure:
-    """A page in the background colour, empty but for its title: the first line bold, the others smaller below it."""
+def new_figure(title: str, *, width_in: float, height_in: float, alarm: bool = False) -> Figure:
+    """A page in the background colour, empty but for its title: the first line bold, the others smaller below it.
+
+    ``alarm`` draws the others in a colour that is not overlooked.
+    """
     figure = Figure(figsize=(width_in, height_in), dpi=DPI, facecolor=BACKGROUND)
     FigureCanvasAgg(figure)
     head, _, rest = title.partition("\n")
     _title_line(figure, 0.34, head, colour=TEXT, size=15.0, weight="bold")
-    _title_line(figure, 0.64, rest, colour=MUTED, size=10.5, weight="normal")
+    _title_line(figure, 0.64, rest, colour=ALARM if alarm else MUTED, size=10.5, weight="normal")
     return figure
 
 
-def overlay_layout(aspect: float, title: str) -> tuple[Figure, list[Axes]]:
+def overlay_layout(aspect: float, title: str, *, alarm: bool = False) -> tuple[Figure, list[Axes]]:
     """2×2 axial panels of this height over width, and a column with the coronal over the sagittal."""
-    return _layout(title, rows=2, columns=2, panel_in=(4.1 * aspect, 4.1), side_in=4.1)
+    return _layout(title, rows=2, columns=2, panel_in=(4.1 * aspect, 4.1), side_in=4.1, alarm=alarm)
 
 
 def montage_layout(aspect: float, title: str) -> tuple[Figure, list[Axes]]:
@@ -63,12 +66,18 @@ def row_layout(aspect: float) -> tuple[Figure, list[Axes]]:
 
 
 def _layout(
-    title: str, *, rows: int, columns: int, panel_in: tuple[float, float], side_in: float
+    title: str,
+    *,
+    rows: int,
+    columns: int,
+    panel_in: tuple[float, float],
+    side_in: float,
+    alarm: bool = False,
 ) -> tuple[Figure, list[Axes]]:
     height_in = rows * (panel_in[0] + _GAP_IN) - _GAP_IN
     middle_in = _EDGE_IN + columns * (panel_in[1] + _GAP_IN)
     width_in = middle_in + side_in + _EDGE_IN
-    figure = new_figure(title, width_in=width_in, height_in=height_in + TITLE_IN + _LEGEND_IN)
+    figure = new_figure(title, width_in=width_in, height_in=height_in + TITLE_IN + _LEGEND_IN, alarm=alarm)
     axial = grid(figure, rows, columns, left_in=_EDGE_IN, right_in=middle_in - _GAP_IN)
     sides = grid(figure, 2, 1, left_in=middle_in, right_in=width_in - _EDGE_IN)
     return figure, [*axial, *sides]
