@@ -13,9 +13,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
+import numpy as np
 import pytest
 from click.testing import CliRunner
 from conftest import REPOSITORY
+from test_dicom import write_series
 from tiny import TinyWorld
 
 from liverseg.cli import main
@@ -55,6 +58,10 @@ def home(tiny_world: TinyWorld, tmp_path_factory: pytest.TempPathFactory) -> Pat
     folder = tmp_path_factory.mktemp("home")
     shutil.copytree(tiny_world.raw, folder / "data" / "Task03_Liver")
     shutil.copy(tiny_world.raw / "imagesTs" / "liver_6.nii.gz", folder / "scan.nii.gz")
+    pytest.importorskip("pydicom")
+    nifti = nib.Nifti1Image.from_filename(folder / "scan.nii.gz")
+    voxels_zyx = np.asarray(nifti.dataobj).astype(np.int16).transpose(2, 1, 0)
+    write_series(folder / "dicom" / "CT_0042", voxels_zyx, np.asarray(nifti.affine))
     (folder / "configs").mkdir()
     for path in (REPOSITORY / "configs").glob("*.toml"):
         (folder / "configs" / path.name).write_text(TINY)
@@ -109,6 +116,26 @@ def test_the_notebook_runs_and_has_no_outputs(home: Path, monkeypatch: pytest.Mo
 
 def documents() -> list[Path]:
     return [*REPOSITORY.glob("*.md"), *(REPOSITORY / "docs").glob("*.md")]
+
+
+def test_troubleshooting_quotes_what_the_program_says() -> None:
+    """Each message in italics, in the parts between what differs from case to case."""
+    source = "".join(
+        path.read_text(encoding="utf-8")
+        for folder in ("liverseg", "pipeline", "data_cache")
+        for path in (REPOSITORY / folder).rglob("*.py")
+    )
+    text = (REPOSITORY / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    quoted = [
+        words
+        for row in re.findall(r"^\| (.*?) \|", text, re.MULTILINE)
+        for words in re.findall(r"\*(.+?)\*", row)
+    ]
+    assert len(quoted) > 8
+    for words in quoted:
+        parts = [part.strip() for part in re.split(r"…|\d[\d.]*", words)]
+        for part in parts:
+            assert len(part) < 7 or part in source, f"{words}: {part!r} is said nowhere"
 
 
 def test_links_lead_somewhere() -> None:
