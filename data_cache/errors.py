@@ -3,7 +3,8 @@
 LiversegError                    base of the errors below; the command line prints it as one line
 ├── DataSetError                 a raw data set: dataset.json, missing or extra files
 ├── VolumeError                  one NIfTI file: truncated, corrupt, unsupported, lying header
-│   └── LabelError               a label: values other than 0/1/2, or another grid than its image
+│   ├── LabelError               a label: values other than 0/1/2, or another grid than its image
+│   └── ImplausibleScanError     not a CT in HU, or a grid that no scanner could have made
 ├── CacheError                   the store: not a store, unreadable, incomplete, damaged
 │   ├── SchemaError              metadata that does not parse; lists every fault
 │   └── SpecMismatchError        built with a different preprocessing spec
@@ -30,6 +31,10 @@ class VolumeError(LiversegError):
 
 class LabelError(VolumeError):
     """A label file does not fit its image or contains values other than 0, 1 and 2."""
+
+
+class ImplausibleScanError(VolumeError):
+    """A scan that is not a CT in HU, or whose grid no scanner could have made."""
 
 
 class CacheError(LiversegError):

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from data_cache.errors import VolumeError
+from data_cache.errors import ImplausibleScanError
 from data_cache.geometry import Grid
 from data_cache.schema import MISSING_HU
 from pipeline.nifti import VolumeHeader
@@ -70,10 +70,6 @@ class Doubt:
 
     def __str__(self) -> str:
         return f"{self.what}: {self.remedy}"
-
-
-class ImplausibleScanError(VolumeError):
-    """A scan that is not a CT in HU, or whose grid no scanner could have made."""
 
 
 def require_plausible(path: object, doubts: Sequence[Doubt], *, force: bool) -> None:

@@ -23,7 +23,7 @@ from scipy import ndimage
 from tiny import SPEC, TinyWorld
 
 import liverseg
-from data_cache.errors import RunError, VolumeError
+from data_cache.errors import ImplausibleScanError, RunError, VolumeError
 from data_cache.records import to_json
 from liverseg.cli import main
 from liverseg.inference.inputs import find_scans
@@ -32,7 +32,6 @@ from liverseg.inference.segment import ScanSegmentation, load_predictor, resampl
 from liverseg.training.checkpoint import load_checkpoint, write_checkpoint
 from pipeline.nifti import write_slices
 from pipeline.prepare import read_scan
-from pipeline.sanity import ImplausibleScanError
 
 Run = Callable[..., Result]
 

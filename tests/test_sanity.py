@@ -12,7 +12,7 @@ import pytest
 from conftest import oriented_affine, write_listing, write_nifti
 from numpy.typing import NDArray
 
-from data_cache.errors import VolumeError
+from data_cache.errors import ImplausibleScanError, VolumeError
 from data_cache.geometry import Grid
 from data_cache.schema import PreprocessSpec
 from pipeline.build import build
@@ -21,7 +21,6 @@ from pipeline.nifti import VolumeHeader, VolumeStream
 from pipeline.prepare import prepare_case
 from pipeline.sanity import (
     Doubt,
-    ImplausibleScanError,
     Intensities,
     grid_doubts,
     intensity_doubts,
