@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import shutil
 import subprocess
@@ -28,7 +29,7 @@ from data_cache.records import to_json
 from liverseg.cli import main
 from liverseg.inference.inputs import find_scans
 from liverseg.inference.model_file import describe, export_model, load_trained
-from liverseg.inference.segment import ScanSegmentation, load_predictor, resample_to_box, segment
+from liverseg.inference.segment import Predictor, ScanSegmentation, load_predictor, resample_to_box, segment
 from liverseg.training.checkpoint import load_checkpoint, write_checkpoint
 from pipeline.nifti import write_slices
 from pipeline.prepare import read_scan
@@ -96,6 +97,24 @@ def test_lesions_are_counted_in_the_label_that_is_written(
     _, n_of_the_network = ndimage.label(foreground_czyx[1] > 0.5, structure=np.ones((3, 3, 3)))
     statistics = json.loads((tmp_path / "liver_0.json").read_text())
     assert (statistics["n_lesions"], n_written, n_of_the_network) == (2, 2, 1)
+
+
+def test_doubtful_tumours_are_left_out_and_counted(
+    run: Run, tiny_run: Path, image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a network that is sure of one tumour and not of two others."""
+    foreground_czyx = np.zeros((2, *SPEC.shape_zyx), dtype=np.float32)
+    foreground_czyx[0, 2:14, 4:28, 4:28] = 1
+    for at, tumour in ((5, 0.6), (13, 0.9), (21, 0.65)):
+        foreground_czyx[:, 5:9, at : at + 5, 8:14] = np.array([1 - tumour, tumour])[:, None, None, None]
+    monkeypatch.setattr(Predictor, "foreground", lambda *_: foreground_czyx)
+    result = run("predict", tiny_run, image, "--out", tmp_path, "--statistics", "--fast")
+    assert result.exit_code == 0, result.output
+    assert "2 doubtful left out" in " ".join(result.output.split())
+    statistics = json.loads((tmp_path / "liver_0.json").read_text())
+    assert (statistics["n_lesions"], statistics["n_doubtful"]) == (1, 2)
+    (row,) = csv.DictReader((tmp_path / "statistics.csv").read_text().splitlines())
+    assert (row["lesions"], row["doubtful"]) == ("1", "2")
 
 
 def test_a_dicom_series_gives_the_label_of_its_nifti(

@@ -25,7 +25,16 @@ def test_a_table_and_a_csv_of_all_scans(tiny_world: TinyWorld, tiny_run: Path, t
     rows = list(csv.DictReader((out / "statistics.csv").read_text(encoding="utf-8").splitlines()))
     assert [row["scan"] for row in rows] == ["a.nii.gz", "b.nii.gz"]
     assert rows[0]["liver_ml"] == rows[1]["liver_ml"]
-    assert set(rows[0]) == {"scan", "liver_ml", "tumour_ml", "lesions", "plausible", "reasons", "seconds"}
+    assert set(rows[0]) == {
+        "scan",
+        "liver_ml",
+        "tumour_ml",
+        "lesions",
+        "doubtful",
+        "plausible",
+        "reasons",
+        "seconds",
+    }
     (line,) = [line for line in result.output.splitlines() if "b.nii.gz" in line and "│" in line]
     assert f"{float(rows[1]['liver_ml']):.0f}" in line
     quiet = CliRunner().invoke(main, ["--quiet", "predict", *map(str, arguments)])

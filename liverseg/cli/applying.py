@@ -185,13 +185,14 @@ def _print_prediction(scan: ScanInput, prediction: Prediction) -> None:
 def _print_rows(rows: Sequence[Mapping[str, Any]]) -> None:
     from liverseg.console import console, table
 
-    headers = ("scan", "liver mL", "tumour mL", "lesions", "plausible", "seconds")
+    headers = ("scan", "liver mL", "tumour mL", "lesions", "doubtful", "plausible", "seconds")
     cells = [
         (
             row["scan"],
             f"{row['liver_ml']:.0f}",
             f"{row['tumour_ml']:.1f}",
             str(row["lesions"]),
+            str(row["doubtful"]),
             "yes" if row["plausible"] else "NO",
             f"{row['seconds']:.1f}",
         )

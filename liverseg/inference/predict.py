@@ -50,6 +50,7 @@ class Prediction:
         found: False where no liver was found; the label is then empty.
         liver_ml, tumour_ml: Native volumes; the liver's includes its tumours.
         n_lesions: 26-connected pieces of tumour, counted on the scan's own grid.
+        n_doubtful: Tumours that were left out, since they are nowhere more probable than ``segment.SURE_TUMOUR``.
         liver_box: Native voxels of the fine pass, in canonical (RAS+) orientation; None without a liver.
         read_s, network_s, write_s: Seconds per part.
         notes: What was assumed or replaced while reading.
@@ -64,6 +65,7 @@ class Prediction:
     liver_ml: float
     tumour_ml: float
     n_lesions: int
+    n_doubtful: int
     liver_box: Box | None
     read_s: float
     network_s: float
@@ -80,6 +82,7 @@ class Prediction:
             "liver_ml": round(self.liver_ml, 2),
             "tumour_ml": round(self.tumour_ml, 3),
             "lesions": self.n_lesions,
+            "doubtful": self.n_doubtful,
             "plausible": self.plausibility.plausible,
             "reasons": "; ".join(self.plausibility.reasons),
             "seconds": round(self.read_s + self.network_s + self.write_s, 2),
@@ -96,7 +99,8 @@ class Prediction:
             return "no liver found"
         if not NO_PATIENT_ML[0] <= self.liver_ml <= NO_PATIENT_ML[1]:
             return "NOT PLAUSIBLE: a volume that no patient has"
-        volumes = f"liver {self.liver_ml:.0f} mL, tumour {self.tumour_ml:.1f} mL"
+        doubtful = f", {self.n_doubtful} doubtful left out" if self.n_doubtful else ""
+        volumes = f"liver {self.liver_ml:.0f} mL, tumour {self.tumour_ml:.1f} mL{doubtful}"
         return volumes if self.plausibility.plausible else f"NOT PLAUSIBLE: {volumes}"
 
 
@@ -234,6 +238,7 @@ def _write_prediction(
         liver_ml=written.n_labelled * voxel_ml,
         tumour_ml=written.n_tumour * voxel_ml,
         n_lesions=written.lesions.count,
+        n_doubtful=found.n_doubtful,
         liver_box=found.box,
         read_s=segmented.read_s,
         network_s=segmented.network_s,
