@@ -13,7 +13,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Self
 from urllib.parse import unquote, urlsplit
@@ -76,15 +76,16 @@ def download(
 ) -> RawDataSet:
     """Download the archive at ``url`` and unpack its data set to ``raw``.
 
-    During the download the archive lies beside ``raw`` (``….partial``), so that calling this again resumes an
-    interrupted download; a complete archive of that name is used as it is. The data set is unpacked into a sibling
-    folder and renamed once it is complete. A data set that is already complete is left alone.
+    Until the end the archive lies beside ``raw`` as ``….partial``, so that calling this again resumes an interrupted
+    download. A complete archive that lies there under its own name is the user's: it is used, and never deleted. The
+    data set is unpacked into a sibling folder and renamed once it is complete. A data set that is already complete is
+    left alone.
 
     Args:
         raw: Folder to create.
         url: Address (http or https) of a tar file of one Decathlon task.
         md5: Checksum of that file.
-        keep_archive: Do not delete the archive at the end.
+        keep_archive: Keep the downloaded archive, under its own name.
         progress: Called with each piece of progress.
         notify: Called with a line that says why and when there will be another attempt.
         pause: Waits the given number of seconds before another attempt.
@@ -103,10 +104,16 @@ def download(
     archive = raw.parent / name
     with _full_disk_named(raw.parent):
         raw.parent.mkdir(parents=True, exist_ok=True)
-        _fetch(url, archive, md5=md5, progress=progress, notify=notify, pause=pause)
-        unpack(archive, raw, progress=progress)
-    if not keep_archive:
-        archive.unlink()
+        if archive.exists():
+            _check_own(archive, md5=md5, progress=progress)
+            unpack(archive, raw, progress=progress)
+            return read_data_set(raw)
+        received = _Received.of(archive)
+        _fetch(url, received, md5=md5, progress=progress, notify=notify, pause=pause)
+        unpack(received.partial, raw, progress=progress)
+        if keep_archive:
+            os.replace(received.partial, archive)
+        received.delete()
     return read_data_set(raw)
 
 
@@ -131,56 +138,87 @@ def _existing(raw: Path) -> RawDataSet | None:
 # ---- transfer
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Received:
+    """The bytes received so far, and beside them the record of what they are, which also shows whose they are.
+
+    The record is written before the first byte and deleted after the last one.
+    """
+
+    partial: Path
+    known: Path
+
+    @classmethod
+    def of(cls, archive: Path) -> Self:
+        """The files of an archive; raises DataSetError where a file of this name is not ours to delete."""
+        self = cls(
+            partial=archive.with_name(f"{archive.name}.partial"),
+            known=archive.with_name(f"{archive.name}.partial.json"),
+        )
+        is_recorded = _read_known(self.known) is not None
+        for path in (self.known, self.partial):
+            if os.path.lexists(path) and not is_recorded:
+                raise DataSetError(f"{path}: exists and was not written by liverseg download: move it away")
+        return self
+
+    def delete(self) -> None:
+        """Delete both files."""
+        self.partial.unlink(missing_ok=True)
+        self.known.unlink(missing_ok=True)
+
+
+def _check_own(archive: Path, *, md5: str, progress: Progress) -> None:
+    """Check the MD5 of an archive that the user has already."""
+    actual = md5_of(archive, progress=progress)
+    if actual != md5.lower():
+        raise DataSetError(
+            f"{archive}: expected MD5 {md5}, found {actual}: the file is damaged or a different one: delete it, or pass "
+            "its own MD5 with --md5"
+        )
+
+
 def _fetch(
     url: str,
-    archive: Path,
+    received: _Received,
     *,
     md5: str,
     progress: Progress,
     notify: Callable[[str], None],
     pause: Callable[[float], None],
 ) -> None:
-    """Download ``archive`` completely and check its MD5; an archive that exists already is only checked."""
-    if archive.exists():
-        actual = md5_of(archive, progress=progress)
-        if actual != md5.lower():
-            raise DataSetError(
-                f"{archive}: expected MD5 {md5}, found {actual}: the file is damaged or a different one: delete it, or pass "
-                "its own MD5 with --md5"
-            )
-        return
-    partial, known = (archive.with_name(archive.name + end) for end in (".partial", ".partial.json"))
-    _receive_all(url, partial, known, progress=progress, notify=notify, pause=pause)
-    actual = md5_of(partial, progress=progress)
-    known.unlink(missing_ok=True)
+    """Receive an archive completely and check its MD5."""
+    _receive_all(url, received, progress=progress, notify=notify, pause=pause)
+    actual = md5_of(received.partial, progress=progress)
     if actual != md5.lower():
-        partial.unlink()
+        received.delete()
         raise DataSetError(
             f"{url}: expected MD5 {md5}, received {actual}: damaged on the way, or the file has changed; the download was "
             "deleted: run the same command again, or pass another --url or --md5"
         )
-    os.replace(partial, archive)
+    # A server need not tell the size; without it, the next call would not see that nothing is missing.
+    remote = _read_known(received.known)
+    assert remote is not None
+    write_json(received.known, asdict(replace(remote, size=_size(received.partial))))
 
 
 def _receive_all(
     url: str,
-    partial: Path,
-    known: Path,
+    received: _Received,
     *,
     progress: Progress,
     notify: Callable[[str], None],
     pause: Callable[[float], None],
 ) -> None:
-    """Append to ``partial`` until it is complete, over any number of dropped connections."""
-    fruitless = 0
+    """Append to the received bytes until they are complete, over any number of dropped connections."""
+    fruitless, partial = 0, received.partial
     while True:
         before = _size(partial)
         try:
-            _receive(url, partial, known, progress=progress)
+            _receive(url, received, progress=progress)
             return
         except _Dropped as failure:
             if isinstance(failure, _Changed):
-                known.unlink(missing_ok=True)
+                received.delete()
             fruitless = 1 if _size(partial) > before else fruitless + 1
             if fruitless >= ATTEMPTS:
                 raise DataSetError(
@@ -192,15 +230,18 @@ def _receive_all(
             pause(seconds)
 
 
-def _receive(url: str, partial: Path, known: Path, *, progress: Progress) -> None:
+def _receive(url: str, received: _Received, *, progress: Progress) -> None:
     """One request: the rest of the file, or all of it if the server cannot resume or its file has changed.
 
     Raises:
-        _Dropped: Nothing is wrong with the file; the bytes received are in ``partial``.
-        _Changed: The file that the server has now does not continue ``partial``.
+        _Dropped: Nothing is wrong with the file; the bytes received so far are kept.
+        _Changed: The file that the server has now does not continue them.
     """
     # Never append to bytes of unknown origin.
-    earlier = _read_known(known, url)
+    partial, known = received.partial, received.known
+    earlier = _read_known(known)
+    if earlier is not None and earlier.url != url:
+        earlier = None
     have = 0 if earlier is None else _size(partial)
     if earlier is not None and have == earlier.size:
         return
@@ -221,13 +262,12 @@ def _is_same(a: Remote, b: Remote) -> bool:
     return (a.size, a.validator) == (b.size, b.validator)
 
 
-def _read_known(known: Path, url: str) -> Remote | None:
-    """The record of a partial file; None if there is none, or if it belongs to another address."""
+def _read_known(known: Path) -> Remote | None:
+    """The record of a partial file; None if there is none."""
     try:
-        remote = Remote(**json.loads(known.read_text()))
+        return Remote(**json.loads(known.read_text()))
     except (OSError, ValueError, TypeError):
         return None
-    return remote if remote.url == url else None
 
 
 def _open(url: str, have: int, earlier: Remote | None) -> Any:

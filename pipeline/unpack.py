@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from data_cache.errors import DataSetError
+from data_cache.files import scratch_folder
 
 Stage = Literal["download", "check", "unpack"]
 Progress = Callable[[Stage, int, "int | None"], None]  # bytes done and in all, None while that is unknown
@@ -27,18 +28,17 @@ def unpack(archive: Path, raw: Path, *, progress: Progress = lambda *_: None) ->
             data set.
     """
     check_space(raw.parent, archive.stat().st_size, have=archive.stat().st_size)
-    partial = raw.parent / f".{raw.name}.unpacking"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    try:
-        _extract(archive, partial, progress=progress)
-        found = _task_folder(archive, partial)
+    with scratch_folder(raw.parent) as folder:
+        inside = (
+            folder / raw.name
+        )  # a flat archive's folder is renamed itself, and must not be the scratch folder
+        inside.mkdir()
+        _extract(archive, inside, progress=progress)
+        found = _task_folder(archive, inside)
         os.sync()  # thousands of files: once for all of them, before the name says that they are there
         with contextlib.suppress(FileNotFoundError):
             raw.rmdir()  # empty, or this raises
         os.replace(found, raw)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _extract(archive: Path, folder: Path, *, progress: Progress) -> None:

@@ -176,6 +176,37 @@ def test_the_archive_stays_if_wanted_and_is_used_without_a_request(server: Serve
     fetch(server, raw, keep_archive=True)
     assert content(raw) == EXPECTED
     assert server.requests == [None]
+    assert sorted(path.name for path in raw.parent.iterdir()) == ["Task03_Liver.tar", "liver"]
+
+
+# --- Files that it did not write
+
+
+def test_an_archive_of_the_user_is_used_and_stays(server: Server, raw: Path) -> None:
+    raw.parent.mkdir(parents=True)
+    (raw.parent / "Task03_Liver.tar").write_bytes(TAR)
+    fetch(server, raw, keep_archive=False)
+    assert content(raw) == EXPECTED
+    assert (raw.parent / "Task03_Liver.tar").read_bytes() == TAR
+    assert server.requests == []
+
+
+@pytest.mark.parametrize("name", ["Task03_Liver.tar.partial", "Task03_Liver.tar.partial.json"])
+def test_a_partial_file_of_something_else_is_left_alone(server: Server, raw: Path, name: str) -> None:
+    raw.parent.mkdir(parents=True)
+    (raw.parent / name).write_bytes(b'{"mine": 1}')
+    with pytest.raises(DataSetError, match=f"{name}: exists and was not written by liverseg download: move"):
+        fetch(server, raw)
+    assert content(raw.parent) == {name: b'{"mine": 1}'}
+    assert server.requests == []
+
+
+def test_a_folder_beside_the_data_set_is_left_alone(server: Server, raw: Path) -> None:
+    mine = raw.parent / ".liver.unpacking/mine.txt"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("note")
+    fetch(server, raw)
+    assert mine.read_text() == "note"
 
 
 def test_a_complete_data_set_is_left_alone(server: Server, raw: Path) -> None:
@@ -263,11 +294,16 @@ def test_a_file_that_became_shorter_than_its_part(server: Server, raw: Path) -> 
 
 
 def test_bytes_of_another_address_are_not_built_upon(server: Server, raw: Path) -> None:
-    raw.parent.mkdir(parents=True)
-    (raw.parent / "Task03_Liver.tar.partial").write_bytes(b"anything")
+    def killed(_: float) -> None:
+        raise KeyboardInterrupt
+
+    server.drops = [120_000]
+    with pytest.raises(KeyboardInterrupt):
+        fetch(server, raw, url=server.url + "&mirror=2", pause=killed)
+    assert (raw.parent / "Task03_Liver.tar.partial").stat().st_size == 120_000
     fetch(server, raw)
     assert content(raw) == EXPECTED
-    assert server.requests == [None]
+    assert server.requests == [None, None]
 
 
 def test_a_busy_server_is_asked_again_and_pauses_grow(server: Server, raw: Path) -> None:
@@ -365,9 +401,12 @@ def test_room_for_the_archive_and_as_much_again(
     assert content(raw.parent) == {}
 
 
+@pytest.mark.parametrize("tells_length", [True, False])
 def test_a_disk_that_fills_up_meanwhile_keeps_what_came(
-    server: Server, raw: Path, monkeypatch: pytest.MonkeyPatch
+    server: Server, raw: Path, monkeypatch: pytest.MonkeyPatch, tells_length: bool
 ) -> None:
+    server.tells_length = tells_length
+
     def full(*_: Any, **__: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -379,6 +418,7 @@ def test_a_disk_that_fills_up_meanwhile_keeps_what_came(
             fetch(server, raw)
     fetch(server, raw)
     assert content(raw) == EXPECTED
+    assert [path.name for path in raw.parent.iterdir()] == ["liver"]
     assert len(server.requests) == 1
 
 
@@ -409,7 +449,8 @@ def test_nothing_of_an_unsafe_archive_is_kept(server: Server, raw: Path, kind: s
     with pytest.raises(DataSetError, match="unsafe: holds"):
         fetch(server, raw, md5=md5(server.content))
     left = set(raw.parent.parent.rglob("*")) - before
-    assert left == {raw.parent, raw.parent / "Task03_Liver.tar"}
+    partial = raw.parent / "Task03_Liver.tar.partial"
+    assert left == {raw.parent, partial, partial.with_name(f"{partial.name}.json")}
     assert not Path("/liverseg_evil").exists()
 
 

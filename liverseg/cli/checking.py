@@ -40,7 +40,11 @@ JOBS = click.option(
 @click.argument("raw", type=FOLDER)
 @click.option("--url", help="URL of the tar file. Default: the public Decathlon bucket that MONAI uses.")
 @click.option("--md5", help="MD5 checksum of that file. Default: that of Task03_Liver.tar.")
-@click.option("--keep-archive", is_flag=True, help="Keep the tar file next to RAW.")
+@click.option(
+    "--keep-archive",
+    is_flag=True,
+    help="Keep the downloaded tar file next to RAW; one that lay there before always stays.",
+)
 def download(raw: Path, url: str | None, md5: str | None, keep_archive: bool) -> Outcome:
     """Download the liver data of the Medical Segmentation Decathlon (27 GB) and unpack it to RAW.
 
