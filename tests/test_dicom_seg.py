@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from PIL import Image, ImageCms
 from tiny import TinyWorld
 
-from data_cache.errors import LabelError, VolumeError
+from data_cache.errors import LabelError, OutputError, VolumeError
+from data_cache.outputs import require_replaceable
 from liverseg.cli import main
-from liverseg.inference.dicom_seg import cielab, write_dicom_seg
+from liverseg.inference.dicom_seg import SEG_MARK, cielab, write_dicom_seg
 from liverseg.pictures.palette import LIVER_PRED, TUMOUR_PRED
 from pipeline.dicom import convert_series
 
@@ -151,6 +152,18 @@ def test_predict_writes_one_beside_its_label(
     assert set(np.unique(label_kji)) >= {0, 1}
     read = hd.seg.segread(out / "CT_7_seg.dcm").get_volume(combine_segments=True)
     np.testing.assert_array_equal(on_grid(read, np.asarray(label.affine), label_kji.shape), label_kji)
+
+
+def test_only_its_own_segmentations_may_be_replaced(tmp_path: Path) -> None:
+    series, label, target = written(tmp_path, hand_made_label())
+    write_dicom_seg(target, series=series, label=label)
+    require_replaceable(target, SEG_MARK, command="predict")
+    own = target.read_bytes()
+    for ours, other in ((b"LO\x08\x00liverseg", b"LO\x08\x00Somebody"), (b"1.66.4", b"1.66.5")):
+        assert ours in own
+        target.write_bytes(own.replace(ours, other))
+        with pytest.raises(OutputError):
+            require_replaceable(target, SEG_MARK, command="predict")
 
 
 # ---- what it says

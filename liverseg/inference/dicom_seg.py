@@ -21,8 +21,11 @@ from pipeline.labels import foreground_and_tumour
 from pipeline.nifti import VolumeHeader, VolumeStream
 
 SUFFIX = "_seg.dcm"
-# A Segmentation object (its SOP class is in the file's first bytes) whose manufacturer is liverseg.
-SEG_MARK = re.compile(rb"(?s).{128}DICM.*?1\.2\.840\.10008\.5\.1\.4\.1\.1\.66\.4\x00.*?liverseg")
+# A Segmentation object, by the SOP class (0002,0002), whose manufacturer (0008,0070) is liverseg.
+SEG_MARK = re.compile(
+    rb"(?s).{128}DICM.*?\x02\x00\x02\x00UI\x1c\x001\.2\.840\.10008\.5\.1\.4\.1\.1\.66\.4\x02\x00"
+    rb".*?\x08\x00\x70\x00LO\x08\x00liverseg"
+)
 NOT_INSTALLED = "--dicom-seg needs highdicom: pip install 'liverseg[dicom]'"
 SERIES_NUMBER = 900  # scanners do not give it: viewers sort by it
 REFERRED = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID")
