@@ -20,10 +20,11 @@ from zarr.codecs import BloscCodec, BloscShuffle, Crc32cCodec
 from data_cache.errors import CacheError, SpecMismatchError
 from data_cache.files import is_running
 from data_cache.metadata_checksum import write_with_checksum
-from data_cache.reader import METADATA, has_cases, read_schema
+from data_cache.reader import METADATA, REBUILD_MARK, has_cases, read_schema
 from data_cache.records import differences, to_json
 from data_cache.schema import (
     MISSING_HU,
+    VIEW_NAMES,
     CacheSchema,
     Case,
     CaseMeta,
@@ -98,8 +99,10 @@ def write_case(store: Path, case: Case, spec: PreprocessSpec) -> None:
     """Write one case, replacing an older one of its name; no reader ever sees a partial case.
 
     Raises:
-        CacheError: The disk is full or the store cannot be written; the store stays as it was.
+        CacheError: The disk is full, the store cannot be written, or the case's folder holds what is not part of a
+            case; the store stays as it was.
     """
+    _refuse_foreign(store / case.meta.case_id)
     try:
         with _partial_folder(store, case.meta.case_id) as partial:
             _write_arrays(partial, case)
@@ -108,6 +111,17 @@ def write_case(store: Path, case: Case, spec: PreprocessSpec) -> None:
             _swap_in(partial, store / case.meta.case_id)
     except OSError as failure:
         raise CacheError(f"{store}: cannot write case {case.meta.case_id}: {failure}") from failure
+
+
+def _refuse_foreign(folder: Path) -> None:
+    """Check that nothing is lost but a case when its folder is replaced."""
+    ours = {METADATA, REBUILD_MARK, *VIEW_NAMES}
+    with contextlib.suppress(FileNotFoundError):
+        foreign = min(
+            (p.name for p in folder.iterdir() if p.name not in ours and p.name[0] != "."), default=None
+        )
+        if foreign is not None:
+            raise CacheError(f"{folder / foreign}: was not written by liverseg preprocess: move it away")
 
 
 def _write_arrays(folder: Path, case: Case) -> None:

@@ -102,6 +102,22 @@ def test_a_case_written_again_is_replaced(store: Path) -> None:
     assert_nothing_left(store)
 
 
+@pytest.mark.parametrize("name", ["notes.txt", "other/liver.nii"])
+@pytest.mark.parametrize("has_case", [True, False])
+def test_a_case_never_replaces_what_is_not_part_of_one(store: Path, name: str, has_case: bool) -> None:
+    if has_case:
+        write_case(store, random_case(seed=1), SMALL_SPEC)
+    mine = store / "liver_0" / name
+    mine.parent.mkdir(parents=True, exist_ok=True)
+    mine.write_text("mine")
+    before = tree_bytes(store)
+    with pytest.raises(
+        CacheError, match=r"liver_0/(notes.txt|other): was not written by liverseg preprocess"
+    ):
+        write_case(store, random_case(seed=2), SMALL_SPEC)
+    assert tree_bytes(store) == before
+
+
 def test_equal_cases_are_equal_bytes(tmp_path: Path) -> None:
     for name in ("a", "b"):
         open_or_create(tmp_path / name, SMALL_SPEC)
