@@ -83,7 +83,9 @@ def _attributes(folder: Path) -> Any:
     except FileNotFoundError:
         raise CacheError(f"{folder}: not a liverseg cache: {METADATA} is missing") from None
     except (OSError, ValueError) as failure:
-        raise CacheError(f"{path}: cannot be read: {failure}") from failure
+        raise CacheError(
+            f"{path}: cannot be read ({failure}): name another folder, or, if it is a cache, run liverseg verify"
+        ) from failure
     except (KeyError, TypeError):
         raise CacheError(f"{path}: a Zarr store, but not one written by liverseg preprocess") from None
 

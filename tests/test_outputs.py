@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +31,7 @@ from data_cache.outputs import (
     write_signed_json,
 )
 from liverseg.cli import main
-from liverseg.pictures.page import Page, write_page
+from liverseg.pictures.page import Page, PageCase, case_folder, write_page
 from liverseg.pictures.sheet import new_figure, save
 from liverseg.training.config import save_config
 from pipeline.nifti import write_volume
@@ -144,22 +145,47 @@ def run(*arguments: object) -> Result:
     return CliRunner().invoke(main, list(map(str, arguments)))
 
 
-@pytest.mark.parametrize(
-    ("command", "name"),
-    [
-        ("fidelity RAW CACHE --json", "dataset.json"),
-        ("fingerprint CACHE --json", "dataset.json"),
-        ("fingerprint CACHE --png", "photo.png"),
-        ("inspect CACHE liver_0 --png", "photo.png"),
-        ("inspect CACHE --html", "page.html"),
-        ("export RUN", "other.safetensors"),
-    ],
+# Each is told one file to write, at the end.
+ONE_FILE = (
+    ("fidelity RAW CACHE --json", "dataset.json"),
+    ("fingerprint CACHE --json", "dataset.json"),
+    ("fingerprint CACHE --png", "photo.png"),
+    ("inspect CACHE liver_0 --png", "photo.png"),
+    ("inspect CACHE --html", "page.html"),
+    ("export RUN", "other.safetensors"),
+    ("report RUN --scores SCORES --out", "page.html"),
+    ("view RAW/imagesTr/liver_0.nii.gz RAW/labelsTr/liver_0.nii.gz --out", "page.html"),
 )
+# Each writes several files.
+FOLDERS = (
+    "evaluate CACHE one --raw RAW --case liver_0 --device cpu",
+    "evaluate CACHE RUN --with same --samples 2 --raw RAW --case VAL --calibrate CACHE RAW --device cpu --out x",
+    "compare CACHE one two --raw RAW --case liver_0 --device cpu --out both",
+    "pool CACHE one two --raw RAW --device cpu --out folds",
+    "score RAW/labelsTr RAW/labelsTr --out scores",
+    "predict RUN RAW/imagesTr/liver_0.nii.gz --out labels --preview --statistics --device cpu",
+    "predict RUN dicom --with same --out labels --preview --dicom-seg --samples 2 --device cpu",
+    "train CACHE new --config tiny.toml --set watch.pictures_every=1",
+    "overfit CACHE liver_2 new --config tiny.toml --losses dice_focal --steps 1",
+    "tune CACHE liver_2 new --config tiny.toml --steps 1 --rungs 1 --gammas 1 --alphas 1 --learning-rates 0.1 --jobs 1",
+    "preprocess RAW new.zarr --jobs 1",
+)
+REFUSAL = r"already|exists and was not written by liverseg \w+: name another|holds something else: name|name a(nother| new or empty) folder"
+OWN_TESTS = {"download", "phantom"}  # which refuse a foreign file: in test_download.py, and below
+NO_OUTPUT = {"check", "verify", "config", "bench"}
+
+
+def test_every_command_that_writes_is_tried() -> None:
+    tried = {command.split()[0] for command in (*FOLDERS, *(command for command, _ in ONE_FILE))}
+    assert tried | OWN_TESTS == main.commands.keys() - NO_OUTPUT
+
+
+@pytest.mark.parametrize(("command", "name"), ONE_FILE)
 def test_a_command_leaves_a_foreign_file_and_replaces_its_own(
-    tiny_world: TinyWorld, tiny_run: Path, tmp_path: Path, command: str, name: str
+    tiny_world: TinyWorld, tiny_run: Path, evaluation: Path, tmp_path: Path, command: str, name: str
 ) -> None:
-    places = {"RAW": tiny_world.raw, "CACHE": tiny_world.cache, "RUN": tiny_run}
-    arguments = [places.get(word, word) for word in command.split()]
+    places = {"RAW": tiny_world.raw, "CACHE": tiny_world.cache, "RUN": tiny_run, "SCORES": evaluation}
+    arguments = _in_places(command, places)
     path = tmp_path / name
     path.write_bytes(b"mine")
     refused = run(*arguments, path)
@@ -172,6 +198,61 @@ def test_a_command_leaves_a_foreign_file_and_replaces_its_own(
         assert written.exit_code == 0, written.output
 
 
+def _in_places(command: str, places: dict[str, Path]) -> list[str]:
+    """The words of a command, with folders for those that begin with a name in capitals."""
+    words = [word.partition("/") for word in command.split()]
+    return [f"{places.get(first, first)}{slash}{rest}" for first, slash, rest in words]
+
+
+@pytest.fixture(scope="module")
+def evaluation(tiny_world: TinyWorld, tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an evaluation of the tiny run."""
+    out = tmp_path_factory.mktemp("evaluation") / "evaluation"
+    result = run("evaluate", tiny_world.cache, tiny_run, "--raw", tiny_world.raw, "--out", out)
+    assert result.exit_code == 0, result.output
+    return out
+
+
+@pytest.mark.parametrize(
+    ("command", "page"),
+    [
+        ("report same", "same/evaluation/report.html"),
+        ("view RAW/imagesTr/liver_0.nii.gz RAW/labelsTr/liver_0.nii.gz", "liver_0_view.html"),
+    ],
+)
+def test_a_page_of_no_given_name_replaces_no_page_of_another_command(
+    home: Path, tiny_world: TinyWorld, evaluation: Path, command: str, page: str
+) -> None:
+    shutil.copytree(evaluation, home / "same/evaluation")
+    arguments = _in_places(command, {"RAW": tiny_world.raw})
+    html_file(home / page, "inspect")
+    before = tree_bytes(home)
+    refused = run(*arguments)
+    assert refused.exit_code == 1
+    assert f"{page}: exists and was not written by liverseg {arguments[0]}: name another" in refused.output
+    assert tree_bytes(home) == before
+    (home / page).unlink()
+    for _ in range(2):
+        assert run(*arguments).exit_code == 0
+    assert tree_bytes(home).keys() == before.keys()
+
+
+def test_no_page_is_written_where_the_file_of_a_case_would_replace_another(tmp_path: Path) -> None:
+    cases = [PageCase(name=name, note="", cells=(), content=lambda: "{}") for name in ("a", "b")]
+    page = replace(PAGE, cases=cases)
+    other = case_folder(tmp_path / "page.html") / "b.html"
+    other.parent.mkdir()
+    other.write_text("mine")
+    before = tree_bytes(tmp_path)
+    with pytest.raises(OutputError, match="b.html: exists and was not written by liverseg report"):
+        write_page(page, tmp_path / "page.html", max_cases=1)
+    assert tree_bytes(tmp_path) == before
+    other.unlink()
+    for _ in range(2):
+        write_page(page, tmp_path / "page.html", max_cases=1)
+    assert len(tree_bytes(tmp_path)) == 3
+
+
 @pytest.fixture
 def home(tiny_world: TinyWorld, tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working directory with a copy of the run, and two folds of a cross-validation that leave out a case each."""
@@ -182,25 +263,18 @@ def home(tiny_world: TinyWorld, tiny_run: Path, tmp_path: Path, monkeypatch: pyt
     return tmp_path
 
 
-@pytest.mark.parametrize(
-    "command",
-    [
-        "evaluate CACHE one --raw RAW --case liver_0 --device cpu",
-        "evaluate CACHE RUN --with same --samples 2 --raw RAW --case VAL --calibrate CACHE RAW --device cpu --out x",
-        "compare CACHE one two --raw RAW --case liver_0 --device cpu --out both",
-        "pool CACHE one two --raw RAW --device cpu --out folds",
-        "score RAW/labelsTr RAW/labelsTr --out scores",
-        "predict RUN RAW/imagesTr/liver_0.nii.gz --out labels --preview --statistics --device cpu",
-        "train CACHE new --config tiny.toml --set watch.pictures_every=1",
-    ],
-)
+@pytest.mark.parametrize("command", FOLDERS)
 def test_a_command_refuses_each_file_that_it_would_write_and_did_not(
     home: Path, tiny_world: TinyWorld, tiny_run: Path, command: str
 ) -> None:
     places = {"RAW": tiny_world.raw, "CACHE": tiny_world.cache, "RUN": tiny_run}
     places["VAL"] = Path(json.loads((tiny_run / "split.json").read_text())["val"][0])
-    words = [word.partition("/") for word in command.split()]
-    arguments = [f"{places.get(first, first)}{slash}{rest}" for first, slash, rest in words]
+    if "dicom" in command.split():
+        pytest.importorskip("highdicom")
+        from test_batch import write_dicom
+
+        write_dicom(tiny_world.raw / "imagesTr/liver_0.nii.gz", home / "dicom")
+    arguments = _in_places(command, places)
     before = tree_bytes(home)
     for again in ((), ("--resume",) if arguments[0] == "train" else ()):
         result = run(*arguments, *again)
@@ -214,9 +288,7 @@ def test_a_command_refuses_each_file_that_it_would_write_and_did_not(
         refused = run(*arguments)
         assert refused.exit_code == 1, name
         (line,) = [line for line in refused.output.splitlines() if line.startswith("error:")]
-        assert "already" in line or re.search(
-            r"exists and was not written by liverseg \w+: name another", line
-        )
+        assert re.search(REFUSAL, line), line
         assert tree_bytes(home) == {**before, name: b"mine"}
         (home / name).unlink()
 

@@ -119,9 +119,10 @@ def overfit(
     (case_id,) = config.data.train_cases
     subject = find_subject(store, case_id)
     asked = description("overfit", store, subject, config, without=("name", *NUMBERS["dice_focal"]))
+    # First: the results of a folder that is not ours are not results.
+    begin(run, asked, config, warned=callbacks.warned)
     done = read_results(run)
     _refuse_other_numbers(run, done, losses)
-    begin(run, asked, config, warned=callbacks.warned)
     if not subject.tumour_voxels:
         callbacks.warned(f"{case_id}: {subject_text(subject)}")
     for loss in losses:
