@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data_cache.errors import LabelError
+from data_cache.errors import LabelError, LiversegError
 from pipeline.nifti import VolumeHeader, VolumeStream, to_canonical
 from pipeline.nifti.stream import retry_with_stdlib_gzip
 
@@ -55,6 +55,23 @@ def _read_label(path: Path, *, use_stdlib: bool) -> LabelVolume:
                 label_kji[first : first + len(block_kji)] = masks[0] + masks[1]
         label_zyx = to_canonical(label_kji, header.axes_kji)
         return LabelVolume(label_zyx=label_zyx, header=header, sha256=stream.sha256)
+
+
+def looks_like_label(path: Path) -> bool:
+    """Whether the values of a volume are whole numbers from 0 to 255, of whatever label; no CT in HU has only these.
+
+    A file that cannot be read does not look like one. Of a CT, hardly more than the first block is read.
+    """
+    try:
+        with VolumeStream.open(path) as stream:
+            return all(_is_whole(_values(block, stream.header)) for _, block in stream.blocks())
+    except LiversegError:
+        return False
+
+
+def _is_whole(values: NDArray[Any]) -> bool:
+    low, high = values.min(), values.max()
+    return bool(low >= -TOLERANCE and high <= 255 + TOLERANCE and _is_near(values, np.rint(values)))
 
 
 def foreground_and_tumour(

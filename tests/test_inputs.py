@@ -24,6 +24,7 @@ from data_cache.text import visible
 from liverseg.cli import main
 from liverseg.inference.inputs import find_scans
 from liverseg.training.config import load_config
+from pipeline.labels import looks_like_label
 
 Run = Callable[..., Result]
 NOT_UTF8 = os.fsdecode(b"L\xe9ber.nii.gz")
@@ -236,13 +237,85 @@ def test_what_is_named_instead_of_a_scan(tiny_world: TinyWorld, tiny_run: Path, 
         assert words in refusal
 
 
-def test_a_label_beside_a_dicom_series_does_not_hide_it(image: Path, tmp_path: Path) -> None:
-    (tmp_path / "ct").mkdir()
-    (tmp_path / "ct" / "IM1").write_bytes(bytes(128) + b"DICM" + bytes(200))
-    shutil.copy(image, tmp_path / "ct" / "label.nii.gz")
-    (scan,) = find_scans([tmp_path / "ct"])
-    assert scan.is_dicom
-    assert scan.notes == ("passed over beside the DICOM series: label.nii.gz",)
+@pytest.fixture
+def patient(image: Path, tmp_path: Path) -> Path:
+    """A folder with a DICOM series two folders further down."""
+    pytest.importorskip("pydicom")
+    from test_batch import write_dicom
+
+    write_dicom(image, tmp_path / "patient" / "study" / "ct")
+    return tmp_path / "patient"
+
+
+def label_of(image: Path) -> Path:
+    return image.parent.parent / "labelsTr" / image.name
+
+
+@pytest.mark.parametrize("place", [".", "study/ct"])
+def test_a_label_beside_a_dicom_series_does_not_hide_it(patient: Path, image: Path, place: str) -> None:
+    folder = patient / "study/ct" if place == "." else patient
+    shutil.copy(label_of(image), folder / "a_label.nii.gz")
+    write_nifti(folder / "organs.nii", np.full((3, 4, 5), 117, np.int16))
+    (scan,) = find_scans([folder])
+    assert (scan.is_dicom, scan.name) == (True, folder.name)
+    with scan.as_nifti() as nifti:
+        converted: Any = nib.load(nifti.path)
+    assert converted.shape == nib.load(image).shape  # type: ignore[attr-defined]
+    assert nifti.notes == (
+        "passed over beside the series: 1 × .gz file (a_label.nii.gz), 1 × .nii file (organs.nii)",
+    )
+
+
+def test_scans_are_taken_as_they_are_and_dicom_below_them_is_named(patient: Path, image: Path) -> None:
+    shutil.copy(image, patient / "b.nii.gz")
+    shutil.copy(label_of(image), patient / "c_label.nii.gz")
+    first, second = find_scans([patient])
+    assert (first.name, second.name) == ("b", "c_label")
+    assert first.notes == (f"passed over: DICOM files in {patient / 'study/ct'}: name it to segment them",)
+    assert second.notes == ()
+    with first.as_nifti() as nifti:
+        assert nifti.notes == first.notes
+
+
+def test_labels_without_dicom_below_them_are_taken_for_scans(image: Path, tmp_path: Path) -> None:
+    shutil.copy(label_of(image), tmp_path / "label.nii.gz")
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "dicom.txt").write_bytes(bytes(128) + b"DICM")
+    (scan,) = find_scans([tmp_path])
+    assert (scan.is_dicom, scan.name, scan.notes) == (False, "label", ())
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ((0, 1), True),
+        ((0, 255), True),
+        ((0, 256), False),
+        ((-1, 1), False),
+        ((0, 0.5), False),
+        ((0, 2.999), True),
+    ],
+)
+def test_what_looks_like_a_label(tmp_path: Path, values: tuple[float, float], expected: bool) -> None:
+    voxels = np.full((3, 4, 5), values[0], np.float32)
+    voxels[-1, -1, -1] = values[1]
+    assert looks_like_label(write_nifti(tmp_path / "a.nii.gz", voxels)) == expected
+
+
+def test_a_damaged_file_and_one_of_nan_do_not_look_like_a_label(tmp_path: Path) -> None:
+    (tmp_path / "text.nii.gz").write_text("no scan")
+    nan = write_nifti(tmp_path / "nan.nii.gz", np.full((3, 4, 5), np.nan, np.float32))
+    assert not looks_like_label(tmp_path / "text.nii.gz")
+    assert not looks_like_label(nan)
+
+
+def test_view_says_what_was_passed_over_beside_the_series(
+    run: Run, patient: Path, image: Path, tmp_path: Path
+) -> None:
+    label = shutil.copy(label_of(image), patient / "label.nii.gz")
+    result = run("view", patient, label, "--out", tmp_path / "page.html")
+    assert result.exit_code == 0, result.output
+    assert "passed over beside the series: 1 × .gz file (label.nii.gz)" in result.output
 
 
 @pytest.mark.parametrize(

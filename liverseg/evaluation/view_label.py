@@ -26,7 +26,7 @@ COLOURS = (
 
 
 def view_label(scan: Path, label: Path, out: Path | None) -> tuple[PageFiles, tuple[str, ...]]:
-    """Write a page of a label on its scan; returns what was written and what had to be left out.
+    """Write a page of a label on its scan; returns what was written, and what was passed over or left out.
 
     Args:
         scan: A NIfTI file, or a folder or zip of one DICOM series.
@@ -72,7 +72,7 @@ def view_label(scan: Path, label: Path, out: Path | None) -> tuple[PageFiles, tu
             )
         ],
     )
-    return write_page(page, out, command="view"), notes
+    return write_page(page, out, command="view"), (*image.notes, *notes)
 
 
 def _layer(stored_zyx: NDArray[np.int16], label: Path) -> tuple[NDArray[np.uint8], Layer, tuple[str, ...]]:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from data_cache.errors import VolumeError
 from data_cache.files import scratch_folder
-from pipeline.dicom import convert_series, is_dicom_source, looks_like_dicom
+from pipeline.dicom import convert_series, first_dicom_below, is_dicom_source, looks_like_dicom
+from pipeline.labels import looks_like_label
 from pipeline.names import volume_stem
 
 
@@ -63,13 +64,15 @@ class ScanInput:
             target = folder / "scan.nii"
             notes = convert_series(self.path, target, uid=series, force=force)
             try:
-                yield NiftiScan(path=target, notes=(*self.notes, *notes))
+                yield NiftiScan(path=target, notes=notes)
             except VolumeError as failure:  # nobody knows the converted file
                 raise type(failure)(str(failure).replace(str(target), str(self.path))) from failure
 
 
 def find_scans(paths: Sequence[Path]) -> list[ScanInput]:
     """The scans that ``paths`` name: a folder's DICOM series, or else each of its NIfTI files.
+
+    DICOM files in subfolders count where the NIfTI files in the folder itself are labels or missing.
 
     A path that is missing or cannot be a scan is kept, and fails when it is read, so that it does not stop the others.
 
@@ -101,12 +104,17 @@ def _scans(path: Path) -> list[ScanInput]:
 def _folder(path: Path) -> list[ScanInput]:
     entries = sorted(path.iterdir())
     volumes = [p for p in entries if volume_stem(p) is not None and not p.is_dir()]
+    # A label or a converted copy must not hide the series that it lies beside; what reads the series says what it left.
     if any(looks_like_dicom(p) for p in entries):
-        # A label or a converted copy must not hide the series that it lies beside.
-        beside = f"passed over beside the DICOM series: {volumes[0].name}" if volumes else ""
-        return [_series(path, notes=(beside,) if beside else ())]
+        return [_series(path)]
     if volumes:
-        return [_nifti(p) for p in volumes]
+        below = first_dicom_below(path)
+        if below is not None and all(looks_like_label(p) for p in volumes):
+            return [_series(path)]
+        beside = (
+            () if below is None else (f"passed over: DICOM files in {below.parent}: name it to segment them",)
+        )
+        return [replace(_nifti(volumes[0]), notes=beside), *map(_nifti, volumes[1:])]
     refusal = _known_folder(path) or _not_a_scan_folder(entries)
     return [_refused(path, refusal)] if refusal else [_series(path)]
 
@@ -125,10 +133,10 @@ def _nifti(path: Path) -> ScanInput:
     return ScanInput(name=volume_stem(path) or path.name, path=path, is_dicom=False)
 
 
-def _series(path: Path, *, notes: tuple[str, ...] = ()) -> ScanInput:
+def _series(path: Path) -> ScanInput:
     name = path.absolute().name if path.name not in ("", "..") else path.resolve().name
     stem = name[: -len(".zip")] if name.lower().endswith(".zip") else name
-    return ScanInput(name=stem, path=path, is_dicom=True, notes=notes)
+    return ScanInput(name=stem, path=path, is_dicom=True)
 
 
 def _refused(path: Path, refusal: str) -> ScanInput:

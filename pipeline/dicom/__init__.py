@@ -3,7 +3,7 @@
 from pipeline.dicom.convert import convert_series
 from pipeline.dicom.header import Slice
 from pipeline.dicom.series import Series, read_series, series_affine
-from pipeline.dicom.source import DicomFile, DicomSource, is_dicom_source, looks_like_dicom
+from pipeline.dicom.source import DicomFile, DicomSource, first_dicom_below, is_dicom_source, looks_like_dicom
 
 __all__ = [
     "DicomFile",
@@ -11,6 +11,7 @@ __all__ = [
     "Series",
     "Slice",
     "convert_series",
+    "first_dicom_below",
     "is_dicom_source",
     "looks_like_dicom",
     "read_series",

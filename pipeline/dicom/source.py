@@ -137,6 +137,16 @@ def looks_like_dicom(path: Path) -> bool:
         return False
 
 
+def first_dicom_below(folder: Path) -> Path | None:
+    """A file in a subfolder that starts as DICOM files do; None if there is none, or it cannot be found out."""
+    with contextlib.suppress(VolumeError):
+        for file in _walk(folder, folder, seen=set()):
+            name = PurePosixPath(file.name)
+            if len(name.parts) > 1 and other_kind(file.name, b"") is None and looks_like_dicom(folder / name):
+                return folder / name
+    return None
+
+
 def has_preamble(head: bytes) -> bool:
     """Whether a file's first bytes are those of a DICOM file."""
     return head[PREAMBLE_BYTES : PREAMBLE_BYTES + 4] == b"DICM"
