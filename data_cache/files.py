@@ -11,12 +11,13 @@ import json
 import os
 import re
 import shutil
-import socket
 import uuid
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
+
+from data_cache.processes import has_ended, own_name, own_name_pattern
 
 FORMULA_STARTS = (
     "=",
@@ -63,21 +64,18 @@ def scratch_folder(parent: Path) -> Iterator[Path]:
 
 
 def partial_name(name: str) -> str:
-    """Hidden name of a file or folder while this process is writing it: ``.NAME.HOST@PID.partial``.
-
-    Host names never contain "@". With a dash, a leftover from host "ct-7" could pass for process 7 on host "ct".
-    """
-    end = f".{socket.gethostname()}@{os.getpid()}{PARTIAL_SUFFIX}"
+    """Hidden name of a file or folder while this process is writing it: ``.NAME.PROCESS.partial``."""
+    end = f".{own_name()}{PARTIAL_SUFFIX}"
     if len(os.fsencode(name)) + len(os.fsencode(end)) >= MAX_NAME_BYTES:
         name = hashlib.sha256(os.fsencode(name)).hexdigest()[:16]
     return f".{name}{end}"
 
 
-def parse_partial_name(partial: str) -> tuple[str, int] | None:
-    """The NAME and PID of a ``partial_name`` made on this machine; None for any other name."""
-    pattern = rf"\.(.+)\.{re.escape(socket.gethostname())}@(\d+){re.escape(PARTIAL_SUFFIX)}"
+def parse_partial_name(partial: str) -> tuple[str, str] | None:
+    """The NAME and PROCESS of a ``partial_name`` made on this machine; None for any other name."""
+    pattern = rf"\.(.+)\.({own_name_pattern()}){re.escape(PARTIAL_SUFFIX)}"
     match = re.fullmatch(pattern, partial, flags=re.DOTALL)
-    return None if match is None else (match[1], int(match[2]))
+    return None if match is None else (match[1], match[2])
 
 
 @functools.cache  # once per folder and process: listing a folder for each file in it would take ever longer
@@ -85,32 +83,12 @@ def _remove_leftovers(folder: Path) -> None:
     with contextlib.suppress(OSError):
         for path in folder.glob(f".*{PARTIAL_SUFFIX}"):
             written = parse_partial_name(path.name)
-            if written is None or is_running(written[1]):
+            if written is None or not has_ended(written[1]):
                 continue
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path, ignore_errors=True)
             else:
                 path.unlink(missing_ok=True)
-
-
-def is_running(pid: int) -> bool:
-    """Whether a process of this machine is alive; a zombie is not."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return not _is_zombie(pid)
-
-
-def _is_zombie(pid: int) -> bool:
-    # Killed, but its parent never collected its exit code: in a container without an init, it stays that way.
-    try:
-        status = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:  # no /proc on this system, or the process has ended
-        return False
-    return status.rpartition(")")[2].split()[0] in "ZX"
 
 
 def write_text(path: Path, text: str) -> None:

@@ -6,7 +6,6 @@ import contextlib
 import errno
 import os
 import shutil
-import socket
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,8 +17,8 @@ from numpy.typing import NDArray
 from zarr.codecs import BloscCodec, BloscShuffle, Crc32cCodec
 
 from data_cache.errors import CacheError, SpecMismatchError
-from data_cache.files import is_running
 from data_cache.metadata_checksum import write_with_checksum
+from data_cache.processes import has_ended, own_name
 from data_cache.reader import METADATA, REBUILD_MARK, has_cases, read_schema
 from data_cache.records import differences, to_json
 from data_cache.schema import (
@@ -166,7 +165,7 @@ def _write_attributes(folder: Path, meta: CaseMeta, spec: PreprocessSpec) -> Non
 @contextlib.contextmanager
 def _partial_folder(store: Path, name: str) -> Iterator[Path]:
     """A new folder in the store that no reader sees; it is deleted when the block ends."""
-    folder = store / PARTIAL / partial_name(name, host=socket.gethostname(), pid=os.getpid())
+    folder = store / PARTIAL / partial_name(name, process=own_name())
     _make_folder(folder)
     try:
         yield folder
@@ -174,12 +173,9 @@ def _partial_folder(store: Path, name: str) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def partial_name(name: str, *, host: str, pid: int) -> str:
-    """A unique folder name that tells the leftovers of a killed writer from the folder of a running one.
-
-    Host names never contain "@". With a dash, a leftover from host "ct-7" could pass for process 7 on host "ct".
-    """
-    return f"{host}@{pid}@{uuid.uuid4().hex[:8]}@{name}"
+def partial_name(name: str, *, process: str) -> str:
+    """A unique folder name that tells the leftovers of a killed writer from the folder of a running one."""
+    return f"{process}@{uuid.uuid4().hex[:8]}@{name}"
 
 
 def _make_folder(folder: Path) -> None:
@@ -195,8 +191,8 @@ def _make_folder(folder: Path) -> None:
 def remove_leftovers(store: Path) -> None:
     """Delete what killed writers on this machine left behind; writers that are still running are spared."""
     for folder in (store / PARTIAL).glob("*@*@*@*"):
-        host, pid, _ = folder.name.split("@", 2)
-        if host == socket.gethostname() and not is_running(int(pid)):
+        machine, pid_and_start, _ = folder.name.split("@", 2)
+        if has_ended(f"{machine}@{pid_and_start}"):
             shutil.rmtree(folder, ignore_errors=True)
     with contextlib.suppress(OSError):  # another writer is using it, or it does not exist
         (store / PARTIAL).rmdir()

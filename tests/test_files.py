@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -22,6 +23,7 @@ from data_cache.files import (
     write_csv,
     write_text,
 )
+from data_cache.processes import own_name
 
 KILLED = """
 import os, signal, sys
@@ -42,7 +44,7 @@ def names(folder: Path) -> list[str]:
 
 @pytest.mark.parametrize("next_run", ["file", "folder"])
 def test_the_next_run_removes_what_a_killed_one_left(tmp_path: Path, next_run: str) -> None:
-    (tmp_path / ".another.host@1.partial").touch()
+    (tmp_path / ".another.host@1-1.partial").touch()
     (tmp_path / f"{partial_name('mine')}").touch()  # this process is alive
     kept = names(tmp_path)
     subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], check=False)
@@ -54,6 +56,37 @@ def test_the_next_run_removes_what_a_killed_one_left(tmp_path: Path, next_run: s
         with scratch_folder(tmp_path) as folder:
             assert names(tmp_path) == sorted([*kept, folder.name])
     assert names(tmp_path) == sorted(kept)
+
+
+def test_a_number_given_to_another_process_keeps_no_leftover(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], check=False)
+    left = names(tmp_path)
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:
+        for name in left:  # as if the system had given the number of the killed process to this one
+            path = tmp_path / name
+            path.rename(tmp_path / re.sub(r"@\d+-", f"@{other.pid}-", name))
+        assert len(left) == 2
+        assert set(names(tmp_path)).isdisjoint(left)
+        write_text(tmp_path / "b.txt", "b")
+        assert names(tmp_path) == ["b.txt"]
+        other.communicate(b"\n")
+
+
+def test_the_file_of_a_running_process_stays(tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        "-c",
+        KILLED.replace("os.kill(os.getpid(), signal.SIGKILL)", "print(flush=True); input()"),
+    ]
+    with subprocess.Popen([*command, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        written = names(tmp_path)
+        assert len(written) == 2
+        write_text(tmp_path / "b.txt", "b")
+        assert names(tmp_path) == sorted([*written, "b.txt"])
+        other.communicate(b"\n")
+    assert names(tmp_path) == ["a.txt", "b.txt"]
 
 
 def test_a_folder_is_searched_for_leftovers_once(tmp_path: Path) -> None:
@@ -69,11 +102,11 @@ def test_a_partial_name_is_short_and_can_be_parsed(name: str) -> None:
     parsed = parse_partial_name(partial)
     assert len(os.fsencode(partial)) <= 255
     assert parsed is not None
-    assert parsed[1] == os.getpid()
+    assert parsed[1] == own_name()
     assert parsed[0] == name or len(os.fsencode(name)) > 150
 
 
-@pytest.mark.parametrize("name", [".a.partial", ".a.host@x.partial", ".a.other@12.partial", "a.txt"])
+@pytest.mark.parametrize("name", [".a.partial", ".a.host@x-1.partial", ".a.other@12-1.partial", "a.txt"])
 def test_other_names_are_not_leftovers(name: str) -> None:
     assert parse_partial_name(name) is None
 

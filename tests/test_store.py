@@ -8,7 +8,6 @@ import multiprocessing
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -28,6 +27,7 @@ from data_cache import writer
 from data_cache.errors import CacheError, SchemaError, SpecMismatchError
 from data_cache.files import replacing, write_text
 from data_cache.inspection import summarise_store
+from data_cache.processes import own_name, process_name
 from data_cache.reader import CacheStore, list_cases, read_meta
 from data_cache.records import to_json
 from data_cache.schema import CacheSchema, Case, DataSetInfo, PreprocessSpec, View
@@ -572,31 +572,21 @@ def test_the_folder_of_partial_cases_may_vanish_while_it_is_used(
 # --- leftovers
 
 
-def leftover(store: Path, *, host: str, pid: int) -> Path:
-    folder = store / writer.PARTIAL / writer.partial_name("liver_0", host=host, pid=pid)
+def leftover(store: Path, process: str) -> Path:
+    folder = store / writer.PARTIAL / writer.partial_name("liver_0", process=process)
     folder.mkdir(parents=True)
     (folder / "zarr.json").write_text("{}")
     return folder
 
 
-def test_leftovers_of_dead_processes_go_and_of_living_and_foreign_ones_stay(store: Path) -> None:
-    finished, zombie = (subprocess.Popen([sys.executable, "-c", ""]) for _ in range(2))
-    finished.wait()
-    os.waitid(os.P_PID, zombie.pid, os.WEXITED | os.WNOWAIT)  # over, but nobody has asked for its exit code
-    here = socket.gethostname()
-    dead = [leftover(store, host=here, pid=process.pid) for process in (finished, zombie)]
-    kept = [
-        leftover(store, host=here, pid=os.getpid()),
-        leftover(store, host=here, pid=1),  # not ours to signal, but running
-        leftover(
-            store, host=f"{here}-{finished.pid}", pid=os.getpid()
-        ),  # a name that starts like this machine's
-        leftover(store, host=f"{here}-b", pid=finished.pid),
-        leftover(store, host="elsewhere", pid=finished.pid),
-    ]
+def test_leftovers_of_ended_processes_go_and_of_running_and_foreign_ones_stay(store: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        ended = process_name(process.pid)
+        process.communicate(b"\n")
+    dead = leftover(store, ended)
+    kept = [leftover(store, own_name()), leftover(store, f"elsewhere-{ended}")]
     remove_leftovers(store)
-    zombie.wait()
-    assert not any(folder.exists() for folder in dead)
+    assert not dead.exists()
     assert all(folder.exists() for folder in kept)
 
 
