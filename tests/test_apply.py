@@ -248,6 +248,8 @@ def test_only_cases_that_were_never_trained_on_are_scored(tiny_world: TinyWorld,
     assert choose_cases(store, replace(split, train_sha256=everything), ()) == (store.case_ids, False)
     with pytest.raises(ConfigError, match="liver_99"):
         choose_cases(store, split, ("liver_99",))
+    # Named twice, a case would count twice in every mean, and narrow its interval.
+    assert choose_cases(store, split, (*split.val, *split.val)) == (split.val, True)
 
 
 def test_evaluation_writes_scores_summary_and_overlays(

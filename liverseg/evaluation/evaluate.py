@@ -32,7 +32,7 @@ from liverseg.training.split import Split
 def choose_cases(store: CacheStore, split: Split, named: Sequence[str]) -> tuple[tuple[str, ...], bool]:
     """The cases to score, and whether the run has never trained on any of them.
 
-    These are the named cases; without names, all labelled cases whose images the run was not trained on, whatever
+    These are the named cases, each once; without names, all labelled cases whose images the run was not trained on, whatever
     the cases are called; and if there are none, all labelled cases.
 
     Raises:
@@ -43,7 +43,7 @@ def choose_cases(store: CacheStore, split: Split, named: Sequence[str]) -> tuple
     if unknown or not labelled:
         raise ConfigError(f"{store.path}: has no labelled case{' ' if unknown else ''}{', '.join(unknown)}")
     unseen = [case_id for case_id in labelled if not _is_trained_on(store, split, case_id)]
-    chosen = tuple(named or unseen or labelled)
+    chosen = tuple(dict.fromkeys(named)) or tuple(unseen or labelled)
     return chosen, set(chosen) <= set(unseen)
 
 
