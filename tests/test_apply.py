@@ -35,6 +35,7 @@ from liverseg.inference.segment import (
     load_predictor,
     segment,
 )
+from liverseg.training.checkpoint import content_checksum, load_checkpoint
 from liverseg.training.split import Split, load_split
 from liverseg.training.validate import native_dice
 from pipeline.labels import decide
@@ -273,6 +274,8 @@ def test_evaluation_writes_scores_summary_and_overlays(
     mean = np.mean([float(row["liver_dice"]) for row in rows])
     assert summary["liver"]["dice"]["mean"] == pytest.approx(mean)
     assert summary["trained_on"] == []
+    weights = load_checkpoint(tiny_run / "best.pt")["average"]
+    assert summary["weights_sha256"] == [content_checksum(weights)]  # which export asks for
     for e, row in zip(scored, rows, strict=True):
         assert e.ceiling is not None
         assert float(row["liver_dice_grid_ceiling"]) == e.ceiling.liver.dice > 0.97

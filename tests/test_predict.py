@@ -30,7 +30,7 @@ from liverseg.cli import main
 from liverseg.inference.inputs import find_scans
 from liverseg.inference.model_file import describe, export_model, load_trained
 from liverseg.inference.segment import Predictor, ScanSegmentation, load_predictor, resample_to_box, segment
-from liverseg.training.checkpoint import load_checkpoint, write_checkpoint
+from liverseg.training.checkpoint import content_checksum, load_checkpoint, write_checkpoint
 from pipeline.nifti import write_slices
 from pipeline.prepare import read_scan
 
@@ -366,11 +366,57 @@ def test_files_that_are_no_models(tiny_run: Path, image: Path, tmp_path: Path) -
         load_trained(tmp_path / "other.safetensors")
 
 
+def with_summary(run: Path, content: object) -> Path:
+    """A run whose evaluation has this summary."""
+    (run / "evaluation").mkdir(exist_ok=True)
+    (run / "evaluation" / "summary.json").write_text(
+        content if isinstance(content, str) else json.dumps(content)
+    )
+    return run
+
+
 def test_the_scores_of_an_evaluation_go_along(tiny_run: Path, tmp_path: Path) -> None:
-    copy = shutil.copytree(tiny_run, tmp_path / "run")
-    (copy / "evaluation").mkdir(exist_ok=True)
-    (copy / "evaluation" / "summary.json").write_text('{"n_cases": 3}')
+    own = content_checksum(load_checkpoint(tiny_run / "best.pt")["average"])
+    content = {"models": ["/home/jane/run"], "weights_sha256": [own], "n_cases": 3}
+    copy = with_summary(shutil.copytree(tiny_run, tmp_path / "run"), content)
     assert describe(export_model(copy, tmp_path / "m.safetensors"))["evaluation"] == {"n_cases": 3}
+
+
+@pytest.mark.parametrize("weights", [None, ["0" * 64], "both"], ids=["not said", "trained since", "ensemble"])
+def test_the_scores_of_other_weights_do_not_go_along(
+    run: Run, tiny_run: Path, tmp_path: Path, weights: Any
+) -> None:
+    own = content_checksum(load_checkpoint(tiny_run / "best.pt")["average"])
+    content = {"n_cases": 3, "weights_sha256": [own, own] if weights == "both" else weights}
+    copy, file = (
+        with_summary(shutil.copytree(tiny_run, tmp_path / "run"), content),
+        tmp_path / "m.safetensors",
+    )
+    result = run("export", copy, file)
+    assert result.exit_code == 0
+    assert "not of these weights alone, so left out" in result.output.replace("\n", " ")
+    assert describe(file)["evaluation"] is None
+
+
+@pytest.mark.parametrize("text", ['{"n_cases": ', "\udcff"], ids=["cut short", "not UTF-8"])
+def test_a_damaged_summary_is_one_line(run: Run, tiny_run: Path, tmp_path: Path, text: str) -> None:
+    copy = with_summary(shutil.copytree(tiny_run, tmp_path / "run"), {})
+    (copy / "evaluation" / "summary.json").write_bytes(text.encode(errors="surrogateescape"))
+    result = run("export", copy, tmp_path / "m.safetensors")
+    assert result.exit_code == 1
+    assert "summary.json: unreadable" in result.output.replace("\n", "")
+    assert not (tmp_path / "m.safetensors").exists()
+
+
+def test_an_exported_file_names_no_folder_of_this_machine(tiny_run: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(tiny_run, tmp_path / "run")
+    content = load_checkpoint(copy / "best.pt")
+    content["config"]["watch"]["raw"] = "/home/jane/raw"
+    content["config"]["data"]["split"] = "/home/jane/split.json"
+    write_checkpoint(copy / "best.pt", content)
+    file = export_model(copy, tmp_path / "m.safetensors")
+    assert b"jane" not in file.read_bytes()
+    assert load_trained(file).config.watch.raw is None
 
 
 # ---- Python

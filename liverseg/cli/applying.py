@@ -227,11 +227,17 @@ def export(run: Path, file: Path, licence: str | None) -> Outcome:
     \b
     Example: liverseg export runs/liver liver.safetensors
     """
-    from liverseg.console import say
+    from liverseg.console import say, warn
     from liverseg.inference.model_file import describe, export_model
+    from liverseg.measure.summary import SUMMARY
 
     export_model(run, file, licence=licence)
     about = describe(file)
+    scores = run / "evaluation" / SUMMARY
+    if about["evaluation"] is None and scores.exists():
+        warn(
+            f"{scores}: not of these weights alone, so left out: run liverseg evaluate again to export scores"
+        )
     say(f"wrote {file} ({file.stat().st_size / 2**20:.1f} MiB)")
     say(f"epoch {about['epoch']}, mean validation Dice {about['validation_dice']:.3f}; {about['licence']}")
     return Outcome(result={"file": file, "header": about})

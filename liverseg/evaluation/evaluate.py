@@ -22,10 +22,12 @@ from liverseg.measure.summary import (
     CLASSES,
     SCORES,
     SUMMARY,
+    WEIGHTS,
     interval,
     score_columns,
     summarise_scores,
 )
+from liverseg.training.checkpoint import content_checksum
 from liverseg.training.split import Split
 
 
@@ -149,7 +151,13 @@ def _write_all_tables(
         calibration.write(out / CALIBRATION)
     uncertainties = [e.uncertainty for e in done if e.uncertainty is not None]
     write_uncertainty_summary(out, uncertainties, calibration, shifted)
-    content = {"models": list(predictor.sources), "samples": predictor.n_drawn, **summarise(done)}
+    content = {
+        "models": list(predictor.sources),
+        # So that export can tell these scores from those of what was trained since.
+        WEIGHTS: [content_checksum(member.network.state_dict()) for member in predictor.members],
+        "samples": predictor.n_drawn,
+        **summarise(done),
+    }
     write_tables(out, [score_row(e) for e in done], content, command="evaluate")
 
 

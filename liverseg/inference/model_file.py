@@ -21,9 +21,9 @@ from data_cache.files import replacing
 from data_cache.outputs import require_replaceable
 from data_cache.records import parse
 from data_cache.schema import LABEL_NAMES, PreprocessSpec
-from liverseg.measure.summary import SUMMARY
+from liverseg.measure.summary import SUMMARY, WEIGHTS
 from liverseg.model.network import UNet
-from liverseg.training.checkpoint import BEST, load_checkpoint
+from liverseg.training.checkpoint import BEST, content_checksum, load_checkpoint
 from liverseg.training.config import TrainConfig, config_from_json
 from liverseg.training.training_data import NOT_RECORDED, TrainingData
 
@@ -64,11 +64,11 @@ def export_model(run: Path, path: Path, *, licence: str | None = None) -> Path:
     """Write the best network of ``run`` to ``path``, without the optimizer's state, and return the path.
 
     The header contains the configuration, the spec, label names, the validation score, the summary of
-    ``RUN/evaluation`` if it is that of this network alone, what the network was trained on as far as the run records
-    it, and ``licence``: by default what the training data's dataset.json states.
+    ``RUN/evaluation`` if it is that of these weights alone, what the network was trained on as far as the run records
+    it, and ``licence``: by default what the training data's dataset.json states. Folders of this machine are left out.
 
     Raises:
-        RunError: ``path`` does not end in .safetensors, or the run has no readable checkpoint.
+        RunError: ``path`` does not end in .safetensors, the run has no readable checkpoint, or its summary is damaged.
     """
     if path.suffix != SUFFIX:
         raise RunError(f"{path}: expected a file name that ends in {SUFFIX}")
@@ -77,12 +77,12 @@ def export_model(run: Path, path: Path, *, licence: str | None = None) -> Path:
     about = {
         "format": FORMAT,
         "software": f"liverseg {version('liverseg')}",
-        "config": content["config"],
+        "config": _without_paths(content["config"]),
         "spec": content["spec"],
         "labels": list(LABEL_NAMES),
         "epoch": content["epoch"],
         "validation_dice": content["best_score"],
-        "evaluation": _evaluation(run),
+        "evaluation": _evaluation(run, content["average"]),
         "training": content.get("training"),
         "licence": _terms(content, source=str(run / BEST)) if licence is None else licence,
     }
@@ -160,10 +160,21 @@ def _terms(content: dict[str, Any], *, source: str) -> str:
     return NOT_RECORDED if training is None else training.licence_note()
 
 
-def _evaluation(run: Path) -> dict[str, Any] | None:
+def _without_paths(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration without the folders that it names, which often carry names of people."""
+    data, watch = {**config["data"], "split": None}, {**config["watch"], "raw": None}
+    return {**config, "data": data, "watch": watch}
+
+
+def _evaluation(run: Path, weights: Mapping[str, Tensor]) -> dict[str, Any] | None:
+    """The summary of ``RUN/evaluation``; None where there is none, or where it is of other weights or of an ensemble."""
     path = run / "evaluation" / SUMMARY
     if not path.exists():
         return None
-    summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    # The scores of an ensemble are not those of the one network that is exported.
-    return summary if len(summary.get("models", [run])) == 1 else None
+    try:
+        summary = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as failure:
+        raise RunError(f"{path}: unreadable ({failure}): run liverseg evaluate again, or delete it") from None
+    if not isinstance(summary, dict) or summary.get(WEIGHTS) != [content_checksum(weights)]:
+        return None
+    return {key: value for key, value in summary.items() if key not in ("models", WEIGHTS)}
