@@ -25,6 +25,7 @@ from data_cache.outputs import write_signed_json
 from liverseg.cli import main
 from liverseg.evaluation.calibrate import _calibration_case, calibrate, calibrate_apart
 from liverseg.evaluation.evaluate import evaluate
+from liverseg.evaluation.shifted import measure_shifted
 from liverseg.evaluation.uncertainty import CaseUncertainty, NativeCase, evaluate_uncertainty, risk_of
 from liverseg.evaluation.uncertainty_summary import summarise_uncertainties, uncertainty_row
 from liverseg.inference.calibration import Calibration
@@ -411,6 +412,40 @@ def test_evaluate_writes_what_uncertainty_is_worth(
     # The same once more without shifted scans: none may stay beside its scores.
     assert run(*command, "--case", first, "--samples", 2, "--device", "cpu").exit_code == 0
     assert not (tmp_path / "uncertainty_shifted.csv").exists()
+
+
+def test_a_case_that_cannot_be_calibrated_on_or_shifted_costs_itself_and_the_exit_code(
+    run: Run, ssn_run: Path, tiny_world: TinyWorld, tmp_path: Path
+) -> None:
+    first, second = load_split(ssn_run).val
+    raw = shutil.copytree(tiny_world.raw, tmp_path / "raw")
+    image = raw / tiny_world.store.meta(second).image.path
+    image.write_bytes(image.read_bytes()[:-100] + bytes(100))
+    command = ("--json", "evaluate", tiny_world.cache, ssn_run, "--raw", tiny_world.raw, "--case", first)
+    options = ("--out", tmp_path / "out", "--samples", 2, "--device", "cpu")
+    others = ("--calibrate", tiny_world.cache, raw, "--shifted", tiny_world.cache, raw)
+    result = run(*command, *options, *others)
+    assert result.exit_code == 1, result.output
+    told = json.loads(result.stdout)
+    assert not told["complete"]
+    assert list(told["calibrate_failed"]) == list(told["shifted_failed"]) == [second]
+    assert told["failed"] == {}
+    assert told["uncertainty"]["n_shifted"] == len(tiny_world.store.case_ids) - 1
+
+
+def test_a_failure_that_nobody_foresaw_does_not_end_a_calibration(
+    ssn_run: Path, tiny_world: TinyWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predictor, store = load_predictor(ssn_run, device="cpu", samples=2), tiny_world.store
+    calibrated: dict[str, Exception | None] = {}
+    shifted: dict[str, object] = {}
+    for module in ("calibrate", "shifted"):
+        monkeypatch.setattr(f"liverseg.evaluation.{module}.segment", lambda *_: [][0])
+    found = calibrate(predictor, store, store.case_ids[:2], raw=tiny_world.raw, report=calibrated.__setitem__)
+    assert found.case_ids == ()
+    assert measure_shifted(predictor, store, raw=tiny_world.raw, report=shifted.__setitem__) == {}
+    assert all(isinstance(failure, IndexError) for failure in (*calibrated.values(), *shifted.values()))
+    assert (len(calibrated), len(shifted)) == (2, len(store.case_ids))
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -293,7 +294,8 @@ def _evaluate_run(
     else:
         warn(f"no case could be scored: nothing was written to {out}, anything there is older")
     scores = {e.case_id: e.predicted for e in scored}
-    return _Evaluated(scores=scores, result={"out": out, **result}, complete=len(scored) == len(case_ids))
+    complete = not any(result.get(key) for key in ("failed", "calibrate_failed", "shifted_failed"))
+    return _Evaluated(scores=scores, result={"out": out, **result}, complete=complete)
 
 
 def _score_cases(
@@ -307,24 +309,28 @@ def _score_cases(
     options: _Options,
 ) -> tuple[list[CaseEvaluation], dict[str, Any]]:
     """Score the cases with a progress bar, and print the summaries; returns them for JSON, too."""
-    from liverseg.console import complain, progress_bar
+    from liverseg.console import progress_bar
     from liverseg.evaluation.evaluate import evaluate as score
     from liverseg.evaluation.evaluate import score_row, summarise
     from liverseg.evaluation.uncertainty_summary import summarise_uncertainties
 
+    failed: dict[str, str] = {}
+    others_failed: dict[str, dict[str, str]] = {"calibrate": {}, "shifted": {}}
     calibration = None
     if options.calibrate is not None:
-        calibration = _calibrate(predictor, store, split, case_ids, *options.calibrate)
-    shifted = {} if options.shifted is None else _measure_shifted(predictor, *options.shifted)
-    failed: dict[str, str] = {}
+        say_failed = partial(_report_failed, others_failed["calibrate"])
+        calibration = _calibrate(predictor, store, split, case_ids, *options.calibrate, report=say_failed)
+    shifted = {}
+    if options.shifted is not None:
+        say_failed = partial(_report_failed, others_failed["shifted"])
+        shifted = _measure_shifted(predictor, *options.shifted, report=say_failed)
     with progress_bar() as bar:
         task = bar.add_task("evaluate", total=len(case_ids), note="")
 
         def report(case_id: str, result: CaseEvaluation | Exception) -> None:
             bar.update(task, advance=1, note=case_id)
             if isinstance(result, Exception):
-                failed[case_id] = in_words(result, "evaluate")
-                complain(f"{case_id}: {failed[case_id]}")
+                _report_failed(failed, case_id, result)
             elif options.tell_notes:
                 warn_of_scan(case_id, result.notes)
 
@@ -343,6 +349,7 @@ def _score_cases(
         warn_of_units([(e.case_id, e.notes) for e in scored])
     notes = {e.case_id: e.notes for e in scored if e.notes}
     result: dict[str, Any] = {"cases": list(map(score_row, scored)), "failed": failed, "notes": notes}
+    result |= {f"{name}_failed": cases for name, cases in others_failed.items() if cases}
     if scored:
         seen = any(e.trained_on for e in scored)
         title = f"native space, predicted crop, cases {'TRAINED ON' if seen else 'never trained on'}"
@@ -365,12 +372,27 @@ def _warn_of_answers(scored: Sequence[CaseEvaluation]) -> None:
         warn(f"not plausible, {len(doubtful)} of {pluralise(len(scored), 'case')}: {', '.join(doubtful)}")
 
 
+def _report_failed(failed: dict[str, str], case_id: str, failure: Exception | None) -> None:
+    """Print why a case failed and keep it; nothing for a case that did not."""
+    from liverseg.console import complain
+
+    if failure is not None:
+        failed[case_id] = in_words(failure, "evaluate")
+        complain(f"{case_id}: {failed[case_id]}")
+
+
 def _calibrate(
-    predictor: Predictor, store: CacheStore, split: Split, case_ids: Sequence[str], other: Path, raw: Path
+    predictor: Predictor,
+    store: CacheStore,
+    split: Split,
+    case_ids: Sequence[str],
+    other: Path,
+    raw: Path,
+    *,
+    report: Callable[[str, Exception | None], None],
 ) -> Calibration:
     """Fit on the cases of another store that are neither trained on nor scored in this one."""
     from data_cache.reader import CacheStore
-    from liverseg.console import complain
     from liverseg.evaluation.calibrate import calibrate_apart
 
     return calibrate_apart(
@@ -379,27 +401,27 @@ def _calibrate(
         split,
         raw=raw,
         scored={store.meta(case_id).image.sha256 for case_id in case_ids},
-        report=lambda case_id, failure: None if failure is None else complain(f"{case_id}: {failure}"),
+        report=report,
     )
 
 
-def _measure_shifted(predictor: Predictor, cache: Path, raw: Path) -> dict[str, UncertaintySummary]:
+def _measure_shifted(
+    predictor: Predictor, cache: Path, raw: Path, *, report: Callable[[str, Exception | None], None]
+) -> dict[str, UncertaintySummary]:
     """The uncertainty of shifted scans, with a progress bar."""
-    from data_cache.errors import LiversegError
     from data_cache.reader import CacheStore
-    from liverseg.console import complain, progress_bar
+    from liverseg.console import progress_bar
     from liverseg.evaluation.shifted import measure_shifted
 
     store = CacheStore.open(cache)
     with progress_bar() as bar:
         task = bar.add_task("shifted", total=len(store.case_ids), note="")
 
-        def report(case_id: str, result: UncertaintySummary | LiversegError) -> None:
+        def measured(case_id: str, result: UncertaintySummary | Exception) -> None:
             bar.update(task, advance=1, note=case_id)
-            if isinstance(result, LiversegError):
-                complain(f"{case_id}: {result}")
+            report(case_id, result if isinstance(result, Exception) else None)
 
-        return measure_shifted(predictor, store, raw=raw, report=report)
+        return measure_shifted(predictor, store, raw=raw, report=measured)
 
 
 @click.command()

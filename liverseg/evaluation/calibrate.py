@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from data_cache.errors import CacheError, ConfigError, LiversegError
+from data_cache.errors import CacheError, ConfigError
 from data_cache.reader import CacheStore
 from liverseg.evaluation.raw_case import native_case, native_label, read_raw_case, require_raw
 from liverseg.evaluation.uncertainty import near_voxels
@@ -34,7 +34,7 @@ def calibrate_apart(
     *,
     raw: Path,
     scored: Collection[str],
-    report: Callable[[str, LiversegError | None], None] = lambda *_: None,
+    report: Callable[[str, Exception | None], None] = lambda *_: None,
 ) -> Calibration:
     """``calibrate`` on the labelled cases of a store that were not trained on and are not scored.
 
@@ -71,7 +71,7 @@ def calibrate(
     case_ids: Sequence[str],
     *,
     raw: Path,
-    report: Callable[[str, LiversegError | None], None] = lambda *_: None,
+    report: Callable[[str, Exception | None], None] = lambda *_: None,
 ) -> Calibration:
     """Fit a temperature, and how far volume intervals must be widened, on cases that are not scored.
 
@@ -89,7 +89,7 @@ def calibrate(
     for case_id in case_ids:
         try:
             fitted.append(_calibration_case(predictor, store, case_id, raw))
-        except LiversegError as failure:
+        except Exception as failure:  # of whatever kind: it must not cost the other cases
             report(case_id, failure)
         else:
             report(case_id, None)

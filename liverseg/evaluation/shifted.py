@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from data_cache.errors import CacheError, LiversegError
+from data_cache.errors import CacheError
 from data_cache.reader import CacheStore
 from liverseg.evaluation.raw_case import require_raw
 from liverseg.inference.segment import Predictor, segment
 from liverseg.inference.uncertainty_files import UncertaintySummary, summarise_segmentation
 from pipeline.prepare import read_scan
 
-Outcome = UncertaintySummary | LiversegError
+Outcome = UncertaintySummary | Exception
 
 
 def measure_shifted(
@@ -44,7 +44,7 @@ def measure_shifted(
             scan = read_scan(raw / image.path, predictor.spec)
             image.require_content(raw / image.path, scan.sha256)
             summary = summarise_segmentation(segment(scan, predictor), scan, predictor.training)
-        except LiversegError as failure:
+        except Exception as failure:  # of whatever kind: it must not cost the other cases
             report(case_id, failure)
         else:
             done[case_id] = summary
