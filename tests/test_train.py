@@ -203,6 +203,22 @@ def test_a_raw_folder_that_is_not_there_is_said_at_once(tiny_world: TinyWorld, t
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("content", [None, b"another"], ids=["missing", "of another size"])
+def test_a_raw_folder_of_another_data_set_is_said_at_once(
+    tiny_world: TinyWorld, tmp_path: Path, content: bytes | None
+) -> None:
+    config = replace(tiny_config(), watch=WatchConfig(raw=str(tmp_path / "raw"), native_every=25))
+    case_id = make_split(tiny_world.store, config.data, seed=config.seed).val[-1]
+    raw = shutil.copytree(tiny_world.raw, tmp_path / "raw")
+    label = raw / "labelsTr" / f"{case_id}.nii.gz"
+    label.unlink()
+    if content is not None:
+        label.write_bytes(content)
+    with pytest.raises(ConfigError, match=f"{case_id}.nii.gz: .*--raw names the data set"):
+        train(tiny_world.store, tmp_path / "run", config, resume=False, watcher=SILENT)
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_case_that_left_the_store_is_named(tiny_run: Path, tiny_world: TinyWorld, tmp_path: Path) -> None:
     split = load_split(tiny_run)
     save_split(replace(split, val=(*split.val, "liver_99")), tmp_path)

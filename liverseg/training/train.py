@@ -204,10 +204,24 @@ def _choose_split(store: CacheStore, run: Path, config: TrainConfig, *, resume: 
             f"{config.watch.raw}: no such folder: --raw names the data set that the cache is of"
         )
     if not (resume and (run / SPLIT).exists()):
-        return make_split(store, config.data, seed=config.seed)
-    split = load_split(run)
-    check_trained_on(split, store)
+        split = make_split(store, config.data, seed=config.seed)
+    else:
+        split = load_split(run)
+        check_trained_on(split, store)
+    if config.watch.raw is not None:
+        _check_raw(Path(config.watch.raw), store, split)
     return split
+
+
+def _check_raw(raw: Path, store: CacheStore, split: Split) -> None:
+    """Refuse a data set that would end the run at its first scores on native grids, hours from now."""
+    labels = [label for case_id in split.val if (label := store.meta(case_id).label) is not None]
+    for label in labels:
+        path = raw / label.path
+        found = path.stat().st_size if path.is_file() else None
+        if found != label.size_bytes:
+            what = "no such file" if found is None else f"expected {label.size_bytes} bytes, found {found}"
+            raise ConfigError(f"{path}: {what}: --raw names the data set that {store.path} was built from")
 
 
 def _is_due(epoch: int, every: int) -> bool:
