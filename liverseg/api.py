@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -93,14 +92,14 @@ def train(
         RunError: ``run`` holds a run already, or training failed.
     """
     from data_cache.reader import CacheStore
-    from liverseg.training.config import load_config
+    from liverseg.training.config import as_override, load_config
     from liverseg.training.train import CONFIG
     from liverseg.training.train import train as run_training
 
     if resume and config is None and (Path(run) / CONFIG).exists():
         config = Path(run) / CONFIG
     values = {**(set or {}), **({} if raw is None else {"watch.raw": str(raw)})}
-    overrides = [f"{key}={json.dumps(value)}" for key, value in values.items()]
+    overrides = [as_override(key, value) for key, value in values.items()]
     settings = load_config(None if config is None else Path(config), overrides)
     with _training_callbacks(settings, progress) as callbacks:
         run_training(CacheStore.open(Path(cache)), Path(run), settings, resume=resume, watcher=callbacks)

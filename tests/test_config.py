@@ -9,7 +9,14 @@ import pytest
 
 from data_cache.errors import ConfigError
 from liverseg.model.network import NetworkConfig
-from liverseg.training.config import DataConfig, OptimConfig, TrainConfig, load_config, save_config
+from liverseg.training.config import (
+    DataConfig,
+    OptimConfig,
+    TrainConfig,
+    as_override,
+    load_config,
+    save_config,
+)
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.toml"))
 
@@ -38,6 +45,12 @@ def test_overrides_take_toml_values_and_bare_words() -> None:
     assert config.optim == replace(OptimConfig(), epochs=3)
     assert (config.model.norm, config.data.train_cases, config.seed) == ("instance", ("x",), 9)
     assert config.loss.gamma == 1
+
+
+@pytest.mark.parametrize("raw", ["/data/📁 患者", '/a"b\\c', "/tab\there\x7f", "plain"])
+def test_a_value_from_python_comes_through_as_it_is(raw: str) -> None:
+    assert load_config(None, [as_override("watch.raw", raw)]).watch.raw == raw
+    assert load_config(None, [as_override("data.train_cases", [raw])]).data.train_cases == (raw,)
 
 
 def test_all_faults_are_listed_at_once(tmp_path: Path) -> None:

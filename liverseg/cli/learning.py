@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -40,7 +39,7 @@ def train(
     from data_cache.reader import CacheStore
     from liverseg.console import say
     from liverseg.training.callbacks import console_progress
-    from liverseg.training.config import load_config
+    from liverseg.training.config import as_override, load_config
     from liverseg.training.process_group import is_main_process
     from liverseg.training.train import CONFIG
     from liverseg.training.train import train as run_training
@@ -48,7 +47,7 @@ def train(
     if resume and config is None and (run / CONFIG).exists():
         config = run / CONFIG
     if raw is not None:
-        overrides += (f"watch.raw={json.dumps(str(raw))}",)
+        overrides += (as_override("watch.raw", str(raw)),)
     settings = load_config(config, overrides)
     store = CacheStore.open(cache)
     if config is None and not any(key.strip().startswith("model.base_channels=") for key in overrides):

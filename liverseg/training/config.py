@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import tomllib
@@ -167,6 +168,14 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> TrainConfig
         _override(content, override)
     sources = [*([] if path is None else [str(path)]), *(f"--set {override}" for override in overrides)]
     return config_from_json(content, source=" with ".join(sources) or "configuration")
+
+
+def as_override(key: str, value: object) -> str:
+    """``key=value`` as ``load_config`` takes it.
+
+    JSON is TOML, but for its escapes of characters beyond the first 65536, such as 📁 in a folder's name, and for DEL.
+    """
+    return f"{key}={json.dumps(value, ensure_ascii=False)}".replace("\x7f", "\\u007f")
 
 
 def config_from_json(content: object, *, source: str) -> TrainConfig:
