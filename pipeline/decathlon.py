@@ -15,10 +15,11 @@ from data_cache.schema import DataSetInfo
 from pipeline.dialects import FILE, Pair, read_listing, swapped_labels
 from pipeline.names import CHANNEL, volume_stem
 
-NO_CASE_ID = "is not a case name: expected letters, digits, . _ - and .nii or .nii.gz"
+NO_CASE_ID = "is not a case name: expected letters, digits, . _ - (at most 150) and .nii or .nii.gz"
 RENAME = "rename it, also in dataset.json, or remove it"
 SYNTHETIC_WORDS = ("phantom", "synthetic")
-_CASE_ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
+# At most as long as a folder's name can be, with all that the cache adds to it while a case is being written.
+_CASE_ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,149}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

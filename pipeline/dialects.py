@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,11 +126,11 @@ def label_meanings(content: Mapping[str, Any]) -> dict[int, str] | None:
     meanings: dict[int, str] = {}
     # The smallest region first: of "liver" [1, 2] and "tumour" 2, what is left of the liver is 1.
     for key, value in sorted(labels.items(), key=lambda item: _extent(item[1])):
-        if str(key).lstrip("-").isdigit():
+        if _is_number(key):
             meanings[int(key)] = _meaning(str(value))
             continue
         for number in value if isinstance(value, list) else [value]:
-            if isinstance(number, int) or str(number).isdigit():
+            if _is_number(number):
                 meanings.setdefault(int(number), _meaning(str(key)))
     return meanings
 
@@ -144,6 +145,11 @@ def swapped_labels(content: Mapping[str, Any]) -> str | None:
         f"liver and tumour are swapped: labels are {listed}; expected 1 liver and 2 tumour: swap the values in every "
         "label file, or correct the names"
     )
+
+
+def _is_number(value: object) -> bool:
+    """Whether this is a label's value; not str.isdigit, which is true of "²" and of more digits than ``int`` takes."""
+    return isinstance(value, int) or re.fullmatch("-?[0-9]{1,18}", str(value)) is not None
 
 
 def _extent(value: object) -> int:
@@ -220,10 +226,10 @@ def _pair(root: Path, entry: Any, shown: Any, faults: list[str]) -> Iterator[Pai
 
 
 def _single(value: Any) -> str | None:
-    """A file's name, or the one name in a list; None for anything else."""
+    """A file's name, or the one name in a list; None for anything else, such as a name with a NUL, which no file has."""
     if isinstance(value, list) and len(value) == 1:
         value = value[0]
-    return value if isinstance(value, str) and value.strip() else None
+    return value if isinstance(value, str) and value.strip() and "\0" not in value else None
 
 
 def _on_disk(root: Path, path: Path, moved: list[str]) -> Path:

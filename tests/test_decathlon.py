@@ -77,6 +77,7 @@ def test_every_fault_is_listed(tmp_path: Path) -> None:
         {"image": "./imagesTr/liver_1.nii.gz"},
         "./imagesTr/liver_2.nii.gz",
         {"image": 3, "label": 4},
+        {"image": "a\0.nii.gz", "label": "a.nii.gz"},
         entry("liver_0.nii.gz"),
     ]
     with pytest.raises(DataSetError) as caught:
@@ -87,6 +88,7 @@ def test_every_fault_is_listed(tmp_path: Path) -> None:
         "{'image': './imagesTr/liver_1.nii.gz'} does not name one image and one label",
         "'./imagesTr/liver_2.nii.gz' does not name one image and one label",
         "{'image': 3, 'label': 4} does not name one image and one label",
+        r"{'image': 'a\x00.nii.gz', 'label': 'a.nii.gz'} does not name one image and one label",
         "'test' is not a list of cases",
         "lists the case 'liver_0' 2 times",
     ):
@@ -97,7 +99,8 @@ def test_every_fault_is_listed(tmp_path: Path) -> None:
 def test_a_name_that_is_no_case_id_costs_its_own_case_alone(tmp_path: Path) -> None:
     (tmp_path / "imagesTr").mkdir()
     (tmp_path / "imagesTr" / "liver 4.nii.gz").touch()
-    odd = ("scan.mha", "._liver_3.nii.gz", "liver 4.nii.gz", "zarr.json.nii")
+    # A longer name than a folder can have failed where the cache was asked for it, and took all cases with it.
+    odd = ("scan.mha", "._liver_3.nii.gz", "liver 4.nii.gz", "zarr.json.nii", "x" * 300 + ".nii.gz")
     data_set = read_data_set(
         listing(tmp_path, {"training": [entry(name) for name in ("liver_0.nii.gz", *odd)]})
     )
@@ -303,6 +306,7 @@ RIGHT = {0: "background", 1: "liver", 2: "tumour"}
         ({}, None),
         (["background", "liver"], None),
         ({"liver": 1.5, "tumor": None}, {}),
+        ({"²": "liver", "--1": "x", "9" * 5000: "y", "1": "liver", "tumour": "²"}, {1: "liver"}),
     ],
 )
 def test_what_labels_mean(labels: Any, meanings: dict[int, str] | None) -> None:
