@@ -394,6 +394,31 @@ def test_a_report_without_an_evaluation_says_what_to_do(
     assert not (tmp_path / "r.html").exists()  # whole or not at all
 
 
+def spoil(scores: Path, run: Path, how: str) -> str:
+    """Damage a file of an evaluation or of its run, and return its name."""
+    table = scores / "scores.csv"
+    match how:
+        case "no number":
+            table.write_text(re.sub(r",0\.[0-9]+", ",abc", table.read_text()))
+        case "no column":
+            table.write_text(table.read_text().replace("lesions_iou0_missed", "lesions"))
+        case "no key":
+            (scores / "summary.json").write_text('{"written_by": "liverseg evaluate"}')
+        case "no start" | "cut short":
+            (run / "run.json").write_text("[]" if how == "no start" else "[")
+            return "run.json"
+    return "scores.csv or summary.json"
+
+
+@pytest.mark.parametrize("how", ["no number", "no column", "no key", "no start", "cut short"])
+def test_a_damaged_file_is_named(evaluated: Path, tiny_run: Path, tmp_path: Path, how: str) -> None:
+    scores, run = shutil.copytree(evaluated, tmp_path / "scores"), shutil.copytree(tiny_run, tmp_path / "run")
+    name = spoil(scores, run, how)
+    with pytest.raises(RunError, match=name):
+        write_report(run, scores, tmp_path / "r.html")
+    assert not (tmp_path / "r.html").exists()
+
+
 class Killed(BaseException):
     """Raised in place of a kill."""
 

@@ -30,28 +30,34 @@ ORDER = (
     "truth or the prediction has one, the tumour."
 )
 PLAUSIBLE = {"True": "yes", "False": "NO"}  # by what scores.csv says; earlier versions say nothing
+# What files raise that were edited, damaged or written by another version, where they are JSON or CSV all the same.
+_DAMAGE = (LookupError, TypeError, ValueError, AttributeError)
 
 
 def write_report(run: Path, scores: Path, out: Path) -> PageFiles:
     """Write the page of a run to ``out``, from what ``evaluate`` wrote into the folder ``scores``.
 
     Raises:
-        RunError: The folder does not hold a finished evaluation.
+        RunError: The folder does not hold a finished evaluation, or a file of it or of the run is damaged.
     """
     summary, rows = _read_scores(scores)
-    worst_first = sorted(rows, key=_worst_first)
+    facts, curves = _facts(run, scores, summary), training_charts(read_history(run / "history.csv"))
+    try:
+        subtitle, headline = _subtitle(summary), tuple(_headline(summary))
+        cases = [_case(row, scores) for row in sorted(rows, key=_worst_first)]
+    except _DAMAGE as failure:
+        raise RunError(
+            f"{scores}: {SCORES} or {SUMMARY} lacks what an evaluation has ({type(failure).__name__}: {failure}): run "
+            "liverseg evaluate again"
+        ) from None
     page = Page(
         title=f"{run.resolve().name}: liver and tumour segmentation",
-        subtitle=_subtitle(summary),
-        sections=(
-            _facts(run, scores, summary),
-            *_headline(summary),
-            training_charts(read_history(run / "history.csv")),
-        ),
+        subtitle=subtitle,
+        sections=(facts, *headline, curves),
         order=ORDER,
         columns=("plausible", *(header for _, header, _ in CASE_COLUMNS)),
         digits=(0, *(digits for _, _, digits in CASE_COLUMNS)),
-        cases=[_case(row, scores) for row in worst_first],
+        cases=cases,
     )
     return write_page(page, out, command="report")
 
@@ -200,13 +206,16 @@ def _training_facts(run: Path) -> dict[str, str | None]:
     path = run / "run.json"
     if not path.exists():
         return {}
-    start = json.loads(path.read_text(encoding="utf-8"))[-1]
-    versions = ", ".join(f"{name} {version}" for name, version in start["versions"].items())
-    return {
-        "trained": f"{start['time']}, on {start['device']}",
-        "training data": _data_set(Path(start["cache"])),
-        "versions": f"{versions}; commit {start['commit']}" if start["commit"] else versions,
-    }
+    try:
+        start = json.loads(path.read_text(encoding="utf-8"))[-1]
+        versions = ", ".join(f"{name} {version}" for name, version in start["versions"].items())
+        return {
+            "trained": f"{start['time']}, on {start['device']}",
+            "training data": _data_set(Path(start["cache"])),
+            "versions": f"{versions}; commit {start['commit']}" if start["commit"] else versions,
+        }
+    except (OSError, *_DAMAGE) as failure:
+        raise RunError(f"{path}: unreadable ({failure}): restore it from a backup, or move it away") from None
 
 
 def _data_set(cache: Path) -> str:
