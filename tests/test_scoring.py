@@ -189,6 +189,11 @@ def test_two_files_are_a_pair_and_nothing_in_common_is_said(
         pair_labels(tmp_path / "p", tmp_path / "t")
     with pytest.raises(DataSetError, match="no such folder"):
         pair_labels(pred, tmp_path / "t")
+    # Which of two files of one name is scored must not be left to the alphabet.
+    write_label(tmp_path / "p" / "t.nii.gz", a_label())
+    write_label(tmp_path / "p" / "t.nii", a_label(shift=1))
+    with pytest.raises(DataSetError, match="has both t.nii and t.nii.gz"):
+        pair_labels(tmp_path / "p", tmp_path / "t")
 
 
 # ---- several runs

@@ -36,7 +36,8 @@ def pair_labels(predicted: Path, truth: Path) -> tuple[list[LabelPair], list[str
     """The pairs of two files, or of two folders by name, and a line for each file without a counterpart.
 
     Raises:
-        DataSetError: One is a file and the other a folder, one is missing, or no two names are equal.
+        DataSetError: One is a file and the other a folder, one is missing, no two names are equal, or a folder has two
+            files for one name.
     """
     if predicted.is_file() and truth.is_file():
         return [LabelPair(name=volume_stem(truth) or truth.name, predicted=predicted, truth=truth)], []
@@ -98,5 +99,13 @@ def write_scores(out: Path, scores: dict[str, LabelScores]) -> dict[str, Any]:
 
 
 def _volumes(folder: Path) -> dict[str, Path]:
-    stems = ((volume_stem(path), path) for path in sorted(folder.iterdir()) if path.is_file())
-    return {stem: path for stem, path in stems if stem is not None}
+    found: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        stem = volume_stem(path)
+        if stem is None or not path.is_file():
+            continue
+        if found.setdefault(stem, path) is not path:
+            raise DataSetError(
+                f"{folder}: has both {found[stem].name} and {path.name}, of one name: move one of them away"
+            )
+    return found
