@@ -8,13 +8,16 @@ import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import nibabel as nib
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from tiny import SPEC, TinyWorld, tiny_config
 
 import liverseg
+from data_cache.errors import OutputError, VolumeError
 from data_cache.schema import PreprocessSpec
 from liverseg.training.config import save_config
 
@@ -118,6 +121,36 @@ def test_a_label_lies_on_the_scans_own_axes(
     # An image in memory, and an array with its affine, are the same scan.
     for other in (model.segment(turned), model.segment(np.asarray(turned.dataobj), affine=turned.affine)):
         np.testing.assert_array_equal(np.asarray(other.label.dataobj), np.asarray(found.label.dataobj))
+
+
+@pytest.mark.parametrize(
+    "affine",
+    [np.eye(3), np.eye(4)[:3], np.full((4, 4), np.nan), np.zeros((4, 4)), np.ones((4, 4)), "RAS", np.eye(4)[::-1]],
+    ids=["3×3", "3×4", "NaN", "zeros", "ones", "text", "rows turned"],
+)  # fmt: skip
+def test_an_affine_that_is_none_is_one_line(tiny_run: Path, affine: object) -> None:
+    with pytest.raises(VolumeError, match="affine: expected a finite 4×4 matrix"):
+        liverseg.load(tiny_run, device="cpu").segment(np.zeros((8, 8, 8), np.int16), affine=affine)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "values", [np.zeros((8, 8, 8), complex), np.zeros((8, 8)), np.zeros((8, 8, 8), object), np.zeros((0, 8, 8))]
+)  # fmt: skip
+def test_an_array_that_is_no_scan_is_named_as_an_image_and_not_by_a_file(
+    tiny_run: Path, values: NDArray[Any]
+) -> None:
+    with pytest.raises(VolumeError, match="^image: ") as caught:
+        liverseg.load(tiny_run, device="cpu").segment(values, affine=np.eye(4))
+    assert ".partial" not in str(caught.value)
+
+
+def test_a_label_is_saved_under_a_name_of_its_kind_into_any_folder(
+    tiny_world: TinyWorld, tiny_run: Path, tmp_path: Path
+) -> None:
+    found = liverseg.load(tiny_run, device="cpu").segment(tiny_world.raw / "imagesTs" / "liver_6.nii.gz")
+    with pytest.raises(OutputError, match="ends in .nii.gz or .nii"):
+        found.save(tmp_path / "label.nrrd")
+    assert found.save(tmp_path / "new" / "folder" / "label.nii.gz").is_file()
 
 
 def test_a_segmentation_shows_itself(tiny_world: TinyWorld, tiny_run: Path, tmp_path: Path) -> None:

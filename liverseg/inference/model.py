@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data_cache.errors import VolumeError
+from data_cache.errors import OutputError, VolumeError
 from data_cache.geometry import Box, Grid
 from data_cache.outputs import nifti_mark, require_replaceable
 from liverseg.inference.inputs import NiftiScan, find_scans
@@ -22,6 +22,7 @@ from liverseg.inference.plausible import judge_segmentation
 from liverseg.inference.segment import Predictor, segment
 from liverseg.inference.uncertainty_files import UncertaintySummary, summarise_segmentation
 from liverseg.measure.plausibility import Plausibility
+from pipeline.names import volume_stem
 from pipeline.nifti import (
     NiftiImage,
     VolumeHeader,
@@ -80,11 +81,17 @@ class Segmentation:
     def save(self, path: str | Path) -> Path:
         """Write the label in the file's own orientation, as ``liverseg predict`` does; returns the path.
 
+        Args:
+            path: Ends in .nii.gz or .nii; its folder is made if it is missing.
+
         Raises:
-            OutputError: The file exists and is not a label written by liverseg.
+            OutputError: The file exists and is not a label written by liverseg, or its name has another ending.
         """
         target = Path(path)
+        if volume_stem(target) is None:
+            raise OutputError(f"{target}: expected a name that ends in .nii.gz or .nii")
         require_replaceable(target, nifti_mark(LABEL_DESCRIPTION), command="predict")
+        target.parent.mkdir(parents=True, exist_ok=True)
         write_labels(target, self.header, self._blocks())
         return target
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
 from data_cache.errors import VolumeError
@@ -25,12 +26,18 @@ def temporary_nifti(image: object, affine: NDArray[Any] | None = None) -> Iterat
     """A nibabel image, or an array (x, y, z) with its affine, as a file that is gone when the block ends.
 
     Raises:
-        VolumeError: It is neither, or the array has no affine.
+        VolumeError: It is neither, or the array has no affine, or one that is not such a matrix; also what is raised in
+            the block, with the file's name taken out, which nobody knows.
     """
     with scratch_folder(Path(tempfile.gettempdir())) as folder:
         path = folder / "image.nii"
-        nib.save(_as_nifti(image, affine), path)
-        yield path
+        try:
+            nib.save(_as_nifti(image, affine), path)
+            yield path
+        except HeaderDataError as failure:
+            raise VolumeError(f"image: cannot be made a NIfTI file: {failure}") from None
+        except VolumeError as failure:
+            raise type(failure)(str(failure).replace(str(path), "image")) from failure
 
 
 def _as_nifti(image: object, affine: NDArray[Any] | None) -> nib.spatialimages.SpatialImage:
@@ -48,7 +55,23 @@ def _as_nifti(image: object, affine: NDArray[Any] | None) -> nib.spatialimages.S
         )
     small = {"int64": np.int32, "uint64": np.uint32, "bool": np.uint8, "float16": np.float32}
     values = image.astype(small.get(image.dtype.name, image.dtype), copy=False)
-    return nib.Nifti1Image(values, affine)
+    return nib.Nifti1Image(values, _checked_affine(affine))
+
+
+def _checked_affine(affine: object) -> NDArray[np.float64]:
+    try:
+        matrix = np.asarray(affine, dtype=np.float64)
+    except (TypeError, ValueError):
+        matrix = np.empty(0)
+    if (
+        matrix.shape != (4, 4)
+        or not np.isfinite(matrix).all()
+        or not np.array_equal(matrix[3], (0, 0, 0, 1))
+        or np.linalg.matrix_rank(matrix[:3, :3]) < 3
+    ):
+        found = matrix.tolist() if matrix.size else affine
+        raise VolumeError(f"affine: expected a finite 4×4 matrix that ends in 0, 0, 0, 1, found {found}")
+    return matrix
 
 
 def label_image(label_kji: NDArray[np.uint8], header: VolumeHeader) -> NiftiImage:
