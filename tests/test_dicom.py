@@ -434,6 +434,17 @@ def test_two_passes_are_not_woven_into_one_volume(
     assert "holds 2 passes over the same region (40 images from" in refusal(tmp_path / "series", tmp_path)
 
 
+@pytest.mark.parametrize("keyword", ["PatientID", "PatientName", "StudyInstanceUID"])
+def test_slices_of_two_patients_are_not_one_volume(series: list[Path], tmp_path: Path, keyword: str) -> None:
+    edit(series, **{keyword: "1.2.3"})
+    edit(series[:4], **{keyword: "1.2.4"})
+    said = refusal(series[0].parent, tmp_path)
+    assert f"are of one series, but differ in {keyword}" in said
+    assert "1.2.3" not in said
+    edit(series[:4], **{keyword: ""})  # what an anonymizer has blanked here and there says nothing
+    assert notes_of(series[0].parent, tmp_path) == ()
+
+
 def test_slabs_of_one_pass_are_one_volume(series: list[Path], tmp_path: Path) -> None:
     """Scanners that stop between slabs number them as acquisitions."""
     edit(series[:20], AcquisitionNumber=1)

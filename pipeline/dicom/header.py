@@ -33,6 +33,8 @@ PASS_KEYWORDS = (
     "KVP",
     "ImageType",
 )
+# Slices of one series agree in all of these, where they have them.
+SUBJECT_KEYWORDS = ("PatientID", "PatientName", "StudyInstanceUID")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +48,7 @@ class Slice:
         shape_ji: Rows and columns.
         slope, intercept: HU = stored value * slope + intercept.
         acquisition: Values of ``PASS_KEYWORDS``.
+        subject: Values of ``SUBJECT_KEYWORDS``.
         instance: Number of the image in its series, None where the file has none.
         rounding: How far the file's direction vectors are from orthogonal unit vectors.
     """
@@ -61,6 +64,7 @@ class Slice:
     slope: float
     intercept: float
     acquisition: tuple[str, ...]
+    subject: tuple[str, ...]
     instance: int | None
     rounding: float
 
@@ -201,6 +205,7 @@ def _slice(file: DicomFile, header: Any, series: str, *, force: bool) -> Slice:
         slope=slope,
         intercept=intercept,
         acquisition=tuple(_text(header, keyword) for keyword in PASS_KEYWORDS),
+        subject=tuple(_text(header, keyword) for keyword in SUBJECT_KEYWORDS),
         instance=_instance(header),
         rounding=rounding,
     )

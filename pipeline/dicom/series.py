@@ -12,7 +12,16 @@ from numpy.typing import NDArray
 
 from data_cache.errors import VolumeError
 from data_cache.text import pluralise
-from pipeline.dicom.header import LOCALIZER, ROUNDED, FaultyFile, OtherFile, Slice, read_file, require_pydicom
+from pipeline.dicom.header import (
+    LOCALIZER,
+    ROUNDED,
+    SUBJECT_KEYWORDS,
+    FaultyFile,
+    OtherFile,
+    Slice,
+    read_file,
+    require_pydicom,
+)
 from pipeline.dicom.source import AGAIN, UNPACK, DicomSource
 
 SAME_MM = 0.01  # closer slices are at one and the same position
@@ -62,6 +71,7 @@ def read_series(source: DicomSource, *, uid: str | None = None, force: bool = Fa
     chosen.sort(key=lambda s: s.height_mm)
     _check_readable(source, chosen, others, faulty)
     _check_one_pass(source, chosen)
+    _check_one_subject(source, chosen)
     _check_geometry(source, chosen)
     notes = (*_passed_over(rest, others, faulty, series=chosen[0].series), *_doubts(chosen))
     return Series(slices=tuple(chosen), notes=notes)
@@ -198,7 +208,21 @@ def _doubts(slices: Sequence[Slice]) -> Iterator[str]:
         )
 
 
-# ---- one pass over the patient
+# ---- one pass over one patient
+
+
+def _check_one_subject(source: DicomSource, slices: Sequence[Slice]) -> None:
+    """Careless anonymization gives one SeriesInstanceUID to several patients; what they are called is not repeated."""
+    for keyword, values in zip(SUBJECT_KEYWORDS, zip(*(s.subject for s in slices), strict=True), strict=True):
+        first: dict[str, str] = {}
+        for s, value in zip(slices, values, strict=True):
+            first.setdefault(value, s.file.name)
+        names = [name for value, name in first.items() if value]
+        if len(names) > 1:
+            raise VolumeError(
+                f"{source.path}: {names[0]} and {names[1]} are of one series, but differ in {keyword}: put each patient "
+                "and study in a folder of its own"
+            )
 
 
 def _check_one_pass(source: DicomSource, slices: Sequence[Slice]) -> None:
