@@ -198,7 +198,7 @@ def test_an_interrupted_batch_leaves_whole_files_and_nothing_else(
     arguments = ["predict", tiny_run, *scans[:2], tmp_path / "CT_2", scans[3], "--out", out]
     result = CliRunner().invoke(main, [str(a) for a in arguments])
     assert result.exit_code == 130
-    assert "interrupted: finished work is kept" in result.output
+    assert "interrupted: finished work is kept; the same command begins again" in result.output
     # Neither a label in part nor what the series was converted to.
     assert set(tree_bytes(out)) == {scans[0].name}
     gzip.decompress((out / scans[0].name).read_bytes())

@@ -345,4 +345,4 @@ def test_interruption_is_said_and_has_its_own_code(run: Run, monkeypatch: pytest
     monkeypatch.setattr("pipeline.decathlon.read_data_set", interrupt)
     result = run("preprocess", "raw", "cache")
     assert result.exit_code == 130
-    assert "finished work is kept" in result.output
+    assert "finished work is kept; run the same command again to continue" in result.output

@@ -28,6 +28,7 @@ from liverseg.cli.failures import in_words
 from liverseg.cli.outcome import Outcome, as_json
 
 INTERRUPTED = 130
+CONTINUES = ("preprocess", "download", "overfit", "tune")  # they skip what is done
 CALLED = "liverseg.called"
 # What --help shows together; a test finds every command in exactly one.
 GROUPS = {
@@ -106,8 +107,11 @@ def _early(failure: click.UsageError, ctx: click.Context) -> str:
 
 
 def _interrupted(command: str | None) -> str:
-    again = "add --resume to the same command" if command == "train" else "run the same command again"
-    return f"interrupted: finished work is kept; {again} to continue"
+    if command == "train":
+        return "interrupted: finished work is kept; add --resume to the same command to continue"
+    if command in CONTINUES:
+        return "interrupted: finished work is kept; run the same command again to continue"
+    return "interrupted: finished work is kept; the same command begins again"
 
 
 def _hint(ctx: click.Context) -> str:
