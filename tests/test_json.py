@@ -154,6 +154,13 @@ def test_how_much_is_printed(call: Call) -> None:
     assert (both.exit_code, "exclude each other" in both.stderr) == (2, True)
 
 
+def test_the_line_of_a_finished_scan_names_it_and_not_the_next(call: Call) -> None:
+    images = "RAW/imagesTr/liver_0.nii.gz RAW/imagesTr/liver_1.nii.gz"
+    told = call(f"--verbose predict RUN {images} --out new --device cpu").stdout
+    assert "predict: 1 of 2: liver_0\n" in told
+    assert "predict: 2 of 2: liver_1\n" in told
+
+
 def test_an_option_of_all_commands_behind_one_is_explained(call: Call) -> None:
     late = call("score RAW/labelsTr RAW/labelsTr --json")
     assert late.exit_code == 2

@@ -149,8 +149,8 @@ def _predict_all(
     done: list[Prediction] = []
     failed: dict[str, str] = {}
     with progress_bar() as bar, closing(predict_scans(scans, out, predictor, options)) as outcomes:
-        task = bar.add_task("predict", total=len(scans), note=visible(scans[0].name) if scans else "")
-        for number, (scan, outcome) in enumerate(zip(scans, outcomes, strict=True), 1):
+        task = bar.add_task("predict", total=len(scans), note="")
+        for scan, outcome in zip(scans, outcomes, strict=True):
             if isinstance(outcome, Prediction):
                 done.append(outcome)
                 _print_prediction(scan, outcome)
@@ -159,7 +159,7 @@ def _predict_all(
             else:  # of whatever kind: one scan must not end a night's batch
                 failed[str(scan.path)] = in_words(outcome, "predict", about=str(scan.path))
                 complain(failed[str(scan.path)])
-            bar.update(task, advance=1, note=visible(scans[min(number, len(scans) - 1)].name))
+            bar.update(task, advance=1, note=visible(scan.name))
     warn_of_units([(str(prediction.image), prediction.notes) for prediction in done])
     rows = [prediction.row() for prediction in done]
     if len(rows) > 1:
