@@ -287,6 +287,11 @@ def test_a_title_is_no_mathematics() -> None:
     assert [text.get_text() for text in figure.texts] == ["case$\\1_$", "Dice 0.95 $"]
 
 
+def test_a_name_that_the_font_lacks_is_drawn_without_a_warning(tmp_path: Path) -> None:
+    """On the terminal it was a warning with a line of our code per character."""
+    assert save(new_figure("患者 📁", width_in=2, height_in=1), tmp_path / "f.png").is_file()
+
+
 def test_pyplot_is_never_imported() -> None:
     modules = "figures, liverseg.pictures.progress, liverseg.pictures.fingerprint_figure"
     code = f"import sys, liverseg.pictures.{modules}; print('matplotlib.pyplot' in sys.modules, 'torch' in sys.modules)"

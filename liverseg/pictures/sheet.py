@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -27,6 +28,9 @@ def save(figure: Figure, path: Path, *, command: str = "") -> Path:
         path: Where to write it.
         command: Signs the file, so that ``png_mark`` recognises it.
     """
+    # A name in letters that the font lacks is drawn as boxes: nothing that a user can do about it. Not put back, since
+    # threads that each put filters back would leave another's behind.
+    warnings.filterwarnings("ignore", message=r"Glyph .* missing from font", category=UserWarning)
     with replacing(path) as file:
         figure.savefig(file, format="png", dpi=DPI, metadata={"Software": author(command).strip()})
     return path
