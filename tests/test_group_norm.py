@@ -51,6 +51,10 @@ def test_values_far_from_zero_are_normalised_in_float32() -> None:
     torch.testing.assert_close(norm(x), F.group_norm(x, 2), rtol=2e-3, atol=2e-3)
 
 
+def test_an_empty_batch_stays_empty() -> None:
+    assert GroupNorm(2, 4)(torch.zeros(0, 4, 2, 2, 2)).shape == (0, 4, 2, 2, 2)
+
+
 def test_a_constant_sample_becomes_the_bias() -> None:
     norm, _ = norm_and_input(2, 4, (2, 3, 4), torch.float32)
     y = norm(torch.full((1, 4, 2, 3, 4), 7.0))

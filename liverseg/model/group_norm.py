@@ -39,7 +39,7 @@ class _GroupNorm(torch.autograd.Function):
         with torch.autocast(device if torch.amp.is_autocast_available(device) else "cpu", enabled=False):
             grouped = x_bczyx.unflatten(1, (groups, -1))  # type: ignore[no-untyped-call]
             dtype = _sum_type(x_bczyx)
-            voxels, axes = grouped[0, 0].numel(), (2, 3, 4, 5)
+            voxels, axes = math.prod(grouped.shape[2:]), (2, 3, 4, 5)
             mean_bg = grouped.mean(dim=axes, dtype=dtype)
             square_bg = torch.linalg.vector_norm(grouped, dim=axes, dtype=dtype).square() / voxels
             rstd_bg = (square_bg - mean_bg.square()).clamp_min(0).add(eps).rsqrt()
@@ -88,8 +88,9 @@ def _sum_type(x: Tensor) -> torch.dtype:
 def _rows(x_bczyx: Tensor) -> Tensor:
     """(B, rows, voxels of a row times C): a view of a tensor in channels-last layout."""
     batch, channels = x_bczyx.shape[:2]
-    voxels = math.gcd(ROW_VOXELS, math.prod(x_bczyx.shape[2:]))
-    return x_bczyx.movedim(1, -1).reshape(batch, -1, voxels * channels)
+    all_voxels = math.prod(x_bczyx.shape[2:])
+    voxels = math.gcd(ROW_VOXELS, all_voxels)
+    return x_bczyx.movedim(1, -1).reshape(batch, all_voxels // voxels, voxels * channels)
 
 
 def _tile(values_bc: Tensor, rows: Tensor) -> Tensor:
