@@ -42,7 +42,7 @@ class RawDataSet:
         tests: Images without labels.
         unlisted: Images in imagesTr that dataset.json does not name.
         misnamed: Labelled cases whose image's name is not a case id; ``case_id`` is that name.
-        notes: What was read otherwise than dataset.json says.
+        notes: What was read otherwise than dataset.json says, and label names that are not liver and tumour.
     """
 
     root: Path

@@ -36,7 +36,7 @@ class Listing:
         pairs: Labelled cases.
         tests: Images without labels.
         faults: Entries that cannot be understood.
-        notes: What was read otherwise than it is written.
+        notes: What was read otherwise than it is written, and label names that are not liver and tumour.
     """
 
     content: Mapping[str, Any]
@@ -71,7 +71,7 @@ def read_listing(root: Path) -> Listing:
         Pair(image=_on_disk(root, pair.image, moved), label=_on_disk(root, pair.label, moved))
         for pair in pairs
     )
-    notes = []
+    notes = list(_unlike_ours(content))
     if moved:
         notes.append(f"{pluralise(len(moved), 'listed file')} read under another name: {moved[0]}")
     return Listing(
@@ -113,6 +113,21 @@ def _where_it_is(root: Path) -> str:
 
 
 # ---- labels
+
+
+def _unlike_ours(content: Mapping[str, Any]) -> Iterator[str]:
+    """How the label names differ from 0 background, 1 liver, 2 tumour (the Decathlon says cancer)."""
+    meanings = label_meanings(content)
+    if meanings == WANTED:
+        return
+    said = "no label names" if meanings is None else _listed(meanings)
+    yield (
+        f"{FILE} has {said}; expected 0 background, 1 liver, 2 cancer: make sure that 1 is liver and 2 is tumour in the files"
+    )
+
+
+def _listed(meanings: Mapping[int, str]) -> str:
+    return "the labels " + ", ".join(f"{value} {name}" for value, name in sorted(meanings.items()))
 
 
 def label_meanings(content: Mapping[str, Any]) -> dict[int, str] | None:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from data_cache.errors import DataSetError
 from pipeline.decathlon import NO_CASE_ID, RENAME, RawDataSet, read_data_set
-from pipeline.dialects import FILE, WANTED, label_meanings, load_content
+from pipeline.dialects import FILE, load_content
 from pipeline.names import SUFFIXES, volume_stem
 
 FOLDERS = ("imagesTr", "labelsTr", "imagesTs")
@@ -57,7 +57,7 @@ def check_listing(root: Path) -> tuple[list[Scan], list[Finding]]:
         what = str(failure).removeprefix(f"{root / FILE}: ").removeprefix(f"{root}: ")
         return _paired(root), [_fault(what, "correct it: preprocess reads its cases from it")]
     content = load_content(root)
-    findings = [*_counts(content, data_set), *_labels(content), *_names(data_set), *_extra_files(data_set)]
+    findings = [*_counts(content, data_set), *_names(data_set), *_extra_files(data_set)]
     findings += [_warning(note, "correct dataset.json") for note in data_set.notes]
     return _listed(data_set), findings
 
@@ -89,20 +89,6 @@ def _counts(content: Mapping[str, Any], data_set: RawDataSet) -> list[Finding]:
         _fault(f"{key} is {content[key]!r}, but {n} are listed", "complete the list or correct the number")
         for key, n in listed.items()
         if key in content and content[key] != n
-    ]
-
-
-def _labels(content: Mapping[str, Any]) -> list[Finding]:
-    """Compare the label names with 0 background, 1 liver, 2 tumour (the Decathlon says cancer)."""
-    meanings = label_meanings(content)
-    expected = "expected 0 background, 1 liver, 2 cancer"
-    if meanings is None:
-        return [_warning(f"has no label names ({expected})", "make sure that 1 is liver and 2 is tumour")]
-    if meanings == WANTED:
-        return []
-    listed = ", ".join(f"{value} {name}" for value, name in sorted(meanings.items()))
-    return [
-        _warning(f"labels are {listed}; {expected}", "make sure that 1 is liver and 2 is tumour in the files")
     ]
 
 

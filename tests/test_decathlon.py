@@ -232,7 +232,7 @@ def test_a_file_under_another_name_is_taken_and_said(
 ) -> None:
     listing(files(tmp_path, image, label), {"training": [entry(name)]})
     assert read(tmp_path) == [("a", image, label)]
-    (note,) = read_data_set(tmp_path).notes
+    *_, note = read_data_set(tmp_path).notes
     assert f"imagesTr/{name} is {image}" in note
     assert read_data_set(tmp_path).unlisted == ()
 
@@ -311,6 +311,28 @@ RIGHT = {0: "background", 1: "liver", 2: "tumour"}
 )
 def test_what_labels_mean(labels: Any, meanings: dict[int, str] | None) -> None:
     assert label_meanings({"labels": labels}) == meanings
+
+
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [
+        (
+            {"0": "background", "1": "spleen", "2": "kidney"},
+            "has the labels 0 background, 1 spleen, 2 kidney",
+        ),
+        ({"background": 0, "liver": 1}, "has the labels 0 background, 1 liver"),
+        (None, "has no label names"),
+        ({"0": "background", "1": "liver", "2": "cancer"}, None),
+        ({"background": 0, "liver": [1, 2], "tumor": 2}, None),
+    ],
+)
+def test_whoever_reads_a_data_set_hears_of_foreign_labels(
+    tmp_path: Path, labels: dict[str, Any] | None, said: str | None
+) -> None:
+    data_set = read_data_set(listing(tmp_path, ENTRY_A | ({} if labels is None else {"labels": labels})))
+    heard = [note for note in data_set.notes if "make sure that 1 is liver and 2 is tumour" in note]
+    assert len(heard) == (said is not None)
+    assert all(str(said) in note for note in heard)
 
 
 @pytest.mark.parametrize("labels", [{"1": "cancer", "2": "liver"}, {"tumor": 1, "liver": 2}, {"liver": [2]}])
