@@ -156,7 +156,8 @@ def write_listing(root: Path, case_ids: Sequence[str], **changes: Any) -> None:
         {"image": f"./imagesTr/{case_id}.nii.gz", "label": f"./labelsTr/{case_id}.nii.gz"}
         for case_id in case_ids
     ]
-    content = {"name": "LIVER", "training": training, "test": [], **changes}
+    labels = {"0": "background", "1": "liver", "2": "cancer"}
+    content = {"name": "LIVER", "labels": labels, "training": training, "test": [], **changes}
     (root / "dataset.json").write_text(json.dumps(content))
 
 

@@ -43,14 +43,16 @@ def predictor(tiny_run: Path) -> Predictor:
 
 def watch(monkeypatch: pytest.MonkeyPatch, call: Callable[[str, int], None]) -> None:
     """Call ``call(what, number)`` before and after the stages of each scan, which are numbered as they are read."""
-    numbers: dict[int, int] = {}
+    numbers: dict[int, int] = {}  # by the address of a header; one that is gone may leave its own to another
+    was_read: list[int] = []
     read, work, write = read_scan, segment, predict._write
 
     def watched_read(path: Path, spec: Any) -> Any:
-        number = len(numbers)
+        number = len(was_read)
         call("read", number)
         held = read(path, spec)
         numbers[id(held.header)] = number
+        was_read.append(number)
         call("was read", number)
         return held
 

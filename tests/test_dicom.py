@@ -171,7 +171,8 @@ def test_a_series_with_a_fault_is_refused_by_name(
     elif fault == "size":
         write_series(tmp_path / "small", volume[:, :20], affine, names=names)
         dataset = pydicom.dcmread(tmp_path / "small" / "s005.dcm")
-        dataset.SeriesInstanceUID = pydicom.dcmread(paths[0]).SeriesInstanceUID
+        first = pydicom.dcmread(paths[0])
+        dataset.SeriesInstanceUID, dataset.StudyInstanceUID = first.SeriesInstanceUID, first.StudyInstanceUID
         dataset.save_as(paths[5])
     else:
         dataset = pydicom.dcmread(paths[10])

@@ -24,6 +24,7 @@ from conftest import SMALL_SPEC, random_scan, tree_bytes, write_listing, write_n
 import liverseg.cli.caching
 import pipeline.build
 from data_cache.errors import VolumeError
+from data_cache.processes import own_name
 from data_cache.reader import CacheStore, list_cases
 from data_cache.schema import PreprocessSpec
 from liverseg.cli import main
@@ -183,7 +184,7 @@ def slow_case(
 ) -> CaseResult:
     """In place of ``build_case``: one that never ends, while it writes."""
     if files.case_id == "liver_2":
-        (store / ".partial" / f"{os.uname().nodename}@{os.getpid()}@0@liver_2").mkdir(parents=True)
+        (store / ".partial" / f"{own_name()}@0@liver_2").mkdir(parents=True)
         time.sleep(1000)
     return BUILD_CASE(files, store=store, spec=spec, root=root, prefetch=prefetch, force=force)
 
