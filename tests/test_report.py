@@ -48,6 +48,7 @@ from liverseg.pictures.slices import (
     encoded,
     evaluation_volume,
 )
+from liverseg.training.config import load_config, save_config
 from liverseg.training.split import load_split
 
 GRID = Grid.from_array((20, 24, 28), np.diag([1.5, 1.5, 3.0, 1.0]))
@@ -353,6 +354,27 @@ def test_a_report_has_the_scores_and_the_worst_case_first(
     assert "polyline" in text
     assert "optim.epochs = 6" in text  # what is not the default
     assert "trained</dt>" in text
+
+
+def test_a_page_names_no_folder(evaluated: Path, tiny_run: Path, tmp_path: Path) -> None:
+    """Of the machine that it was made on: a run, a cache and a data set below somebody's home."""
+    run = Path(shutil.copytree(tiny_run, tmp_path / "run"))
+    config = load_config(run / "config.toml")
+    data = replace(config.data, split="/home/jane/nnunet/splits_final.json")
+    save_config(
+        replace(config, data=data, watch=replace(config.watch, raw="/home/jane/raw")), run / "config.toml"
+    )
+    starts = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps([*starts[:-1], starts[-1] | {"cache": "/home/jane/liver.zarr"}]))
+    scores = Path(shutil.copytree(evaluated, tmp_path / "scores"))
+    summary = json.loads((scores / "summary.json").read_text())
+    (scores / "summary.json").write_text(
+        json.dumps(summary | {"models": ["/home/jane/runs/liver"]}, indent=1)
+    )
+    text = write_report(run, scores, tmp_path / "r.html").path.read_text()
+    assert "jane" not in text
+    for name in ("splits_final.json", "watch.raw = raw", "liver.zarr", "<dt>network</dt><dd>liver</dd>"):
+        assert name in text
 
 
 def test_what_is_not_plausible_is_on_top_and_in_the_table(

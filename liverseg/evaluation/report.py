@@ -29,6 +29,7 @@ ORDER = (
     "Worst first: the most missed and false-positive lesions, then the lowest mean Dice of the liver and, where the "
     "truth or the prediction has one, the tumour."
 )
+PATHS = ("data.split", "watch.raw")  # settings that name a file or a folder
 PLAUSIBLE = {"True": "yes", "False": "NO"}  # by what scores.csv says; earlier versions say nothing
 # What files raise that were edited, damaged or written by another version, where they are JSON or CSV all the same.
 _DAMAGE = (LookupError, TypeError, ValueError, AttributeError)
@@ -170,10 +171,13 @@ def _content(path: Path) -> str:
 
 
 def _facts(run: Path, scores: Path, summary: Mapping[str, Any]) -> str:
-    """What a reader must know before the first number: data, network, settings, dates, versions."""
+    """What a reader must know before the first number: data, network, settings, dates, versions.
+
+    Names, not paths: a page is sent to others, and a folder often carries the name of a person.
+    """
     facts = {
         "plausible": _plausible(summary),
-        "network": ", ".join(map(str, summary.get("models", ()))) or None,
+        "network": ", ".join(Path(model).name for model in summary.get("models", ())) or None,
         "samples": str(summary["samples"]) if summary.get("samples") else None,
         "evaluated": f"{_date(scores / SUMMARY)}, report by liverseg {__version__}",
         **_training_facts(run),
@@ -219,15 +223,15 @@ def _training_facts(run: Path) -> dict[str, str | None]:
 
 
 def _data_set(cache: Path) -> str:
-    """What a cache was built from, where it can still be read, and where it is."""
+    """What a cache was built from, where it can still be read, and its name."""
     try:
         info = read_schema(cache).data_set
     except CacheError:
         info = None
     if info is None:
-        return str(cache)
+        return cache.name
     parts = [info.name, *([info.licence] if info.licence else []), *(["synthetic"] if info.phantom else [])]
-    return f"{', '.join(parts)}: {cache}"
+    return f"{', '.join(parts)}: {cache.name}"
 
 
 def _settings(path: Path) -> str | None:
@@ -235,7 +239,8 @@ def _settings(path: Path) -> str | None:
     if not path.exists():
         return None
     default, chosen = _flat(to_json(TrainConfig())), _flat(to_json(load_config(path)))
-    changed = [f"{key} = {value}" for key, value in chosen.items() if value != default[key]]
+    names = {key: Path(chosen[key]).name for key in PATHS if chosen[key] is not None}
+    changed = [f"{key} = {value}" for key, value in {**chosen, **names}.items() if value != default[key]]
     return " · ".join(changed) or "all defaults"
 
 
