@@ -160,8 +160,8 @@ def freed_memory_reused(device: torch.device) -> Iterator[None]:
     """Have this process keep what it frees for its next tensors while the block runs, and give it back at its end.
 
     glibc unmaps every large block that is freed, and the system clears its pages again at the next step: a quarter
-    of the time of a training step of 8 base channels on a CPU. The peak is some 10 % higher for it. Without effect
-    on other devices and where there is no glibc.
+    of the time of a training step of 8 base channels on a CPU. The peak is some 10 % higher for it. It does nothing
+    on other devices or without glibc.
     """
     if device.type != "cpu" or sys.platform != "linux" or not hasattr(libc := ctypes.CDLL(None), "mallopt"):
         yield

@@ -102,7 +102,7 @@ def test_lesions_are_counted_in_the_label_that_is_written(
 def test_doubtful_tumours_are_left_out_and_counted(
     run: Run, tiny_run: Path, image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of a network that is sure of one tumour and not of two others."""
+    """The network is sure of one tumour and unsure of two others."""
     foreground_czyx = np.zeros((2, *SPEC.shape_zyx), dtype=np.float32)
     foreground_czyx[0, 2:14, 4:28, 4:28] = 1
     for at, tumour in ((5, 0.6), (13, 0.9), (21, 0.65)):

@@ -357,7 +357,7 @@ def test_a_report_has_the_scores_and_the_worst_case_first(
 
 
 def test_a_page_names_no_folder(evaluated: Path, tiny_run: Path, tmp_path: Path) -> None:
-    """Of the machine that it was made on: a run, a cache and a data set below somebody's home."""
+    """The run, the cache and the data set are in someone's home folder, which the page must not show."""
     run = Path(shutil.copytree(tiny_run, tmp_path / "run"))
     config = load_config(run / "config.toml")
     data = replace(config.data, split="/home/jane/nnunet/splits_final.json")

@@ -311,8 +311,7 @@ def _score_cases(
     """Score the cases with a progress bar, and print the summaries; returns them for JSON, too."""
     from liverseg.console import progress_bar
     from liverseg.evaluation.evaluate import evaluate as score
-    from liverseg.evaluation.evaluate import score_row, summarise
-    from liverseg.evaluation.uncertainty_summary import summarise_uncertainties
+    from liverseg.evaluation.evaluate import score_row
 
     failed: dict[str, str] = {}
     others_failed: dict[str, dict[str, str]] = {"calibrate": {}, "shifted": {}}
@@ -350,6 +349,19 @@ def _score_cases(
     notes = {e.case_id: e.notes for e in scored if e.notes}
     result: dict[str, Any] = {"cases": list(map(score_row, scored)), "failed": failed, "notes": notes}
     result |= {f"{name}_failed": cases for name, cases in others_failed.items() if cases}
+    return scored, result | _print_summaries(scored, calibration, shifted)
+
+
+def _print_summaries(
+    scored: Sequence[CaseEvaluation],
+    calibration: Calibration | None,
+    shifted: Mapping[str, UncertaintySummary],
+) -> dict[str, Any]:
+    """Print what all cases say together, if there are any; returns it for JSON, too."""
+    from liverseg.evaluation.evaluate import summarise
+    from liverseg.evaluation.uncertainty_summary import summarise_uncertainties
+
+    result: dict[str, Any] = {}
     if scored:
         seen = any(e.trained_on for e in scored)
         title = f"native space, predicted crop, cases {'TRAINED ON' if seen else 'never trained on'}"
@@ -361,7 +373,7 @@ def _score_cases(
     if uncertainties:
         result["uncertainty"] = summarise_uncertainties(uncertainties, calibration, shifted)
         print_uncertainty(result["uncertainty"])
-    return scored, result
+    return result
 
 
 def _warn_of_answers(scored: Sequence[CaseEvaluation]) -> None:
