@@ -859,26 +859,29 @@ from pathlib import Path
 from liverseg.device import freed_memory_reused
 torch.set_num_threads(1)
 def faults(): return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-def resident(): return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+def pages(): return [int(n) for n in Path("/proc/self/statm").read_text().split()[:2]]
+def kept():  # of 1 GiB, which no hole of the heap has room for, once it is freed
+    before, _ = pages()
+    torch.empty(2**28)
+    return pages()[0] - before
 with freed_memory_reused(torch.device("cpu")) if sys.argv[1] == "reuse" else contextlib.nullcontext():
     for _ in range(5): torch.ones(2**24)  # until the heap has grown
     before = faults()
     for _ in range(20): torch.ones(2**24)
-    print(faults() - before, resident())
-before = faults()
-for _ in range(20): torch.ones(2**24)
-print(faults() - before, resident())
+    print(faults() - before, kept(), pages()[1])
+print(pages()[1], kept())
 """
-    (reused, held, after, left), (usual, *_) = (
+    (reused, kept, held, left, kept_after), (usual, kept_as_usual, *_) = (
         map(
             int,
             subprocess.run([sys.executable, "-c", code, how], capture_output=True, check=True).stdout.split(),
         )
         for how in ("reuse", "as usual")
     )
+    gibibyte = 2**30 // os.sysconf("SC_PAGE_SIZE")
     assert 4 * reused < usual
-    assert left < held - 2**24 * 3  # of the 64 MiB of a tensor
-    assert 4 * reused < after  # as before the block
+    assert left < held - gibibyte / 32  # half of a tensor, which filled 64 MiB
+    assert kept > gibibyte / 2 > 100 * max(kept_as_usual, kept_after)
 
 
 def test_matmul_peak_is_measured_once() -> None:
