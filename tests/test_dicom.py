@@ -127,6 +127,25 @@ def test_scaling_and_an_oblique_plane(scan: Any, tmp_path: Path) -> None:
     assert np.abs(np.asarray(image.dataobj).transpose(2, 1, 0) - volume).max() <= 1
 
 
+@pytest.mark.parametrize("padding", [-2000, 63536])
+def test_padding_that_was_made_unsigned_is_air(scan: Any, tmp_path: Path, padding: int) -> None:
+    _, volume, affine = scan
+    bright = 3000  # metal is no padding
+    volume = np.where(volume > 200, bright, volume).astype(np.int16)
+    volume[:, :2] = -1024
+    for path in write_series(tmp_path / "series", volume, affine):
+        dataset = pydicom.dcmread(path)
+        dataset.PixelRepresentation = 0
+        dataset.add_new("PixelPaddingValue", "SS" if padding < 0 else "US", padding)
+        stored = dataset.pixel_array.copy()
+        stored[:2] = 63536  # -2000 in 16 bits without a sign
+        dataset.PixelData = stored.astype("<u2").tobytes()
+        dataset.save_as(path)
+    image = converted(tmp_path / "series", tmp_path)
+    np.testing.assert_array_equal(np.asarray(image.dataobj).transpose(2, 1, 0), volume)
+    assert volume.max() == bright
+
+
 def test_a_tilted_gantry_keeps_its_shear(scan: Any, tmp_path: Path) -> None:
     _, volume, affine = scan
     sheared = affine.copy()

@@ -24,14 +24,15 @@ from PIL import Image
 from tiny import SPEC, TinyWorld
 
 from data_cache.errors import RunError
+from data_cache.files import write_csv
 from data_cache.geometry import Box, Grid
 from liverseg.cli import main
 from liverseg.evaluation.evaluate import evaluate
 from liverseg.evaluation.report import write_report
-from liverseg.evaluation.tables import write_tables
+from liverseg.evaluation.tables import rows_checksum, write_tables
 from liverseg.inference.segment import load_predictor
 from liverseg.measure.lesion_list import list_lesions
-from liverseg.measure.summary import CLASSES
+from liverseg.measure.summary import CLASSES, ROWS
 from liverseg.pictures.curves import LOSS, chart, read_history, training_charts
 from liverseg.pictures.histogram import intensity_histogram
 from liverseg.pictures.page import Page, PageCase, write_page
@@ -48,6 +49,7 @@ from liverseg.pictures.slices import (
     encoded,
     evaluation_volume,
 )
+from liverseg.training.checkpoint import load_checkpoint, write_checkpoint
 from liverseg.training.config import load_config, save_config
 from liverseg.training.split import load_split
 
@@ -67,6 +69,12 @@ def decoded(uri: str, volume: dict[str, Any]) -> NDArray[np.uint8]:
 
 def layer_values(bytes_zyx: NDArray[np.uint8], layer: Layer) -> NDArray[np.signedinteger[Any]]:
     return (bytes_zyx >> layer.shift) & ((1 << layer.bits) - 1)
+
+
+def seal_again(scores: Path) -> None:
+    """Make the rows that a test has changed those of an evaluation."""
+    summary = json.loads((scores / "summary.json").read_text())
+    (scores / "summary.json").write_text(json.dumps(summary | {ROWS: rows_checksum(scores)}, indent=1))
 
 
 def ball(radius: float) -> NDArray[np.bool_]:
@@ -320,7 +328,7 @@ def test_a_report_has_the_scores_and_the_worst_case_first(
     names = [case["name"] for case in data_of(text, "cases")]
     assert set(names) == set(rows)
 
-    def badness(name: str) -> tuple[float, float]:
+    def badness(name: str) -> tuple[bool, float, float]:
         row = {
             key: float(value or 0)  # empty where no lesion was found
             for key, value in rows[name].items()
@@ -328,12 +336,17 @@ def test_a_report_has_the_scores_and_the_worst_case_first(
         }
         wrong = row["lesions_iou0_missed"] + row["lesions_iou0_false_positives"]
         both = row["tumour_volume_truth_ml"] or row["tumour_volume_ml"]
-        return -wrong, float(np.mean([row[f"{c}_dice"] for c in (CLASSES if both else CLASSES[:1])]))
+        return (
+            row["liver_dice"] >= 0.5,
+            -wrong,
+            float(np.mean([row[f"{c}_dice"] for c in (CLASSES if both else CLASSES[:1])])),
+        )
 
     assert names == sorted(names, key=badness)
     turned = shutil.copytree(evaluated, tmp_path / "turned")
     head, *lines = (turned / "scores.csv").read_text().splitlines()
     (turned / "scores.csv").write_text("\n".join([head, *lines[::-1]]))
+    seal_again(turned)
     again = write_report(tiny_run, turned, tmp_path / "again.html").path.read_text()
     assert [case["name"] for case in data_of(again, "cases")] == names
     summary = json.loads((evaluated / "summary.json").read_text())
@@ -354,6 +367,50 @@ def test_a_report_has_the_scores_and_the_worst_case_first(
     assert "polyline" in text
     assert "optim.epochs = 6" in text  # what is not the default
     assert "trained</dt>" in text
+
+
+def test_a_liver_that_was_missed_comes_before_any_lesion(
+    evaluated: Path, tiny_run: Path, tmp_path: Path
+) -> None:
+    scores = Path(shutil.copytree(evaluated, tmp_path / "scores"))
+    rows = list(csv.DictReader((scores / "scores.csv").read_text().splitlines()))
+    no_lesions = {"lesions_iou0_missed": "0", "lesions_iou0_false_positives": "0"}
+    rows[0] |= no_lesions | {"liver_dice": "0.0", "tumour_volume_ml": "0", "tumour_volume_truth_ml": "0"}
+    rows[1] |= {"liver_dice": "0.9", "lesions_iou0_missed": "7"}
+    write_csv(scores / "scores.csv", rows)
+    seal_again(scores)
+    text = write_report(tiny_run, scores, tmp_path / "r.html").path.read_text()
+    names = [case["name"] for case in data_of(text, "cases")]
+    assert names.index(rows[0]["case"]) < names.index(rows[1]["case"])
+    assert "Worst first: livers with a Dice below 0.5" in text
+
+
+def test_rows_that_were_changed_since_are_refused(evaluated: Path, tiny_run: Path, tmp_path: Path) -> None:
+    scores = Path(shutil.copytree(evaluated, tmp_path / "scores"))
+    rows = scores / "scores.csv"
+    rows.write_bytes(rows.read_bytes().replace(b"0.", b"1.", 1))
+    with pytest.raises(RunError, match=r"scores\.csv: was changed since summary\.json was written"):
+        write_report(tiny_run, scores, tmp_path / "r.html")
+    assert not (tmp_path / "r.html").exists()
+
+
+def test_scores_of_earlier_weights_are_called_outdated(
+    evaluated: Path, tiny_run: Path, tmp_path: Path
+) -> None:
+    run = Path(shutil.copytree(tiny_run, tmp_path / "run"))
+    assert "outdated" not in write_report(run, evaluated, tmp_path / "1.html").path.read_text()
+    content = load_checkpoint(run / "best.pt")
+    next(iter(content["average"].values())).add_(1)
+    write_checkpoint(run / "best.pt", content)
+    text = write_report(run, evaluated, tmp_path / "2.html").path.read_text()
+    assert (
+        '<dt>outdated</dt><dd class="bad">best.pt has other weights now: run liverseg evaluate again' in text
+    )
+    (run / "best.pt").write_bytes(b"damaged")
+    text = write_report(run, evaluated, tmp_path / "3.html").path.read_text()
+    assert "best.pt cannot be read" in text
+    (run / "best.pt").unlink()
+    assert "outdated" not in write_report(run, evaluated, tmp_path / "4.html").path.read_text()
 
 
 def test_a_page_names_no_folder(evaluated: Path, tiny_run: Path, tmp_path: Path) -> None:
@@ -398,6 +455,7 @@ def test_what_is_not_plausible_is_on_top_and_in_the_table(
             writer = csv.DictWriter(file, rows[0])
             writer.writeheader()
             writer.writerows(rows)
+        seal_again(folder)
         text = write_report(tiny_run, folder, tmp_path / "r.html").path.read_text()
         assert f"<dt>plausible</dt>{words}" in text
         assert text.count("<td>NO</td>") == len(doubtful)
@@ -436,6 +494,7 @@ def spoil(scores: Path, run: Path, how: str) -> str:
 def test_a_damaged_file_is_named(evaluated: Path, tiny_run: Path, tmp_path: Path, how: str) -> None:
     scores, run = shutil.copytree(evaluated, tmp_path / "scores"), shutil.copytree(tiny_run, tmp_path / "run")
     name = spoil(scores, run, how)
+    seal_again(scores)
     with pytest.raises(RunError, match=name):
         write_report(run, scores, tmp_path / "r.html")
     assert not (tmp_path / "r.html").exists()

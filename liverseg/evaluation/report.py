@@ -18,17 +18,21 @@ from data_cache.reader import CacheStore, read_schema
 from data_cache.records import to_json
 from data_cache.text import pluralise
 from liverseg.evaluation.score_table import CASE_COLUMNS, footnotes, lesion_rows, summary_rows
-from liverseg.measure.summary import CLASSES, SCORES, SUMMARY, VOLUMES
+from liverseg.evaluation.tables import rows_checksum
+from liverseg.measure.summary import CLASSES, ROWS, SCORES, SUMMARY, VOLUMES, WEIGHTS
 from liverseg.pictures.curves import Curve, chart, read_history, training_charts
 from liverseg.pictures.page import Page, PageCase, PageFiles, html_table, write_page
 from liverseg.pictures.slices import cached_case
+from liverseg.training.checkpoint import BEST, content_checksum, load_checkpoint
 from liverseg.training.config import TrainConfig, load_config
 from liverseg.version import __version__
 
+BAD_LIVER = 0.5
 ORDER = (
-    "Worst first: the most missed and false-positive lesions, then the lowest mean Dice of the liver and, where the "
-    "truth or the prediction has one, the tumour."
+    f"Worst first: livers with a Dice below {BAD_LIVER:g}, then the most missed and false-positive lesions, then the lowest "
+    "mean Dice of the liver and, where the truth or the prediction has one, the tumour."
 )
+OUTDATED = "outdated"
 PATHS = ("data.split", "watch.raw")  # settings that name a file or a folder
 PLAUSIBLE = {"True": "yes", "False": "NO"}  # by what scores.csv says; earlier versions say nothing
 # What files raise that were edited, damaged or written by another version, where they are JSON or CSV all the same.
@@ -123,6 +127,10 @@ def _read_scores(scores: Path) -> tuple[dict[str, Any], list[dict[str, str]]]:
             f"{scores / SUMMARY}: expected a file of liverseg evaluate, found one of another command or version: "
             "name the folder of an evaluation, or evaluate into a new one"
         )
+    if summary.get(ROWS, rows_checksum(scores)) != rows_checksum(scores):  # earlier versions have none
+        raise RunError(
+            f"{scores / SCORES}: was changed since {SUMMARY} was written: restore it, or run liverseg evaluate again"
+        )
     return summary, rows
 
 
@@ -130,12 +138,13 @@ def _number(row: Mapping[str, str], key: str) -> float | None:
     return float(row[key]) if row[key] else None
 
 
-def _worst_first(row: Mapping[str, str]) -> tuple[float, float]:
+def _worst_first(row: Mapping[str, str]) -> tuple[bool, float, float]:
     """See ``ORDER``."""
+    liver_fits = float(row["liver_dice"]) >= BAD_LIVER
     wrong_lesions = float(row["lesions_iou0_missed"]) + float(row["lesions_iou0_false_positives"])
     has_tumour = float(row["tumour_volume_truth_ml"]) > 0 or float(row["tumour_volume_ml"]) > 0
     names = CLASSES if has_tumour else ("liver",)
-    return -wrong_lesions, sum(float(row[f"{name}_dice"]) for name in names) / len(names)
+    return liver_fits, -wrong_lesions, sum(float(row[f"{name}_dice"]) for name in names) / len(names)
 
 
 def _case(row: Mapping[str, str], scores: Path) -> PageCase:
@@ -180,6 +189,7 @@ def _facts(run: Path, scores: Path, summary: Mapping[str, Any]) -> str:
         "network": ", ".join(Path(model).name for model in summary.get("models", ())) or None,
         "samples": str(summary["samples"]) if summary.get("samples") else None,
         "evaluated": f"{_date(scores / SUMMARY)}, report by liverseg {__version__}",
+        OUTDATED: _outdated(run, summary),
         **_training_facts(run),
         "settings": _settings(run / "config.toml"),
     }
@@ -201,8 +211,23 @@ def _plausible(summary: Mapping[str, Any]) -> str | None:
     return f"{summary['n_cases'] - len(doubtful)} of {cases}{which}"
 
 
+def _outdated(run: Path, summary: Mapping[str, Any]) -> str | None:
+    """Whether the run has learnt on since it was scored; None where it has not, or where that cannot be told."""
+    best = run / BEST
+    if WEIGHTS not in summary or not best.exists():
+        return None
+    try:
+        weights = content_checksum(load_checkpoint(best)["average"])
+    except RunError:
+        return f"{BEST} cannot be read: whether it has these scores cannot be told"
+    return (
+        None if weights in summary[WEIGHTS] else f"{BEST} has other weights now: run liverseg evaluate again"
+    )
+
+
 def _emphasis(name: str, summary: Mapping[str, Any]) -> str:
-    return ' class="bad"' if name == "plausible" and summary["not_plausible"] else ""
+    is_bad = name == OUTDATED or (name == "plausible" and summary["not_plausible"])
+    return ' class="bad"' if is_bad else ""
 
 
 def _training_facts(run: Path) -> dict[str, str | None]:

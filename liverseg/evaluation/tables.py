@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from data_cache.files import write_csv
 from data_cache.outputs import write_signed_json
-from liverseg.measure.summary import SCORES, SUMMARY
+from liverseg.measure.summary import ROWS, SCORES, SUMMARY
 
 
 def write_tables(
@@ -17,7 +18,7 @@ def write_tables(
     """Write ``scores.csv`` and, last, ``summary.json`` into the folder ``out``.
 
     The summary of earlier rows is deleted first: killed at any moment, a command leaves a summary that belongs to the
-    rows beside it, or none.
+    rows beside it, or none. It also has their checksum, so that a page is not made of rows that were changed since.
 
     Args:
         out: Created if it does not exist.
@@ -28,7 +29,12 @@ def write_tables(
     out.mkdir(parents=True, exist_ok=True)
     set_unfinished(out)
     write_csv(out / SCORES, rows)
-    write_signed_json(out / SUMMARY, summary, command=command)
+    write_signed_json(out / SUMMARY, {**summary, ROWS: rows_checksum(out)}, command=command)
+
+
+def rows_checksum(out: Path) -> str:
+    """SHA-256 of ``scores.csv`` in the folder ``out``."""
+    return hashlib.sha256((out / SCORES).read_bytes()).hexdigest()
 
 
 def set_unfinished(out: Path) -> None:

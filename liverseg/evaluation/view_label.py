@@ -15,10 +15,12 @@ from liverseg.inference.inputs import find_scans
 from liverseg.pictures.page import Page, PageCase, PageFiles, write_page
 from liverseg.pictures.palette import LIVER_TRUTH, TUMOUR_PRED
 from liverseg.pictures.slices import CLASSES, Layer, labelled_volume
+from pipeline.labels import looks_like_label
 from pipeline.nifti import read_canonical
 from pipeline.prepare import check_same_grid
 
 MAX_VALUES = 15
+FAT_HU = -100  # a scan has this and less; a label's values are not negative
 COLOURS = (
     "#56b4e9", "#f2452d", "#f0e442", "#b740ff", "#2ca02c", "#ff9da7", "#17becf", "#ff7f0e",
     "#9edae5", "#c49c94", "#98df8a", "#c5b0d5", "#bcbd22", "#e377c2", "#ffffff",
@@ -35,7 +37,7 @@ def view_label(scan: Path, label: Path, out: Path | None) -> tuple[PageFiles, tu
 
     Raises:
         VolumeError: A file cannot be read, or ``scan`` holds several scans.
-        LabelError: The label lies on another grid.
+        LabelError: The label lies on another grid, or is a scan, and the scan a label.
         OutputError: ``out`` is a file that the command did not write.
     """
     source, *others = find_scans([scan])
@@ -45,7 +47,9 @@ def view_label(scan: Path, label: Path, out: Path | None) -> tuple[PageFiles, tu
     require_replaceable(out, html_mark("view"), command="view")
     with source.as_nifti() as image:
         image_zyx, header = read_canonical(image.path)
-    stored_zyx, label_header = read_canonical(label)
+        stored_zyx, label_header = read_canonical(label)
+        if stored_zyx.min() <= FAT_HU and looks_like_label(image.path):
+            raise LabelError(f"{scan} and {label} look swapped: expected SCAN first, then LABEL")
     check_same_grid(label_header, header)
     label_zyx, layer, notes = _layer(stored_zyx, label)
     case = labelled_volume(image_zyx, label_zyx, header.grid, layer=layer)

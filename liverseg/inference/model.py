@@ -170,9 +170,12 @@ class Model:
         )
         found = segment(held, self.predictor)
         box = found.box or held.scan_box
-        blocks = native_labels(found.foreground_czyx, box, held.header)
         samples = found.samples_nczyx
-        label_kji = np.concatenate(list(blocks))
+        label_kji = np.empty(held.header.shape_kji, dtype=np.uint8)
+        first = 0
+        for block_kji in native_labels(found.foreground_czyx, box, held.header):
+            label_kji[first : first + len(block_kji)] = block_kji
+            first += len(block_kji)
         return Segmentation(
             label_zyx=to_canonical(label_kji, held.header.axes_kji),
             grid=held.header.grid,
@@ -196,6 +199,10 @@ def _opener(
         return partial(_written, image, affine)
     if affine is not None:
         raise VolumeError(f"{image}: a file has an affine of its own: give affine with an array only")
+    if not os.fspath(image):  # which Path would take for the working directory
+        raise VolumeError(
+            "the image is an empty path: name a NIfTI file, or a folder or zip of one DICOM series"
+        )
     scan, *others = find_scans([Path(image)])
     if others:
         raise VolumeError(f"{image}: holds {1 + len(others)} scans: name one of them")

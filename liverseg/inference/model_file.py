@@ -21,7 +21,7 @@ from data_cache.files import replacing
 from data_cache.outputs import require_replaceable
 from data_cache.records import parse
 from data_cache.schema import LABEL_NAMES, PreprocessSpec
-from liverseg.measure.summary import SUMMARY, WEIGHTS
+from liverseg.measure.summary import ROWS, SUMMARY, WEIGHTS
 from liverseg.model.network import UNet
 from liverseg.training.checkpoint import BEST, content_checksum, load_checkpoint
 from liverseg.training.config import TrainConfig, config_from_json
@@ -177,4 +177,4 @@ def _evaluation(run: Path, weights: Mapping[str, Tensor]) -> dict[str, Any] | No
         raise RunError(f"{path}: unreadable ({failure}): run liverseg evaluate again, or delete it") from None
     if not isinstance(summary, dict) or summary.get(WEIGHTS) != [content_checksum(weights)]:
         return None
-    return {key: value for key, value in summary.items() if key not in ("models", WEIGHTS)}
+    return {key: value for key, value in summary.items() if key not in ("models", WEIGHTS, ROWS)}

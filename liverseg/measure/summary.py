@@ -30,6 +30,7 @@ from liverseg.measure.overlap import (
 )
 
 SCORES, SUMMARY, VOLUMES = "scores.csv", "summary.json", "volumes"  # in the folder of an evaluation
+ROWS = "scores_sha256"  # key of a summary: the checksum of scores.csv
 WEIGHTS = "weights_sha256"  # key of an evaluation's summary: the checksum of each network's weights
 # Those of the FLARE 2022 and 2023 challenges' scoring code.
 NSD_TOLERANCE_MM = {"liver": 5.0, "tumour": 2.0}

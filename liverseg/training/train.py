@@ -301,6 +301,7 @@ class Trainer:
         """One epoch and its validation; appends the row to the history; returns whether it is the best so far."""
         state, start = self.state, time.perf_counter()
         train_loss, waited_s = self.train_epoch(watcher)
+        self._check_weights()
         seconds = time.perf_counter() - start
         row: Row = {
             "epoch": state.epoch + 1,
@@ -362,7 +363,7 @@ class Trainer:
         return [slice(i + self.group.rank, i + self.samples_at_once, self.group.size) for i in starts]
 
     def _check(self, losses: Tensor, plan: Sequence[Sequence[SampleSpec]]) -> None:
-        """The only place in an epoch where the host waits for the device.
+        """The only place between two steps where the host waits for the device.
 
         Weights may be spoilt by now, but nothing has been written since the epoch began.
         """
@@ -375,6 +376,15 @@ class Trainer:
             f"the loss is {values[bad]} in epoch {self.state.epoch + 1}, step {bad + 1}, on cases "
             f"{', '.join(case_ids)}: look at them, or lower optim.learning_rate"
         )
+
+    def _check_weights(self) -> None:
+        """A loss can be finite and its gradient not: after the last step of an epoch no loss would show it."""
+        weights = [p.detach() for p in self.state.network.parameters()]
+        if not bool(torch.nn.utils.get_total_norm(weights).isfinite()):
+            raise DivergedError(
+                f"the weights are not finite after epoch {self.state.epoch + 1}: lower optim.learning_rate, or "
+                "compute with --set precision=fp32"
+            )
 
     def _step(
         self, batches: Iterator[Batch], draws: Sequence[SampleSpec], generator: torch.Generator

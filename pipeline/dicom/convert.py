@@ -18,6 +18,8 @@ from pipeline.dicom.source import DicomSource
 from pipeline.nifti import write_slices
 
 HU_RANGE = (-32767, 32767)
+AIR_HU = -1024.0
+BRIGHTEST_HU = 3071.0  # of 12 bits: a padding above it is no part of the patient
 
 
 def convert_series(
@@ -48,7 +50,7 @@ def _hu_slices(source: DicomSource, slices: Sequence[Slice]) -> Iterator[NDArray
     for s in slices:
         content = source.read(s.file)
         try:
-            stored_ji = _pixels(content, s)
+            hu_ji = _hu(content, s)
         except (
             Exception
         ) as failure:  # whatever the decoder of its compression runs into, or that there is none
@@ -56,11 +58,11 @@ def _hu_slices(source: DicomSource, slices: Sequence[Slice]) -> Iterator[NDArray
             raise VolumeError(
                 f"{source.path}: {s.file.name}: its pixels cannot be decoded: {reason}"
             ) from failure
-        hu_ji = np.rint(stored_ji * s.slope + s.intercept)
-        yield np.clip(hu_ji, *HU_RANGE).astype(np.int16)[None]
+        yield np.clip(np.rint(hu_ji), *HU_RANGE).astype(np.int16)[None]
 
 
-def _pixels(content: bytes, s: Slice) -> NDArray[Any]:
+def _hu(content: bytes, s: Slice) -> NDArray[np.floating[Any]]:
+    """HU of one slice; a padding that comes out bright, such as -2000 in pixels that were made unsigned, is air."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         dataset = parse(io.BytesIO(content), pixels=True)
@@ -70,7 +72,20 @@ def _pixels(content: bytes, s: Slice) -> NDArray[Any]:
         raise ValueError(f"expected {s.shape_ji} gray values, found {stored_ji.shape} of {stored_ji.dtype}")
     if stored_ji.dtype.kind == "f" and not np.isfinite(stored_ji).all():
         raise ValueError("expected finite values")
-    return stored_ji
+    hu_ji: NDArray[np.floating[Any]] = stored_ji * s.slope + s.intercept
+    padding = _padding(dataset, stored_ji.dtype)
+    if padding is not None:
+        hu_ji[(stored_ji == padding) & (hu_ji > BRIGHTEST_HU)] = AIR_HU
+    return hu_ji
+
+
+def _padding(dataset: Any, dtype: np.dtype[Any]) -> int | None:
+    """PixelPaddingValue as the pixels hold it, whichever sign the attribute was written with; None without a number."""
+    value = dataset.get("PixelPaddingValue")
+    if dtype.kind == "f" or not isinstance(value, int):
+        return None
+    unsigned = np.array(value % 2 ** (8 * dtype.itemsize), dtype=f"u{dtype.itemsize}")
+    return int(unsigned.view(f"{dtype.kind}{dtype.itemsize}"))
 
 
 def _check_length(dataset: Any, s: Slice) -> None:
