@@ -78,6 +78,9 @@ def test_all_faults_are_listed_at_once(tmp_path: Path) -> None:
         ("input.window_hu=[5, 1]", "window_hu"),
         ("model.base_channels=0", "base_channels"),
         ("data.resident=disk", "resident"),
+        ("data.box_jitter=-0.1", "box_jitter must be at least 0 and below 0.5, got -0.1"),
+        ("data.scan_widening_zyx=[0.1, 0.1, 2.0]", "scan_widening_zyx must be at least 0 and below 2"),
+        ("data.scan_widening_zyx=[0.1, 0.1]", "scan_widening_zyx"),
     ],
 )
 def test_wrong_overrides_are_named(override: str, words: str) -> None:

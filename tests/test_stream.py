@@ -13,6 +13,7 @@ from tiny import TinyWorld
 from data_cache.geometry import Box
 from data_cache.schema import CaseMeta
 from liverseg.model.inputs import InputConfig, class_fractions, decide, network_input
+from liverseg.training.augment import AugmentConfig, augment
 from liverseg.training.config import DataConfig, Resident
 from liverseg.training.stream import (
     WHOLE,
@@ -73,7 +74,7 @@ def in_scan(meta: CaseMeta, draw: SampleSpec) -> list[tuple[float, float]]:
 
 def test_views_come_in_their_shares_and_boxes_hold_the_liver(tiny_world: TinyWorld) -> None:
     metas = {meta.case_id: meta for meta in metas_of(tiny_world)}
-    config = DataConfig(scan_share=0.2, between_share=0.3, box_jitter=0.1)
+    config = DataConfig(scan_share=0.2, scan_widening_zyx=(0, 0, 0), between_share=0.3, box_jitter=0.1)
     draws = epoch_draws(list(metas.values()), config, count=2000, rng=np.random.default_rng(0))
     # Three standard deviations of a share of 0.2 in 2000 draws are 0.027.
     assert sum(d.view == "scan" for d in draws) / 2000 == pytest.approx(0.2, abs=0.03)
@@ -87,6 +88,57 @@ def test_views_come_in_their_shares_and_boxes_hold_the_liver(tiny_world: TinyWor
         wide += any(b - a > 1.2 * (d - c) + 1e-9 for (a, b), (c, d) in zip(shown, liver, strict=True))
     # All whole scans, and most of the boxes between, are more than the jitter wider than the liver's.
     assert 0.35 < wide / 2000 < 0.53
+
+
+def test_the_whole_scan_is_shown_with_a_border_of_every_width(tiny_world: TinyWorld) -> None:
+    meta = metas_of(tiny_world)[0]
+    config = DataConfig(scan_share=1, between_share=0, scan_widening_zyx=(0.5, 0, 0.1))
+    draws = epoch_draws([meta], config, count=300, rng=np.random.default_rng(0))
+    parts = np.array([draw.part_zyx for draw in draws])
+    starts, stops = parts[..., 0], parts[..., 1]
+    assert {draw.view for draw in draws} == {"scan"}
+    np.testing.assert_array_equal(parts[:, 1], [[0, 1]] * 300)
+    for axis, most in ((0, 0.5), (2, 0.1)):
+        for beyond in (-starts[:, axis], stops[:, axis] - 1):
+            assert 0 <= beyond.min() < 0.05 * most
+            assert 0.95 * most < beyond.max() <= most
+    # Independent at both ends, so that the liver is not always in the middle.
+    assert abs(np.corrcoef(starts[:, 0], stops[:, 0])[0, 1]) < 0.2
+    # 0.1 beyond each side of x at most: the part is up to 1.2 times as wide as high, in its own mm.
+    _, y, x = meta.grid.shape_zyx
+    _, y_mm, x_mm = meta.grid.spacing_zyx_mm
+    for draw, (start, stop) in zip(draws, parts[:, 2], strict=True):
+        assert draw.height_over_width == pytest.approx(y * y_mm / (x * x_mm * (stop - start)))
+
+
+def test_a_batch_of_a_wider_scan_repeats_its_border(tiny_world: TinyWorld) -> None:
+    store = tiny_world.store
+    (meta,) = metas_of(tiny_world)[:1]
+    volumes = Volumes(store, [meta.case_id], resident="memory", device=torch.device("cpu"))
+    part = ((-0.5, 1.5), (0.0, 1.0), (0.0, 1.0))
+    batch = volumes.fetch([SampleSpec(case_id=meta.case_id, view="scan", part_zyx=part)])
+    assert batch.context_image_bczyx is batch.image_bczyx  # nothing lies around a scan
+    off = AugmentConfig(
+        elastic_probability=0, rotation_degrees=0, scale=0, noise_level=0, contrast_random_level=0,
+        brightness_random_level=0,
+    )  # fmt: skip
+    image, fractions = augment(
+        batch.image_bczyx.float(),
+        batch.fractions_bczyx.float(),
+        off,
+        parts_b32=torch.tensor([part]),
+        generator=torch.Generator().manual_seed(0),
+    )
+    quarter = image.shape[2] // 4
+    for beyond in range(quarter):
+        torch.testing.assert_close(
+            image[:, :, beyond], batch.image_bczyx[:, :, 0].float(), rtol=1e-3, atol=0.01
+        )
+        torch.testing.assert_close(
+            image[:, :, -1 - beyond], batch.image_bczyx[:, :, -1].float(), rtol=1e-3, atol=0.01
+        )
+    # Half as many voxels along z hold the liver that the scan has.
+    torch.testing.assert_close(2 * fractions.sum(), batch.fractions_bczyx.float().sum(), rtol=0.02, atol=0)
 
 
 def test_without_jitter_the_liver_is_shown_as_it_is_cached(tiny_world: TinyWorld) -> None:
@@ -121,7 +173,10 @@ def test_a_case_without_liver_shows_its_scan(tiny_world: TinyWorld) -> None:
     meta = metas_of(tiny_world)[0]
     bare = replace(meta, boxes={"scan": meta.boxes["scan"]})
     draws = epoch_draws(
-        [bare], DataConfig(scan_share=0, between_share=1), count=5, rng=np.random.default_rng(0)
+        [bare],
+        DataConfig(scan_share=0, between_share=1, scan_widening_zyx=(0, 0, 0)),
+        count=5,
+        rng=np.random.default_rng(0),
     )
     assert {(d.view, d.part_zyx) for d in draws} == {("scan", WHOLE)}
 

@@ -36,6 +36,9 @@ class DataConfig:
         split: Or take them from this file: a run's ``split.json``, or number ``fold`` of nnU-Net's
             ``splits_final.json``.
         scan_share: Share of samples that show the whole scan, as the first pass of inference does.
+        scan_widening_zyx: How far the view of the whole scan may reach beyond it at each face, as a share of its size; the
+            border repeats there, as if the scan went on. A scan with more of the body than any in training is then not
+            new.
         between_share: Share of samples that show a random box between the liver's and the whole scan.
         box_jitter: How far each face of the liver's box is moved in all other samples at most, as a share of its size:
             the box that inference predicts is not exactly the label's.
@@ -50,6 +53,7 @@ class DataConfig:
     val_cases: tuple[str, ...] = ()
     split: str | None = None
     scan_share: float = 0.2
+    scan_widening_zyx: tuple[float, float, float] = (0.6, 0.1, 0.1)
     between_share: float = 0.2
     box_jitter: float = 0.08
     tumour_share: float = 0.5
@@ -250,6 +254,14 @@ def _data_faults(config: DataConfig) -> Iterator[str]:
     for name in ("scan_share", "between_share", "tumour_share"):
         if not 0 <= getattr(config, name) <= 1:
             yield f"{name} must be in [0, 1], got {getattr(config, name)!r}"
+    for name, values in (
+        ("scan_widening_zyx", config.scan_widening_zyx),
+        ("box_jitter", (config.box_jitter,)),
+    ):
+        # A box that shrinks by half at both faces is empty; a scan of three times its size is hardly one.
+        limit = 0.5 if name == "box_jitter" else 2.0
+        if not all(0 <= value < limit for value in values):
+            yield f"{name} must be at least 0 and below {limit:g}, got {getattr(config, name)}"
     if config.scan_share + config.between_share > 1:
         yield f"scan_share and between_share add up to {config.scan_share + config.between_share:g}, more than 1"
     if config.val_cases and not config.train_cases:

@@ -35,7 +35,8 @@ class SampleSpec:
     """One sample to come: a view of a case, and the part of it to show.
 
     Attributes:
-        part_zyx: In shares of the view's own size. Where it reaches beyond the view ``liver``, the view ``scan`` fills in.
+        part_zyx: In shares of the view's own size. Where it reaches beyond the view ``liver``, the view ``scan`` fills in;
+            beyond that, its border repeats.
         height_over_width: Size of that part along y over its size along x, in mm: what a turn must know.
     """
 
@@ -88,11 +89,15 @@ def _deal(metas: Sequence[CaseMeta], rng: np.random.Generator) -> Iterator[CaseM
 def _draw_view(meta: CaseMeta, config: DataConfig, rng: np.random.Generator) -> SampleSpec:
     kind, ends = rng.random(), rng.random((3, 2))
     if kind < config.scan_share or "liver" not in meta.boxes:
+        z, y, x = (
+            (-wider * start, 1 + wider * stop)
+            for wider, (start, stop) in zip(config.scan_widening_zyx, ends.tolist(), strict=True)
+        )
         return SampleSpec(
             case_id=meta.case_id,
             view="scan",
-            part_zyx=WHOLE,
-            height_over_width=_height_over_width(meta, WHOLE),
+            part_zyx=(z, y, x),
+            height_over_width=_height_over_width(meta, (z, y, x)),
         )
     if kind < config.scan_share + config.between_share:
         box = [_between(*pair) for pair in zip(liver_part(meta), ends.tolist(), strict=True)]
