@@ -6,6 +6,8 @@ generator of an HTML page, the software of a PNG, the description of a NIfTI fil
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import re
 import zlib
@@ -19,6 +21,7 @@ from data_cache.files import write_json
 HEAD_BYTES = 8192  # all marks lie within the first bytes of a file
 GZIP_MAGIC = b"\x1f\x8b"
 SIGNATURE = "written_by"  # the first key of a signed JSON file
+SEAL = "sha256"  # the last key of a sealed one: the checksum of everything else in it
 
 Mark = re.Pattern[bytes]
 
@@ -31,6 +34,24 @@ def author(command: str) -> str:
 def write_signed_json(path: Path, content: Mapping[str, Any], *, command: str) -> None:
     """Write JSON that ``json_mark`` recognises, completely or not at all."""
     write_json(path, {SIGNATURE: author(command), **content})
+
+
+def write_sealed_json(path: Path, content: Mapping[str, Any], *, command: str) -> None:
+    """Write signed JSON with a checksum of its content, which ``is_intact`` verifies."""
+    signed = json.loads(json.dumps({SIGNATURE: author(command), **content}))  # as it will be read
+    write_json(path, {**signed, SEAL: json_checksum(signed)})
+
+
+def is_intact(content: Mapping[str, Any]) -> bool:
+    """Whether the content of a sealed JSON file is what was written; files of earlier versions have no seal."""
+    rest = {key: value for key, value in content.items() if key != SEAL}
+    return SEAL not in content or content[SEAL] == json_checksum(rest)
+
+
+def json_checksum(content: object) -> str:
+    """SHA-256 of JSON content, whatever its file's layout; the order of keys does not count."""
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def json_mark(command: str) -> Mark:

@@ -12,12 +12,14 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
+from conftest import write_listing
 from numpy.typing import NDArray
 from oracle import oracle
 from tiny import SPEC, TinyWorld
 
 from data_cache.errors import CacheError, ConfigError, OutputError, RunError, VolumeError
 from data_cache.geometry import Box
+from data_cache.reader import CacheStore
 from liverseg.evaluation.case import CaseEvaluation, evaluate_case
 from liverseg.evaluation.evaluate import (
     choose_cases,
@@ -38,6 +40,8 @@ from liverseg.inference.segment import (
 from liverseg.training.checkpoint import content_checksum, load_checkpoint
 from liverseg.training.split import Split, load_split
 from liverseg.training.validate import native_dice
+from pipeline.build import build
+from pipeline.decathlon import read_data_set
 from pipeline.labels import decide
 from pipeline.nifti import VolumeHeader, VolumeStream, read_canonical
 from pipeline.prepare import read_scan
@@ -247,10 +251,41 @@ def test_only_cases_that_were_never_trained_on_are_scored(tiny_world: TinyWorld,
     assert choose_cases(store, split, split.train[:1]) == (split.train[:1], False)
     everything = tuple(store.meta(i).image.sha256 for i in store.case_ids)
     assert choose_cases(store, replace(split, train_sha256=everything), ()) == (store.case_ids, False)
+    # A run of an earlier version knows its images by their files alone.
+    assert choose_cases(store, replace(split, train_voxels=()), ()) == (chosen, True)
     with pytest.raises(ConfigError, match="liver_99"):
         choose_cases(store, split, ("liver_99",))
     # Named twice, a case would count twice in every mean, and narrow its interval.
     assert choose_cases(store, split, (*split.val, *split.val)) == (split.val, True)
+
+
+@pytest.mark.parametrize("how", ["unzipped", "zipped anew", "turned", "other header"])
+def test_a_scan_is_known_again_in_another_file(
+    tiny_world: TinyWorld, tiny_run: Path, tmp_path: Path, how: str
+) -> None:
+    split = load_split(tiny_run)
+    trained, unseen = split.train[0], split.val[0]
+    for folder in ("imagesTr", "labelsTr"):
+        (tmp_path / "raw" / folder).mkdir(parents=True)
+        for case_id in (trained, unseen):
+            image = nib.Nifti1Image.from_filename(tiny_world.raw / folder / f"{case_id}.nii.gz")
+            if how == "turned":
+                wanted = nib.orientations.axcodes2ornt(
+                    "LAS" if nib.aff2axcodes(image.affine)[0] == "R" else "RAS"
+                )
+                image = image.as_reoriented(
+                    nib.orientations.ornt_transform(nib.io_orientation(image.affine), wanted)
+                )
+            if how == "other header":
+                image.header["descrip"] = b"anonymized"
+            ending = "nii" if how == "unzipped" else "nii.gz"
+            nib.save(image, tmp_path / "raw" / folder / f"new_{case_id}.{ending}")
+    write_listing(tmp_path / "raw", [f"new_{trained}", f"new_{unseen}"])
+    build(read_data_set(tmp_path / "raw"), tmp_path / "c.zarr", SPEC, jobs=1, report=lambda _: None)
+    store = CacheStore.open(tmp_path / "c.zarr")
+    files = {store.meta(i).image.sha256 for i in store.case_ids}
+    assert files.isdisjoint(split.train_sha256)
+    assert choose_cases(store, split, ()) == ((f"new_{unseen}",), True)
 
 
 def test_evaluation_writes_scores_summary_and_overlays(
@@ -346,6 +381,35 @@ def test_the_ceiling_is_what_a_perfect_network_scores(
     )
     assert scored.ceiling is not None
     assert scored.predicted.liver.dice == pytest.approx(scored.ceiling.liver.dice, abs=0.01)
+
+
+def test_the_label_s_crop_differs_by_the_crop_alone(
+    tiny_world: TinyWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A tumour that is nowhere sure is left out of both; so it is where samples are averaged."""
+    predictor = oracle_predictor(tiny_world, "liver_1", monkeypatch)
+    known = Predictor.foreground
+
+    def unsure(of: Predictor, image_zyx: NDArray[np.int16]) -> NDArray[np.float32]:
+        whole = known(of, image_zyx).sum(axis=0)
+        return np.stack([0.35 * whole, 0.65 * whole])
+
+    def draw(of: Predictor, image_zyx: NDArray[np.int16]) -> NDArray[np.float32]:
+        return np.stack([unsure(of, image_zyx)] * 2)
+
+    monkeypatch.setattr(Predictor, "foreground", unsure)
+    monkeypatch.setattr(Predictor, "draw", draw)
+    for samples in (0, 2):
+        scores = evaluate_case(
+            "liver_1",
+            replace(predictor, samples=samples),
+            tiny_world.store,
+            raw=tiny_world.raw,
+            trained_on=False,
+        ).scores
+        assert scores.label_crop is not None
+        assert scores.predicted.tumour.volume_pred_ml == scores.label_crop.tumour.predicted == 0
+        assert scores.label_crop.liver.predicted > 0
 
 
 def test_a_case_that_fails_does_not_stop_the_others(

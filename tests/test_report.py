@@ -26,10 +26,12 @@ from tiny import SPEC, TinyWorld
 from data_cache.errors import RunError
 from data_cache.files import write_csv
 from data_cache.geometry import Box, Grid
+from data_cache.outputs import SEAL, write_sealed_json
 from liverseg.cli import main
 from liverseg.evaluation.evaluate import evaluate
 from liverseg.evaluation.report import write_report
 from liverseg.evaluation.tables import rows_checksum, write_tables
+from liverseg.inference.model_file import export_model
 from liverseg.inference.segment import load_predictor
 from liverseg.measure.lesion_list import list_lesions
 from liverseg.measure.summary import CLASSES, ROWS
@@ -74,7 +76,8 @@ def layer_values(bytes_zyx: NDArray[np.uint8], layer: Layer) -> NDArray[np.signe
 def seal_again(scores: Path) -> None:
     """Make the rows that a test has changed those of an evaluation."""
     summary = json.loads((scores / "summary.json").read_text())
-    (scores / "summary.json").write_text(json.dumps(summary | {ROWS: rows_checksum(scores)}, indent=1))
+    summary.pop(SEAL, None)
+    write_sealed_json(scores / "summary.json", summary | {ROWS: rows_checksum(scores)}, command="evaluate")
 
 
 def ball(radius: float) -> NDArray[np.bool_]:
@@ -394,6 +397,42 @@ def test_rows_that_were_changed_since_are_refused(evaluated: Path, tiny_run: Pat
     assert not (tmp_path / "r.html").exists()
 
 
+def test_a_summary_that_was_changed_since_is_refused(evaluated: Path, tiny_run: Path, tmp_path: Path) -> None:
+    scores = Path(shutil.copytree(evaluated, tmp_path / "scores"))
+    summary = json.loads((scores / "summary.json").read_text())
+    summary["liver"]["dice"]["mean"] = 0.999
+    (scores / "summary.json").write_text(json.dumps(summary, indent=1))
+    with pytest.raises(RunError, match=r"summary\.json: was changed since it was written"):
+        write_report(tiny_run, scores, tmp_path / "r.html")
+    run = Path(shutil.copytree(tiny_run, tmp_path / "run"))
+    shutil.copytree(scores, run / "evaluation")
+    with pytest.raises(RunError, match=r"summary\.json: was changed since it was written"):
+        export_model(run, tmp_path / "m.safetensors")
+    # The same content in another layout is the same summary.
+    (scores / "summary.json").write_bytes((evaluated / "summary.json").read_bytes().replace(b"\n ", b"\n   "))
+    write_report(tiny_run, scores, tmp_path / "r.html")
+
+
+def test_cases_that_could_not_be_scored_are_on_the_page(
+    tiny_world: TinyWorld, tiny_run: Path, tmp_path: Path
+) -> None:
+    split = load_split(tiny_run)
+    raw = Path(shutil.copytree(tiny_world.raw, tmp_path / "raw"))
+    (raw / "imagesTr" / f"{split.val[0]}.nii.gz").write_bytes(b"damaged")
+    evaluate(
+        load_predictor(tiny_run, device="cpu"),
+        tiny_world.store,
+        split,
+        case_ids=split.val,
+        raw=raw,
+        out=tmp_path / "scores",
+        report=lambda *_: None,
+    )
+    assert json.loads((tmp_path / "scores" / "summary.json").read_text())["failed"] == [split.val[0]]
+    text = write_report(tiny_run, tmp_path / "scores", tmp_path / "r.html").path.read_text()
+    assert f"1 case could not be scored: {split.val[0]}" in text
+
+
 def test_scores_of_earlier_weights_are_called_outdated(
     evaluated: Path, tiny_run: Path, tmp_path: Path
 ) -> None:
@@ -428,6 +467,7 @@ def test_a_page_names_no_folder(evaluated: Path, tiny_run: Path, tmp_path: Path)
     (scores / "summary.json").write_text(
         json.dumps(summary | {"models": ["/home/jane/runs/liver"]}, indent=1)
     )
+    seal_again(scores)
     text = write_report(run, scores, tmp_path / "r.html").path.read_text()
     assert "jane" not in text
     for name in ("splits_final.json", "watch.raw = raw", "liver.zarr", "<dt>network</dt><dd>liver</dd>"):

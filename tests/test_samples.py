@@ -38,7 +38,8 @@ from liverseg.measure.summary import score_labels
 from liverseg.measure.uncertainty import MAX_ENTROPY, VolumeInterval, entropy, mutual_information
 from liverseg.model.losses import LossConfig
 from liverseg.pictures.sheet import new_figure, save
-from liverseg.training.split import Split, load_split, together
+from liverseg.training.checkpoint import load_checkpoint, write_checkpoint
+from liverseg.training.split import Split, image_identity, load_split, together
 from liverseg.training.train import train
 from pipeline.nifti import read_canonical, to_canonical
 from pipeline.prepare import read_scan
@@ -209,12 +210,18 @@ def test_predict_says_what_cannot_be_drawn(run: Run, tiny_run: Path, image: Path
     assert result.exit_code == 1
     assert "cannot be sampled" in result.output
     assert not any(tmp_path.iterdir())
-    both = ("predict", tiny_run, "--with", tiny_run, image, "--out", tmp_path, "--samples", 8)
-    result = run(*both, "--device", "cpu")
+    other = Path(shutil.copytree(tiny_run, tmp_path / "run"))
+    both = ("predict", tiny_run, "--with", other, image, "--out", tmp_path, "--samples", 8, "--device", "cpu")
+    twice = run(*both)
+    assert twice.exit_code == 1
+    assert "the same network as" in twice.output.replace("\n", " ")
+    content = load_checkpoint(other / "best.pt")
+    next(iter(content["average"].values())).mul_(1.01)
+    write_checkpoint(other / "best.pt", content)
+    result = run(*both)
     assert result.exit_code == 0, result.output
     assert "2 of the 8 samples asked for were drawn" in " ".join(result.output.split())
     assert json.loads((tmp_path / "liver_0_uncertainty" / "uncertainty.json").read_text())["samples"] == 2
-    assert not voxels(tmp_path / "liver_0_uncertainty" / "information.nii.gz").any()
     clash = run("predict", tiny_run, image, "--out", tmp_path, "--samples", 8, "--tta")
     assert clash.exit_code == 2
     assert "--tta and --samples exclude each other" in clash.output
@@ -328,7 +335,7 @@ def test_calibration_is_fitted_on_cases_that_are_neither_trained_on_nor_scored(
     predictor, store = load_predictor(ssn_run, device="cpu", samples=3), tiny_world.store
     split = load_split(ssn_run)
     first, other = split.val
-    scored = {store.meta(first).image.sha256}
+    scored = image_identity(store, first)
     calibration = calibrate_apart(predictor, store, split, raw=tiny_world.raw, scored=scored)
     assert calibration.case_ids == (other,)
     assert calibration.temperature is None  # of one case there is none to leave out
@@ -339,7 +346,7 @@ def test_calibration_is_fitted_on_cases_that_are_neither_trained_on_nor_scored(
             store,
             split,
             raw=tiny_world.raw,
-            scored={store.meta(i).image.sha256 for i in split.val},
+            scored=frozenset().union(*(image_identity(store, i) for i in split.val)),
         )
     with pytest.raises(CacheError, match="another spec"):
         wrong = replace(predictor, spec=replace(predictor.spec, margin_fraction=0.3))
@@ -367,8 +374,12 @@ def test_a_temperature_changes_what_is_counted_after_it_and_nothing_else(
 
 
 def test_an_ensemble_was_trained_on_what_any_member_was() -> None:
-    splits = [Split(train=(str(i),), val=("v",), train_sha256=(f"{i}", "both")) for i in range(2)]
+    splits = [
+        Split(train=(str(i),), val=("v",), train_sha256=(f"{i}", "both"), train_voxels=(f"v{i}", "vb"))
+        for i in range(2)
+    ]
     assert together(splits).train_sha256 == ("0", "both", "1")
+    assert together(splits).train_voxels == ("v0", "vb", "v1")
     assert together(splits).train == ("0",)
 
 

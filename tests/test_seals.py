@@ -115,6 +115,8 @@ def rewritten(path: Path, **changes: Any) -> None:
         ({"val": ("liver_1", "liver_3")}, "liver_1 both trains and validates"),
         ({"train_sha256": HASHES[:2]}, "expected 3 hashes in train_sha256, found 2"),
         ({"train_sha256": (*HASHES[:2], "x" * 64)}, "expected 64 hexadecimal digits, found 'xxx"),
+        ({"train_voxels": HASHES[:2]}, "expected 3 hashes in train_voxels, found 2"),
+        ({"train_voxels": (*HASHES[:2], "y" * 64)}, "expected 64 hexadecimal digits, found 'yyy"),
     ],
 )
 def test_a_split_that_contradicts_itself_is_refused(

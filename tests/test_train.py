@@ -21,9 +21,10 @@ from typing import Any, ClassVar, get_args
 import numpy as np
 import pytest
 import torch
-from tiny import SILENT, TinyWorld, tiny_config
+from tiny import SILENT, SPEC, TinyWorld, tiny_config
 
 from data_cache.errors import ConfigError, DivergedError, RunError
+from data_cache.reader import CacheStore
 from data_cache.schema import PreprocessSpec
 from liverseg.device import (
     Precision,
@@ -68,6 +69,8 @@ from liverseg.training.state import (
 )
 from liverseg.training.train import levels_loss, train
 from liverseg.training.validate import NOT_VALIDATED, class_dice, native_dice
+from pipeline.build import build
+from pipeline.decathlon import read_data_set
 
 TIMES = {"seconds", "samples_per_second", "wait_share", "mfu"}
 CPU = torch.device("cpu")
@@ -268,6 +271,28 @@ def test_a_gradient_that_is_not_finite_in_the_last_step_is_not_written(
     with pytest.raises(DivergedError, match="the weights are not finite after epoch 1"):
         train(tiny_world.store, tmp_path / "run", tiny_config(epochs=1), resume=False, watcher=SILENT)
     assert not (tmp_path / "run" / LAST).exists()
+
+
+def test_a_validation_case_that_is_trained_on_under_another_name_is_said(
+    tiny_world: TinyWorld, tmp_path: Path
+) -> None:
+    raw = Path(shutil.copytree(tiny_world.raw, tmp_path / "raw"))
+    for folder in ("imagesTr", "labelsTr"):
+        shutil.copy(raw / folder / "liver_2.nii.gz", raw / folder / "liver_0.nii.gz")
+    build(read_data_set(raw), tmp_path / "c.zarr", SPEC, jobs=1, report=lambda _: None)
+    data = DataConfig(train_cases=("liver_1", "liver_2"), val_cases=("liver_0", "liver_3"))
+    said: list[str] = []
+    train(
+        CacheStore.open(tmp_path / "c.zarr"),
+        tmp_path / "run",
+        replace(tiny_config(epochs=1), data=data),
+        resume=False,
+        watcher=replace(SILENT, started=said.append),
+    )
+    (warning,) = (line for line in said if "same scan" in line)
+    assert warning.startswith(
+        "warning: liver_0 validates and is the same scan as liver_2, which is trained on"
+    )
 
 
 def test_accumulated_batches_are_one_batch(tiny_world: TinyWorld, tmp_path: Path) -> None:

@@ -406,13 +406,14 @@ def _calibrate(
     """Fit on the cases of another store that are neither trained on nor scored in this one."""
     from data_cache.reader import CacheStore
     from liverseg.evaluation.calibrate import calibrate_apart
+    from liverseg.training.split import image_identity
 
     return calibrate_apart(
         predictor,
         CacheStore.open(other),
         split,
         raw=raw,
-        scored={store.meta(case_id).image.sha256 for case_id in case_ids},
+        scored={part for case_id in case_ids for part in image_identity(store, case_id)},
         report=report,
     )
 

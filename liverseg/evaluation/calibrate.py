@@ -20,7 +20,7 @@ from liverseg.measure.calibration import fit_temperature_that_helps
 from liverseg.measure.selective import fit_widening
 from liverseg.measure.summary import CLASSES
 from liverseg.measure.uncertainty import VolumeInterval
-from liverseg.training.split import Split
+from liverseg.training.split import Split, image_identity
 
 MAX_VOXELS = (
     100_000  # of a case, drawn at random: one temperature needs no more, and 512×512×500 has 10 million
@@ -43,7 +43,7 @@ def calibrate_apart(
         store: The cache that holds the cases.
         split: What the networks were trained on.
         raw: Folder of the data set that the store was built from.
-        scored: sha256 of the images that are scored.
+        scored: ``image_identity`` of the images that are scored, all together.
         report: As in ``calibrate``.
 
     Raises:
@@ -53,9 +53,9 @@ def calibrate_apart(
     """
     if store.schema.spec != predictor.spec:
         raise CacheError(f"{store.path}: built with another spec than the network was trained with")
-    metas = [store.meta(case_id) for case_id in store.case_ids]
-    known = {*split.train_sha256, *scored}
-    apart = [m.case_id for m in metas if m.label is not None and m.image.sha256 not in known]
+    known = split.trained_on | set(scored)
+    labelled = [case_id for case_id in store.case_ids if store.meta(case_id).label is not None]
+    apart = [case_id for case_id in labelled if known.isdisjoint(image_identity(store, case_id))]
     if not apart:
         raise ConfigError(
             f"{store.path}: all of its labelled cases were trained on or are scored: nothing is left to calibrate on; "

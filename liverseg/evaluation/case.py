@@ -15,11 +15,17 @@ from liverseg.evaluation.raw_case import RawCase, native_case, native_label, rea
 from liverseg.evaluation.uncertainty import CaseUncertainty, NativeCase, evaluate_uncertainty
 from liverseg.inference.calibration import Calibration
 from liverseg.inference.plausible import judge_segmentation
-from liverseg.inference.segment import Predictor, keep_large_components, segment
+from liverseg.inference.segment import (
+    Predictor,
+    keep_large_components,
+    leave_out_doubtful_tumours,
+    segment,
+)
 from liverseg.inference.uncertainty_files import summarise_segmentation
 from liverseg.measure.overlap import DiceCounts, dice_counts
 from liverseg.measure.plausibility import Plausibility
 from liverseg.measure.summary import LabelScores, score_labels
+from liverseg.measure.uncertainty import mean_foreground
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,8 +148,13 @@ def _label_crop(case_id: str, predictor: Predictor, store: CacheStore, case: Raw
     if "liver" not in meta.boxes:
         return None
     view = store.read(case_id, "liver")
-    foreground_czyx = keep_large_components(
-        predictor.foreground(view.image_zyx), voxel_volume_ml=view.grid.voxel_volume_ml
+    # As ``segment`` makes its answer from the last look, so that the crop alone is another.
+    drawn = mean_foreground(predictor.draw(view.image_zyx)) if predictor.samples else None
+    foreground_czyx, _ = leave_out_doubtful_tumours(
+        keep_large_components(
+            predictor.foreground(view.image_zyx) if drawn is None else drawn,
+            voxel_volume_ml=view.grid.voxel_volume_ml,
+        )
     )
     return _crop_dice(native_label(foreground_czyx, meta.boxes["liver"], case.label_header), case.truth_zyx)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from liverseg.measure.summary import (
     summarise_scores,
 )
 from liverseg.training.checkpoint import content_checksum
-from liverseg.training.split import Split
+from liverseg.training.split import Split, image_identity
 
 
 def choose_cases(store: CacheStore, split: Split, named: Sequence[str]) -> tuple[tuple[str, ...], bool]:
@@ -50,6 +51,8 @@ def choose_cases(store: CacheStore, split: Split, named: Sequence[str]) -> tuple
 
 
 def _is_trained_on(store: CacheStore, split: Split, case_id: str) -> bool:
+    with contextlib.suppress(CacheError):  # damaged: whatever scores the case says so
+        return not split.trained_on.isdisjoint(image_identity(store, case_id))
     return store.meta(case_id).image.sha256 in split.train_sha256
 
 
@@ -114,7 +117,7 @@ def evaluate(
     require_raw(store, case_ids, raw)
     if store.schema.spec != predictor.spec:
         raise CacheError(f"{store.path}: built with another spec than the network was trained with")
-    done = []
+    done, failed = [], []
     for case_id in case_ids:
         try:
             case = evaluate_case(
@@ -128,12 +131,13 @@ def evaluate(
             set_unfinished(out)
             write_artifacts(out, case)
         except Exception as failure:  # of whatever kind: it must not cost the other cases
+            failed.append(case_id)
             report(case_id, failure)
         else:
             done.append(case.scores)
             report(case_id, case.scores)
     if done:
-        _write_all_tables(out, predictor, done, calibration, shifted)
+        _write_all_tables(out, predictor, done, failed, calibration, shifted)
     return done
 
 
@@ -144,6 +148,7 @@ def _write_all_tables(
     out: Path,
     predictor: Predictor,
     done: Sequence[CaseEvaluation],
+    failed: Sequence[str],
     calibration: Calibration | None,
     shifted: Mapping[str, UncertaintySummary],
 ) -> None:
@@ -156,6 +161,7 @@ def _write_all_tables(
         # So that export can tell these scores from those of what was trained since.
         WEIGHTS: [content_checksum(member.network.state_dict()) for member in predictor.members],
         "samples": predictor.n_drawn,
+        "failed": list(failed),
         **summarise(done),
     }
     write_tables(out, [score_row(e) for e in done], content, command="evaluate")

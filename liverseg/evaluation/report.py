@@ -13,7 +13,7 @@ from typing import Any
 from data_cache.errors import CacheError, RunError
 from data_cache.files import read_csv
 from data_cache.inspection import summarise_case
-from data_cache.outputs import carries, json_mark
+from data_cache.outputs import carries, is_intact, json_mark
 from data_cache.reader import CacheStore, read_schema
 from data_cache.records import to_json
 from data_cache.text import pluralise
@@ -127,6 +127,8 @@ def _read_scores(scores: Path) -> tuple[dict[str, Any], list[dict[str, str]]]:
             f"{scores / SUMMARY}: expected a file of liverseg evaluate, found one of another command or version: "
             "name the folder of an evaluation, or evaluate into a new one"
         )
+    if not is_intact(summary):
+        raise RunError(f"{scores / SUMMARY}: was changed since it was written: run liverseg evaluate again")
     if summary.get(ROWS, rows_checksum(scores)) != rows_checksum(scores):  # earlier versions have none
         raise RunError(
             f"{scores / SCORES}: was changed since {SUMMARY} was written: restore it, or run liverseg evaluate again"
@@ -285,6 +287,10 @@ def _date(path: Path) -> str:
 
 def _subtitle(summary: Mapping[str, Any]) -> str:
     parts = [f"{summary['n_cases']} cases, native space"]
+    if summary.get("failed"):  # earlier versions did not say
+        parts.append(
+            f"{pluralise(len(summary['failed']), 'case')} could not be scored: {', '.join(summary['failed'])}"
+        )
     if summary["trained_on"]:
         parts.append(f"{len(summary['trained_on'])} of them TRAINED ON")
     if summary["no_liver_found"]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from data_cache.files import write_csv
-from data_cache.outputs import write_signed_json
+from data_cache.outputs import write_sealed_json
 from liverseg.measure.summary import ROWS, SCORES, SUMMARY
 
 
@@ -18,7 +18,7 @@ def write_tables(
     """Write ``scores.csv`` and, last, ``summary.json`` into the folder ``out``.
 
     The summary of earlier rows is deleted first: killed at any moment, a command leaves a summary that belongs to the
-    rows beside it, or none. It also has their checksum, so that a page is not made of rows that were changed since.
+    rows beside it, or none. It also has their checksum and its own, so that nobody takes scores that were changed since for an evaluation's.
 
     Args:
         out: Created if it does not exist.
@@ -29,7 +29,7 @@ def write_tables(
     out.mkdir(parents=True, exist_ok=True)
     set_unfinished(out)
     write_csv(out / SCORES, rows)
-    write_signed_json(out / SUMMARY, {**summary, ROWS: rows_checksum(out)}, command=command)
+    write_sealed_json(out / SUMMARY, {**summary, ROWS: rows_checksum(out)}, command=command)
 
 
 def rows_checksum(out: Path) -> str:

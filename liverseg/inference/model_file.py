@@ -18,7 +18,7 @@ from torch import Tensor
 
 from data_cache.errors import RunError
 from data_cache.files import replacing
-from data_cache.outputs import require_replaceable
+from data_cache.outputs import SEAL, is_intact, require_replaceable
 from data_cache.records import parse
 from data_cache.schema import LABEL_NAMES, PreprocessSpec
 from liverseg.measure.summary import ROWS, SUMMARY, WEIGHTS
@@ -177,4 +177,6 @@ def _evaluation(run: Path, weights: Mapping[str, Tensor]) -> dict[str, Any] | No
         raise RunError(f"{path}: unreadable ({failure}): run liverseg evaluate again, or delete it") from None
     if not isinstance(summary, dict) or summary.get(WEIGHTS) != [content_checksum(weights)]:
         return None
-    return {key: value for key, value in summary.items() if key not in ("models", WEIGHTS, ROWS)}
+    if not is_intact(summary):
+        raise RunError(f"{path}: was changed since it was written: run liverseg evaluate again, or delete it")
+    return {key: value for key, value in summary.items() if key not in ("models", WEIGHTS, ROWS, SEAL)}

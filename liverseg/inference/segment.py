@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from liverseg.measure.uncertainty import mean_foreground
 from liverseg.model.inputs import InputConfig, network_input
 from liverseg.model.network import UNet, to_channels_last
 from liverseg.model.stochastic import sample, shares
+from liverseg.training.checkpoint import content_checksum
 from liverseg.training.training_data import TrainingData
 from pipeline.labels import decide, is_foreground
 from pipeline.lesions import CUBE
@@ -178,6 +179,7 @@ def load_predictor(
     for path, model in zip(paths, models, strict=True):
         if model.spec != models[0].spec:
             raise RunError(f"{path}: trained with another preprocessing spec than {paths[0]}: no ensemble")
+    _check_different(paths, [model.network for model in models])
     if samples and len(models) == 1 and models[0].config.model.stochastic == "none":
         raise ConfigError(
             f"{paths[0]}: cannot be sampled, since it gives the same answer each time: leave out --samples, train with "
@@ -201,6 +203,15 @@ def load_predictor(
         tta=tta,
         samples=samples,
     )
+
+
+def _check_different(paths: Sequence[Path], networks: Sequence[UNet]) -> None:
+    """An ensemble of one network with itself agrees with itself, and would be sure of everything."""
+    first: dict[str, Path] = {}
+    for path, network in zip(paths, networks, strict=True) if len(paths) > 1 else ():
+        same = first.setdefault(content_checksum(network.state_dict()), path)
+        if same is not path:
+            raise RunError(f"{path}: the same network as {same}: name different ones for an ensemble")
 
 
 def segment(scan: HeldScan, predictor: Predictor) -> ScanSegmentation:

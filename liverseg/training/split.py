@@ -14,6 +14,7 @@ from pydantic import ConfigDict
 
 from data_cache.errors import ConfigError, RunError
 from data_cache.files import write_json
+from data_cache.outputs import json_checksum
 from data_cache.reader import CacheStore
 from data_cache.records import STRICT, parse, to_json
 from data_cache.text import pluralise
@@ -26,12 +27,42 @@ _RESTORE = "restore it from a backup, or train again"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Split:
-    """Case IDs of a run, and the sha256 of each training image, which identifies it in any other cache."""
+    """Case IDs of a run, and what identifies its training images in any other cache.
+
+    Attributes:
+        train_sha256: Of each training image's file.
+        train_voxels: SHA-256 of its voxels as they are cached: the same scan unzipped, or compressed anew, is another
+            file. Empty in runs of earlier versions.
+    """
 
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
     train: tuple[str, ...]
     val: tuple[str, ...]
     train_sha256: tuple[str, ...]
+    train_voxels: tuple[str, ...] = ()
+
+    @property
+    def trained_on(self) -> frozenset[str]:
+        """Everything that identifies a training image; see ``image_identity``."""
+        return frozenset((*self.train_sha256, *self.train_voxels))
+
+
+def image_identity(store: CacheStore, case_id: str) -> frozenset[str]:
+    """SHA-256 of a case's image file and of its voxels; two images with either in common are one scan."""
+    return frozenset((store.meta(case_id).image.sha256, _voxels_sha256(store, case_id)))
+
+
+def _voxels_sha256(store: CacheStore, case_id: str) -> str:
+    return hashlib.sha256(store.read(case_id, "scan").image_zyx.tobytes()).hexdigest()
+
+
+def same_images(store: CacheStore, split: Split) -> list[tuple[str, str]]:
+    """Validation cases whose scan is trained on under another name, each with that name."""
+    by_identity = {part: case_id for case_id in split.train for part in image_identity(store, case_id)}
+    found = [(case_id, image_identity(store, case_id)) for case_id in split.val if case_id not in split.train]
+    return [
+        (i, by_identity[min(parts & by_identity.keys())]) for i, parts in found if parts & by_identity.keys()
+    ]
 
 
 def make_split(store: CacheStore, config: DataConfig, *, seed: int) -> Split:
@@ -61,8 +92,12 @@ def make_split(store: CacheStore, config: DataConfig, *, seed: int) -> Split:
         )
     if not train or not val:
         raise ConfigError(_too_few(store, labelled, config))
-    sha256 = tuple(store.meta(case_id).image.sha256 for case_id in train)
-    return Split(train=tuple(train), val=tuple(val), train_sha256=sha256)
+    return Split(
+        train=tuple(train),
+        val=tuple(val),
+        train_sha256=tuple(store.meta(case_id).image.sha256 for case_id in train),
+        train_voxels=tuple(_voxels_sha256(store, case_id) for case_id in train),
+    )
 
 
 def _too_few(store: CacheStore, labelled: Sequence[str], config: DataConfig) -> str:
@@ -109,7 +144,11 @@ def _read_named(path: Path, *, fold: int) -> _Named:
         content = content[fold]
     if isinstance(content, dict):
         # Hashes are taken from the store, so that the file may also be written by hand.
-        content = {key: value for key, value in content.items() if key not in ("train_sha256", CHECKSUM)}
+        content = {
+            key: value
+            for key, value in content.items()
+            if key not in ("train_sha256", "train_voxels", CHECKSUM)
+        }
     return parse(_Named, content, source=f"data.split: {path}", error=ConfigError)
 
 
@@ -123,7 +162,7 @@ def k_fold_split(case_ids: Sequence[str], *, folds: int, fold: int, seed: int) -
 def save_split(split: Split, run: Path) -> None:
     """Write ``split.json`` with a checksum of its content."""
     content = to_json(split)
-    write_json(run / SPLIT, {**content, CHECKSUM: _checksum(content)})
+    write_json(run / SPLIT, {**content, CHECKSUM: json_checksum(content)})
 
 
 def load_split(run: Path) -> Split:
@@ -143,7 +182,7 @@ def load_split(run: Path) -> Split:
         raise RunError(f"{path}: unreadable ({failure}): {_RESTORE}") from failure
     checksum = content.pop(CHECKSUM, None) if isinstance(content, dict) else None
     split = parse(Split, content, source=str(path), error=RunError)
-    if checksum != _checksum(content):
+    if checksum != json_checksum(content):
         raise RunError(f"{path}: its checksum does not match its content: {_RESTORE}")
     faults = [*_hash_faults(split), *_overlap_faults(split.train, split.val)]
     if faults:
@@ -169,16 +208,13 @@ def check_trained_on(split: Split, store: CacheStore) -> None:
         )
 
 
-def _checksum(content: object) -> str:
-    text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
 def _hash_faults(split: Split) -> list[str]:
     if len(split.train_sha256) != len(split.train):
         return [f"expected {len(split.train)} hashes in train_sha256, found {len(split.train_sha256)}"]
-    wrong = [sha256 for sha256 in split.train_sha256 if not re.fullmatch("[0-9a-f]{64}", sha256)]
-    return [f"train_sha256: expected 64 hexadecimal digits, found {wrong[0]!r}"] if wrong else []
+    if len(split.train_voxels) not in (0, len(split.train)):
+        return [f"expected {len(split.train)} hashes in train_voxels, found {len(split.train_voxels)}"]
+    wrong = [sha256 for sha256 in split.trained_on if not re.fullmatch("[0-9a-f]{64}", sha256)]
+    return [f"hashes of training images: expected 64 hexadecimal digits, found {wrong[0]!r}"] if wrong else []
 
 
 def _overlap_faults(train: Sequence[str], val: Sequence[str]) -> list[str]:
@@ -189,5 +225,6 @@ def _overlap_faults(train: Sequence[str], val: Sequence[str]) -> list[str]:
 
 def together(splits: Sequence[Split]) -> Split:
     """The split of an ensemble: trained on is what any member was trained on; the rest is that of the first."""
-    hashes = dict.fromkeys(sha256 for split in splits for sha256 in split.train_sha256)
-    return replace(splits[0], train_sha256=tuple(hashes))
+    files = dict.fromkeys(sha256 for split in splits for sha256 in split.train_sha256)
+    voxels = dict.fromkeys(sha256 for split in splits for sha256 in split.train_voxels)
+    return replace(splits[0], train_sha256=tuple(files), train_voxels=tuple(voxels))

@@ -51,7 +51,15 @@ from liverseg.training.run_files import (
     write_history,
     write_tensorboard,
 )
-from liverseg.training.split import SPLIT, Split, check_trained_on, load_split, make_split, save_split
+from liverseg.training.split import (
+    SPLIT,
+    Split,
+    check_trained_on,
+    load_split,
+    make_split,
+    same_images,
+    save_split,
+)
 from liverseg.training.state import (
     Row,
     TrainState,
@@ -133,7 +141,7 @@ def _train(
             f"warming up for {pluralise(warmup_steps(config.optim), 'step')}"
         )
     watcher.started(trainer.description())
-    for doubt in trainer.warnings():
+    for doubt in (*_shared_images(store, split), *trainer.warnings()):
         watcher.started(f"warning: {doubt}")
     if group.is_main_process:
         _run_and_keep(trainer, run, store, training, watcher)
@@ -141,6 +149,14 @@ def _train(
         while not _is_done(state, config):
             trainer.run_epoch(watcher)
     return state
+
+
+def _shared_images(store: CacheStore, split: Split) -> Iterator[str]:
+    for validates, trains in same_images(store, split):
+        yield (
+            f"{validates} validates and is the same scan as {trains}, which is trained on: its score means nothing; remove "
+            "one of them from the data set"
+        )
 
 
 def _is_done(state: TrainState, config: TrainConfig) -> bool:
