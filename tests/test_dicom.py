@@ -454,6 +454,13 @@ def test_two_passes_are_not_woven_into_one_volume(
     assert "holds 2 passes over the same region (40 images from" in refusal(tmp_path / "series", tmp_path)
 
 
+def test_a_slice_without_pixels_says_what_to_do(series: list[Path], tmp_path: Path) -> None:
+    edit(series[7:8], PixelData=None)
+    said = refusal(tmp_path / "series", tmp_path)
+    assert "s007: its pixels cannot be decoded (The dataset has no 'Pixel Data'" in said
+    assert said.endswith("): export the series again, uncompressed if possible")
+
+
 @pytest.mark.parametrize("keyword", ["PatientID", "PatientName", "StudyInstanceUID"])
 def test_slices_of_two_patients_are_not_one_volume(series: list[Path], tmp_path: Path, keyword: str) -> None:
     edit(series, **{keyword: "1.2.3"})
@@ -523,6 +530,17 @@ def zipped(paths: Sequence[Path], path: Path, how: int = zipfile.ZIP_DEFLATED) -
         for member in paths:
             archive.write(member, member.name)
     return path
+
+
+def test_a_zip_that_was_packed_on_windows(series: list[Path], tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        archive.writestr("study\\ser\\", b"")
+        archive.writestr("__MACOSX\\ser\\s000", b"\0\5\x16\7" + bytes(200))
+        for path in series:
+            archive.write(path, f"study\\ser\\{path.name}")
+            archive.writestr(f"study\\ser\\._{path.name}", b"\0\5\x16\7" + bytes(200))
+    (note,) = notes_of(tmp_path / "x.zip", tmp_path)
+    assert "41 × hidden file" in note
 
 
 @pytest.mark.parametrize(
