@@ -512,6 +512,34 @@ def test_a_second_pass_that_is_one_slice_shorter_is_found_by_its_numbers(
     assert "holds 2 passes over the same region (40 images from" in refusal(tmp_path / "series", tmp_path)
 
 
+@pytest.mark.parametrize("names", ["a/{n:03d} b/{n:03d}", "{n} {m}", "IM{n}.dcm IM{m}.dcm", "x{n}y1 x{n}y2"])
+@pytest.mark.parametrize("numbers", [None, 1])
+def test_without_times_and_numbers_the_files_names_tell_two_passes_apart(
+    two_phases: Any, tmp_path: Path, names: str, numbers: int | None
+) -> None:
+    for paths, name in zip(two_phases, names.split(), strict=True):
+        for n, path in enumerate(paths):
+            if numbers is not None:
+                edit([path], InstanceNumber=numbers)
+            target = tmp_path / "series" / name.format(n=n + 1, m=n + 41)
+            target.parent.mkdir(exist_ok=True)
+            path.rename(target)
+    if "y1" in names:  # in the order of space: nothing tells
+        assert notes_of(tmp_path / "series", tmp_path) == ()
+    else:
+        assert "holds 2 passes over the same region (40 images from" in refusal(tmp_path / "series", tmp_path)
+
+
+@pytest.mark.parametrize("name", ["{n}", "IM{n:04d}", "{back}", "a{anew}/{n}", "{shuffled}", "{anew}/{n}"])
+def test_names_of_one_pass(series: list[Path], tmp_path: Path, name: str) -> None:
+    for n, path in enumerate(series):
+        parts = {"n": n, "back": 40 - n, "anew": n % 13, "shuffled": _SHUFFLED[n]}
+        target = tmp_path / "series" / "in" / name.format(**parts)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        path.rename(target)
+    assert notes_of(tmp_path / "series", tmp_path) == ()
+
+
 def test_two_passes_at_the_same_places(series: list[Path], tmp_path: Path) -> None:
     edit(series, AcquisitionNumber=1)
     for path in series:

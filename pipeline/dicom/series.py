@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -31,7 +32,7 @@ LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 REPAIR = "repair these files, or take out what is not of the series"
 MAX_NAMED = 3  # files in a message
 MAX_PASSES = 4  # more turns of the table than that are an arbitrary order
-MIN_PASS_SLICES = 3  # in fewer, the order is chance
+MIN_PASS_SLICES = 5  # in fewer, an order may be chance
 FEW = 0.25  # of the slices: so few may lack a value; of two woven passes, one would lack about half
 
 
@@ -236,12 +237,12 @@ def _check_one_pass(source: DicomSource, slices: Sequence[Slice]) -> None:
         )
         raise VolumeError(
             f"{source.path}: the series holds {len(passes)} passes over the same region ({listed}): put each in a "
-            "folder of its own"
+            "folder of its own, and name one folder"
         )
 
 
 def _overlapping_passes(slices: Sequence[Slice]) -> list[list[Slice]]:
-    """By what the scanner says of a pass, else by the order in time, else by the numbers; empty for a single pass."""
+    """By what the scanner says of a pass, else by time, number, or, without these, name; empty for a single pass."""
     named = _named_passes(slices)
     if _overlap(named):
         return named
@@ -251,7 +252,13 @@ def _overlapping_passes(slices: Sequence[Slice]) -> list[list[Slice]]:
     if len(timed) == 1 and len({s.time for s in slices}) == len(slices):
         return []  # slice after slice from end to end, whatever the numbers are
     numbered = _runs(slices, [s.instance for s in slices])
-    return numbered if _interleaved(numbered) else _numbered_twice(slices)
+    if _interleaved(numbered):
+        return numbered
+    twice = _numbered_twice(slices)
+    if twice or timed or numbered:
+        return twice
+    exported = _runs(slices, _name_ranks(slices))
+    return exported if _interleaved(exported) else []
 
 
 def _named_passes(slices: Sequence[Slice]) -> list[list[Slice]]:
@@ -294,6 +301,18 @@ def _runs(slices: Sequence[Slice], keys: Sequence[float | None]) -> list[list[Sl
             direction = 0
         low_mm, high_mm = group[0].height_mm, group[-1].height_mm
     return runs if len(runs) <= MAX_PASSES else []
+
+
+def _name_ranks(slices: Sequence[Slice]) -> list[int]:
+    """Each slice's place in the order of the files' names, whose numbers need not have leading zeros."""
+
+    def key(n: int) -> list[str | int]:
+        return [
+            int(part) if part.isdecimal() else part for part in re.split(r"([0-9]+)", slices[n].file.name)
+        ]
+
+    ranks = dict(zip(sorted(range(len(slices)), key=key), range(len(slices)), strict=True))
+    return [ranks[n] for n in range(len(slices))]
 
 
 def _interleaved(runs: Sequence[Sequence[Slice]]) -> bool:
