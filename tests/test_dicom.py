@@ -6,7 +6,7 @@ import contextlib
 import os
 import shutil
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -434,24 +434,210 @@ def test_several_series_are_listed_and_one_is_chosen(scan: Any, series: list[Pat
     np.testing.assert_array_equal(found, volume + 1)
 
 
-@pytest.mark.parametrize("how", ["AcquisitionNumber", "ConvolutionKernel", "InstanceNumber", "same places"])
-def test_two_passes_are_not_woven_into_one_volume(
-    scan: Any, series: list[Path], tmp_path: Path, how: str
-) -> None:
+@pytest.fixture
+def two_phases(scan: Any, series: list[Path], tmp_path: Path) -> tuple[list[Path], list[Path]]:
+    """The files of one series that is two phases, the second half a step higher."""
     _, volume, affine = scan
     shifted = affine.copy()
-    shifted[:3, 3] += affine[:3, 2] * (0 if how == "same places" else 0.5)
-    others = write_series(tmp_path / "series" / "b", volume, shifted)
-    edit(others, SeriesInstanceUID=pydicom.dcmread(series[0]).SeriesInstanceUID)
-    edit(others, FrameOfReferenceUID=pydicom.dcmread(series[0]).FrameOfReferenceUID)
-    if how == "InstanceNumber":
-        for n, path in enumerate((*series, *others)):
-            edit([path], InstanceNumber=n + 1)
-    else:
-        keyword = "AcquisitionNumber" if how == "same places" else how
-        edit(series, **{keyword: "1"})
-        edit(others, **{keyword: "2"})
+    shifted[:3, 3] += affine[:3, 2] * 0.5
+    others = write_series(
+        tmp_path / "series" / "b", volume, shifted, names=[f"t{k:03d}" for k in range(len(volume))]
+    )
+    first = pydicom.dcmread(series[0])
+    for keyword in ("SeriesInstanceUID", "FrameOfReferenceUID", "StudyInstanceUID"):
+        edit(others, **{keyword: first[keyword].value})
+    return series, others
+
+
+def each(paths: Sequence[Path], keyword: str, value: Callable[[int], Any]) -> None:
+    for n, path in enumerate(paths):
+        edit([path], **{keyword: value(n)})
+
+
+@pytest.mark.parametrize("keyword", ["AcquisitionNumber", "ConvolutionKernel", "AcquisitionTime"])
+@pytest.mark.parametrize("numbers", ["none", "same", "one after the other"])
+def test_two_passes_are_not_woven_into_one_volume(
+    two_phases: Any, tmp_path: Path, keyword: str, numbers: str
+) -> None:
+    one, other = two_phases
+    edit(one, **{keyword: "101010"})
+    edit(other, **{keyword: "101110"})
+    if numbers == "same":
+        edit([*one, *other], InstanceNumber=1)
+    elif numbers != "none":
+        each([*one, *other], "InstanceNumber", lambda n: n + 1)
+    said = refusal(tmp_path / "series", tmp_path)
+    assert "holds 2 passes over the same region (40 images from " in said
+    assert ": put each in a folder of its own" in said
+
+
+def _clock(n: int, start: str = "1010") -> str:
+    return f"{start}{n // 10:02d}.{n % 10}00000"
+
+
+@pytest.mark.parametrize("back", [False, True], ids=["same way", "back"])
+@pytest.mark.parametrize("lost", [0, 1], ids=["whole", "one slice lacks it"])
+@pytest.mark.parametrize(
+    ("keyword", "first", "second"),
+    [
+        ("InstanceNumber", lambda n: n + 1, lambda n: n + 41),
+        ("InstanceNumber", lambda n: n + 1, lambda n: n + 1),
+        ("AcquisitionTime", _clock, lambda n: _clock(n, "1011")),
+        ("AcquisitionTime", lambda n: _clock(n // 4), lambda n: _clock(n // 4, "1011")),
+        (
+            "AcquisitionDateTime",
+            lambda n: f"20200101{_clock(n)}+0100",
+            lambda n: f"20200101{_clock(n, '1011')}",
+        ),
+    ],
+    ids=["numbers go on", "numbers start anew", "time per slice", "time per shot", "date and time"],
+)
+def test_two_passes_are_told_apart_by_their_order(
+    two_phases: Any, tmp_path: Path, keyword: str, first: Any, second: Any, lost: int, back: bool
+) -> None:
+    one, other = two_phases
+    each(one, keyword, first)
+    each(other[:: -1 if back else 1], keyword, second)
+    if lost:
+        edit(one[20:21], **{keyword: ""})
+    assert "holds 2 passes over the same region (" in refusal(tmp_path / "series", tmp_path)
+
+
+def test_a_second_pass_that_is_one_slice_shorter_is_found_by_its_numbers(
+    two_phases: Any, tmp_path: Path
+) -> None:
+    for paths in two_phases:
+        each(paths, "InstanceNumber", lambda n: n + 1)
+    two_phases[1][-1].unlink()
     assert "holds 2 passes over the same region (40 images from" in refusal(tmp_path / "series", tmp_path)
+
+
+@pytest.mark.parametrize("names", ["a/{n:03d} b/{n:03d}", "{n} {m}", "IM{n}.dcm IM{m}.dcm", "x{n}y1 x{n}y2"])
+@pytest.mark.parametrize("numbers", [None, 1])
+def test_without_times_and_numbers_the_files_names_tell_two_passes_apart(
+    two_phases: Any, tmp_path: Path, names: str, numbers: int | None
+) -> None:
+    for paths, name in zip(two_phases, names.split(), strict=True):
+        for n, path in enumerate(paths):
+            if numbers is not None:
+                edit([path], InstanceNumber=numbers)
+            target = tmp_path / "series" / name.format(n=n + 1, m=n + 41)
+            target.parent.mkdir(exist_ok=True)
+            path.rename(target)
+    if "y1" in names:  # in the order of space: nothing tells
+        assert notes_of(tmp_path / "series", tmp_path) == ()
+    else:
+        assert "holds 2 passes over the same region (40 images from" in refusal(tmp_path / "series", tmp_path)
+
+
+@pytest.mark.parametrize("name", ["{n}", "IM{n:04d}", "{back}", "a{anew}/{n}", "{shuffled}", "{anew}/{n}"])
+def test_names_of_one_pass(series: list[Path], tmp_path: Path, name: str) -> None:
+    for n, path in enumerate(series):
+        parts = {"n": n, "back": 40 - n, "anew": n % 13, "shuffled": _SHUFFLED[n]}
+        target = tmp_path / "series" / "in" / name.format(**parts)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        path.rename(target)
+    assert notes_of(tmp_path / "series", tmp_path) == ()
+
+
+def test_two_passes_at_the_same_places(series: list[Path], tmp_path: Path) -> None:
+    edit(series, AcquisitionNumber=1)
+    for path in series:
+        shutil.copy(path, path.with_name(f"{path.name}b"))
+    assert "are at the same position: delete one of them" in refusal(tmp_path / "series", tmp_path)
+    each([p.with_name(f"{p.name}b") for p in series], "InstanceNumber", lambda n: n + 1)
+    each(series, "InstanceNumber", lambda n: n + 1)
+    assert "are at the same position: delete one of them" in refusal(tmp_path / "series", tmp_path)
+    edit([p.with_name(f"{p.name}b") for p in series], AcquisitionNumber=2)
+    assert "holds 2 passes over the same region (40 images from" in refusal(tmp_path / "series", tmp_path)
+
+
+_SHUFFLED = np.random.default_rng(0).permutation(40).tolist()
+
+
+@pytest.mark.parametrize(
+    ("keyword", "value"),
+    [
+        ("AcquisitionTime", _clock),
+        ("AcquisitionTime", lambda n: _clock(39 - n)),
+        ("AcquisitionTime", lambda n: _clock(n // 4)),
+        ("AcquisitionTime", lambda n: _clock(n // 20)),
+        ("AcquisitionTime", lambda n: _clock((n + 20) % 40)),  # the upper slab first
+        ("AcquisitionTime", lambda n: _clock((0, 2, 1, 3)[n // 10])),  # slabs in any order
+        ("AcquisitionTime", lambda n: _clock(n, "1010" if n < 20 else "0000")),  # past midnight
+        ("AcquisitionTime", lambda n: _clock(n ^ 1 if n in (2, 3, 20, 21) else n)),  # two pairs swapped
+        ("AcquisitionTime", lambda n: _clock(_SHUFFLED[n])),
+        ("AcquisitionTime", lambda n: _clock(_SHUFFLED[n] // 4)),
+        ("AcquisitionTime", lambda _: "101010"),
+        ("AcquisitionTime", lambda _: "noon"),
+        ("AcquisitionTime", lambda n: "101011" if n == 7 else "101010"),
+        ("InstanceNumber", lambda n: _SHUFFLED[n]),
+        ("InstanceNumber", lambda n: n ^ 1 if n in (2, 3, 20, 21) else n),
+        ("InstanceNumber", lambda _: 1),
+        ("InstanceNumber", lambda n: n % 20),  # slabs that are each numbered anew
+        ("InstanceNumber", lambda n: n if n < 20 else 39 - n),
+        ("InstanceNumber", lambda n: n // 20),
+        ("InstanceNumber", lambda n: "" if n == 7 else n),
+        ("InstanceNumber", lambda n: 8 if n == 7 else n),
+    ],
+)
+def test_one_pass_in_any_legitimate_order_is_one_volume(
+    series: list[Path], tmp_path: Path, keyword: str, value: Any
+) -> None:
+    each(series, keyword, value)
+    assert notes_of(tmp_path / "series", tmp_path) == ()
+
+
+def test_numbers_that_occur_twice_do_not_outweigh_times_from_end_to_end(
+    series: list[Path], tmp_path: Path
+) -> None:
+    each(series, "InstanceNumber", lambda n: n // 2)
+    assert "holds 2 passes over the same region" in refusal(tmp_path / "series", tmp_path)
+    each(series, "AcquisitionTime", _clock)
+    assert notes_of(tmp_path / "series", tmp_path) == ()
+
+
+@pytest.mark.parametrize(
+    ("keyword", "usual", "odd"),
+    [
+        ("AcquisitionNumber", "3", ""),
+        ("ConvolutionKernel", "B30f", ""),
+        ("ImageType", "ORIGINAL\\PRIMARY\\AXIAL", ""),
+        ("KVP", "120", "120.0"),
+        ("KVP", "120", "1.2e2"),
+        ("KVP", "", "120"),
+        ("AcquisitionNumber", "3", "+03"),
+        ("PatientName", "A^B", "A^B^^"),
+        ("PatientName", "A^B=C^D", "A^B ^ ^=C^D^="),
+        ("PatientName", "A^B", ""),
+        ("FrameOfReferenceUID", "1.2.3", ""),
+    ],
+)
+@pytest.mark.parametrize("which", [0, 7, 39])
+def test_no_value_and_another_spelling_are_no_other_pass_or_patient(
+    series: list[Path], tmp_path: Path, keyword: str, usual: str, odd: str, which: int
+) -> None:
+    edit(series, **{keyword: usual})
+    edit(series[which : which + 1], **{keyword: odd})
+    assert notes_of(tmp_path / "series", tmp_path) == ()
+
+
+def test_a_value_that_half_of_the_slices_lack_tells_two_passes_apart(two_phases: Any, tmp_path: Path) -> None:
+    edit(two_phases[0], AcquisitionNumber=1)
+    assert "holds 2 passes over the same region (40 images from" in refusal(tmp_path / "series", tmp_path)
+
+
+def test_types_of_images_that_differ_late_tell_two_passes_apart(two_phases: Any, tmp_path: Path) -> None:
+    for paths, energy in zip(two_phases, ("40 KEV", "70 KEV"), strict=True):
+        edit(paths, ImageType=["DERIVED", "SECONDARY", "AXIAL", *["CT_SOM7 SPI DUAL"] * 4, energy])
+    assert "holds 2 passes over the same region (40 images from" in refusal(tmp_path / "series", tmp_path)
+
+
+def test_a_slice_without_pixels_says_what_to_do(series: list[Path], tmp_path: Path) -> None:
+    edit(series[7:8], PixelData=None)
+    said = refusal(tmp_path / "series", tmp_path)
+    assert "s007: its pixels cannot be decoded (The dataset has no 'Pixel Data'" in said
+    assert said.endswith("): export the series again, uncompressed if possible")
 
 
 @pytest.mark.parametrize("keyword", ["PatientID", "PatientName", "StudyInstanceUID"])
@@ -469,6 +655,7 @@ def test_slabs_of_one_pass_are_one_volume(series: list[Path], tmp_path: Path) ->
     """Scanners that stop between slabs number them as acquisitions."""
     edit(series[:20], AcquisitionNumber=1)
     edit(series[20:], AcquisitionNumber=2)
+    edit(series[7:8], AcquisitionNumber="")
     for n, path in enumerate(reversed(series)):
         edit([path], InstanceNumber=n + 1)
     assert notes_of(tmp_path / "series", tmp_path) == ()
@@ -486,6 +673,65 @@ def test_slices_off_the_line_are_refused(series: list[Path], tmp_path: Path, how
             y += 3
         edit([path], ImagePositionPatient=[x, y, z])
     assert "off the straight line of evenly spaced slices" in refusal(tmp_path / "series", tmp_path)
+
+
+@pytest.fixture
+def rounded(scan: Any, tmp_path: Path) -> Callable[[float, str], list[Path]]:
+    """Writes a series of a spacing and plane, with positions of one decimal."""
+    _, volume, affine = scan
+
+    def write(step_mm: float, plane: str) -> list[Path]:
+        at = affine @ np.diag([1, 1, step_mm / np.linalg.norm(affine[:3, 2]), 1])
+        if plane == "tilted gantry":
+            at[1, 2] += 0.3 * step_mm
+        elif plane == "oblique":
+            at = nib.affines.from_matvec(nib.eulerangles.euler2mat(0.2, 0.3, 0.25)) @ at
+        paths = write_series(tmp_path / "series", volume, at, names=[f"s{k:03d}" for k in range(len(volume))])
+        for path in paths:
+            found = pydicom.dcmread(path).ImagePositionPatient
+            edit([path], ImagePositionPatient=[f"{float(v):.1f}" for v in found])
+        return paths
+
+    return write
+
+
+@pytest.mark.parametrize("plane", ["axial", "tilted gantry", "oblique"])
+@pytest.mark.parametrize("step_mm", [0.3, 0.5, 0.625, 0.67, 0.75, 1.25, 3.27])
+def test_positions_of_one_decimal_are_evenly_spaced(
+    rounded: Any, tmp_path: Path, step_mm: float, plane: str
+) -> None:
+    paths = rounded(step_mm, plane)
+    assert notes_of(tmp_path / "series", tmp_path) == ()
+    zooms = nib.Nifti1Image.from_filename(tmp_path / "out.nii").header.get_zooms()
+    tilt = 1.09**0.5 if plane == "tilted gantry" else 1
+    assert zooms[2] == pytest.approx(step_mm * tilt, abs=0.2 / (len(paths) - 1))
+    for gone in (1, 20, 38):
+        paths[gone].rename(tmp_path / "away")
+        assert (
+            f"1 slice is missing between {paths[gone - 1].name} and {paths[gone + 1].name}: "
+            in refusal_again(tmp_path / "series", tmp_path)
+        )
+        (tmp_path / "away").rename(paths[gone])
+
+
+def refusal_again(source: Path, tmp_path: Path) -> str:
+    (tmp_path / "out.nii").unlink(missing_ok=True)
+    return refusal(source, tmp_path)
+
+
+def test_a_slice_off_its_place_is_found_between_close_ones(rounded: Any, tmp_path: Path) -> None:
+    paths = rounded(0.5, "axial")
+    x, y, z = map(float, pydicom.dcmread(paths[13]).ImagePositionPatient)
+    edit(paths[13:14], ImagePositionPatient=[x, y, f"{z + 0.2:.1f}"])
+    assert "the slices are not evenly spaced between s012 and s013" in refusal(tmp_path / "series", tmp_path)
+
+
+def test_steps_that_no_rounding_explains_are_uneven(rounded: Any, tmp_path: Path) -> None:
+    paths = rounded(0.5, "axial")
+    for path in paths[1::2]:  # such as two phases, 0.2 mm apart
+        x, y, z = map(float, pydicom.dcmread(path).ImagePositionPatient)
+        edit([path], ImagePositionPatient=[x, y, f"{z - 0.08:.2f}"])
+    assert "the slices are not evenly spaced between" in refusal(tmp_path / "series", tmp_path)
 
 
 def test_another_frame_of_reference_is_refused(series: list[Path], tmp_path: Path) -> None:
@@ -523,6 +769,17 @@ def zipped(paths: Sequence[Path], path: Path, how: int = zipfile.ZIP_DEFLATED) -
         for member in paths:
             archive.write(member, member.name)
     return path
+
+
+def test_a_zip_that_was_packed_on_windows(series: list[Path], tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        archive.writestr("study\\ser\\", b"")
+        archive.writestr("__MACOSX\\ser\\s000", b"\0\5\x16\7" + bytes(200))
+        for path in series:
+            archive.write(path, f"study\\ser\\{path.name}")
+            archive.writestr(f"study\\ser\\._{path.name}", b"\0\5\x16\7" + bytes(200))
+    (note,) = notes_of(tmp_path / "x.zip", tmp_path)
+    assert "41 × hidden file" in note
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from pipeline.dicom import convert_series
 pydicom = pytest.importorskip("pydicom")
 hd = pytest.importorskip("highdicom")
 
-from test_dicom import LPS_TO_RAS, write_series  # noqa: E402 (it skips without pydicom, too)
+from test_dicom import LPS_TO_RAS, edit, write_series  # noqa: E402 (it skips without pydicom, too)
 
 SHAPE_KJI = (9, 12, 10)
 AFFINE = np.array(
@@ -300,3 +301,107 @@ def test_a_series_that_cannot_be_referred_to(tmp_path: Path) -> None:
         dataset.save_as(path)
     with pytest.raises(VolumeError, match="lacks FrameOfReferenceUID, which a segmentation refers to"):
         write_dicom_seg(target, series=series, label=label)
+
+
+@pytest.mark.parametrize("uid", [lambda _: "1.2.3", lambda k: f"1.2.{k // 2}"], ids=["one for all", "pairs"])
+def test_slices_that_share_a_uid_cannot_be_referred_to(tmp_path: Path, uid: Callable[[int], str]) -> None:
+    series, label, target = written(tmp_path, hand_made_label())
+    for k, path in enumerate(sorted(series.iterdir())):
+        edit([path], SOPInstanceUID=uid(k))
+    with pytest.raises(VolumeError, match=r"IM0000.dcm and IM000\d.dcm have the same SOPInstanceUID"):
+        write_dicom_seg(target, series=series, label=label)
+    assert not target.exists()
+
+
+@pytest.fixture
+def phantom_series(tiny_world: TinyWorld, tmp_path: Path) -> list[Path]:
+    """The files of a series that a network can segment."""
+    image = nib.Nifti1Image.from_filename(tiny_world.raw / "imagesTr" / "liver_0.nii.gz")
+    volume = np.asarray(image.dataobj).astype(np.int16).transpose(2, 1, 0)
+    return write_series(tmp_path / "CT_7", volume, np.asarray(image.affine))
+
+
+@pytest.mark.parametrize(
+    ("keyword", "value", "words"),
+    [
+        ("SOPInstanceUID", "1.2.3", "have the same SOPInstanceUID"),
+        ("SOPInstanceUID", None, "lacks SOPInstanceUID"),
+        ("StudyInstanceUID", None, "lacks StudyInstanceUID"),
+    ],
+)
+def test_what_cannot_be_referred_to_is_found_before_anything_is_written(
+    run: Run,
+    phantom_series: list[Path],
+    tiny_run: Path,
+    tmp_path: Path,
+    keyword: str,
+    value: str | None,
+    words: str,
+) -> None:
+    edit(phantom_series, **{keyword: value})
+    out = tmp_path / "out"
+    result = run("predict", tiny_run, tmp_path / "CT_7", "--out", out, "--dicom-seg")
+    assert result.exit_code == 1
+    assert words in " ".join(result.output.split())
+    assert "or leave out --dicom-seg" in " ".join(result.output.split())
+    assert not list(out.glob("*CT_7*"))
+
+
+def test_a_series_that_is_forced_has_a_segmentation(
+    run: Run, phantom_series: list[Path], tiny_run: Path, tmp_path: Path
+) -> None:
+    edit(phantom_series, RescaleSlope=None, RescaleIntercept=None)
+    out = tmp_path / "out"
+    result = run("predict", tiny_run, tmp_path / "CT_7", "--out", out, "--dicom-seg", "--force")
+    assert result.exit_code == 0, result.output
+    assert {p.name for p in out.iterdir()} == {"CT_7.nii.gz", "CT_7_seg.dcm"}
+
+
+def test_nothing_of_the_patient_is_logged(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, recwarn: pytest.WarningsRecorder
+) -> None:
+    series, label, target = written(tmp_path, np.zeros(SHAPE_KJI, dtype=np.uint8))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        edit(list(series.iterdir()), PatientName="Smith John" * 10, AccessionNumber="4" * 30)
+    recwarn.clear()
+    caplog.clear()
+    write_dicom_seg(target, series=series, label=label)
+    assert not [r for r in caplog.records if r.name.startswith("highdicom")]  # pydicom's go nowhere
+    assert not recwarn.list
+    assert pydicom.dcmread(target).PatientName == "Smith John" * 10
+
+
+@pytest.mark.parametrize(
+    ("keyword", "value"),
+    [
+        ("PatientBirthDate", "unknown"),
+        ("StudyDate", "2020-13-45"),
+        ("StudyTime", "noon"),
+        ("PatientSex", "unknown"),
+        ("PatientSex", "W"),
+        ("StudyID", "4" * 40),
+        ("PatientID", "4" * 80),
+    ],
+)
+def test_a_value_of_the_patient_that_cannot_be_does_not_stop_it(
+    tmp_path: Path, keyword: str, value: str
+) -> None:
+    series, label, target = written(tmp_path, hand_made_label())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        edit(list(series.iterdir()), **{keyword: value})
+    write_dicom_seg(target, series=series, label=label)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert pydicom.dcmread(target)[keyword].value in ("", None, value)
+
+
+def test_the_patient_of_most_slices_is_its_patient(tmp_path: Path) -> None:
+    series, label, target = written(tmp_path, hand_made_label())
+    paths = list(series.iterdir())
+    edit(paths, PatientName="A^B", PatientID="7")
+    edit([p for p in paths if p.name == "IM0000.dcm"], PatientName="", PatientID="")  # the lowest slice
+    write_dicom_seg(target, series=series, label=label)
+    segmentation = pydicom.dcmread(target)
+    assert (segmentation.PatientName, segmentation.PatientID) == ("A^B", "7")

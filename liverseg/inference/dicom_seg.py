@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import re
+import warnings
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -61,10 +63,23 @@ _XYZ_OF_SRGB = np.array(
     ]
 )
 _WHITE_XYZ = np.array([0.96422, 1.0, 0.82521])
+REMEDY = "take the series as the scanner or the PACS gives it, or leave out --dicom-seg"
 SAME_POSITION_MM = 0.1  # a NIfTI affine is float32
 
 
-def write_dicom_seg(path: Path, *, series: Path, label: Path, uid: str | None = None) -> None:
+def require_referable(series: Path, *, uid: str | None = None, force: bool = False) -> None:
+    """Refuse a series that ``write_dicom_seg`` could not refer to, before anything is computed for it.
+
+    Raises:
+        VolumeError: The series cannot be read, or its files lack what a segmentation refers to, or share a UID.
+    """
+    with DicomSource.open(series) as source:
+        _source_headers(source, read_series(source, uid=uid, force=force).slices)
+
+
+def write_dicom_seg(
+    path: Path, *, series: Path, label: Path, uid: str | None = None, force: bool = False
+) -> None:
     """Write the label of a series as two binary segments, 1 liver and 2 tumour, that do not overlap.
 
     Frames without a voxel of their segment are left out, except for a label without any voxel, which keeps all of
@@ -77,18 +92,40 @@ def write_dicom_seg(path: Path, *, series: Path, label: Path, uid: str | None = 
         series: Folder or zip of one CT series.
         label: NIfTI file on the grid of that series as ``pipeline.dicom.convert_series`` gives it.
         uid: SeriesInstanceUID of the series; needed where there are several.
+        force: Take what is not CT, and values without a rescale slope, as ``convert_series`` did for the label.
 
     Raises:
         VolumeError: highdicom is not installed, or the series or the label cannot be read, or the series lacks
-            what a segmentation refers to.
+            what a segmentation refers to, or its slices share a UID.
         LabelError: The label is of another series, or holds other values than 0, 1 and 2.
     """
     hd = require_highdicom()
     with DicomSource.open(series) as source:
-        slices = read_series(source, uid=uid).slices
+        slices = read_series(source, uid=uid, force=force).slices
         label_kji = _read_label(label, slices)
         sources = _source_headers(source, slices)
-    segmentation = hd.seg.Segmentation(
+    with warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore"
+        )  # such as of a value that is longer than DICOM allows: it is copied as it is
+        segmentation = _segmentation(hd, sources, label_kji)
+        with replacing(path) as file:
+            segmentation.save_as(file)
+
+
+def require_highdicom() -> Any:
+    """The library that writes segmentations; raises VolumeError where it is not installed."""
+    try:
+        import highdicom
+    except ImportError:
+        raise VolumeError(NOT_INSTALLED) from None
+    # It would log a patient's name that has no caret, and that all frames of an empty segmentation are kept.
+    logging.getLogger("highdicom").setLevel(logging.ERROR)
+    return highdicom
+
+
+def _segmentation(hd: Any, sources: Sequence[Any], label_kji: NDArray[np.uint8]) -> Any:
+    return hd.seg.Segmentation(
         source_images=sources,
         pixel_array=label_kji,
         segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
@@ -104,17 +141,6 @@ def write_dicom_seg(path: Path, *, series: Path, label: Path, uid: str | None = 
         content_description="Liver and liver tumours",
         series_description="liverseg: liver and liver tumours",
     )
-    with replacing(path) as file:
-        segmentation.save_as(file)
-
-
-def require_highdicom() -> Any:
-    """The library that writes segmentations; raises VolumeError where it is not installed."""
-    try:
-        import highdicom
-    except ImportError:
-        raise VolumeError(NOT_INSTALLED) from None
-    return highdicom
 
 
 def _segments(hd: Any) -> list[Any]:
@@ -189,7 +215,22 @@ def _source_headers(source: DicomSource, slices: Sequence[Slice]) -> list[Any]:
     in the files themselves need not be true.
     """
     step_mm = (slices[-1].height_mm - slices[0].height_mm) / (len(slices) - 1)
-    return [_source_header(source, s, step_mm=step_mm) for s in slices]
+    with warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore"
+        )  # such as of a value that is longer than DICOM allows: it is copied as it is
+        headers = [_source_header(source, s, step_mm=step_mm) for s in slices]
+    first: dict[str, Slice] = {}
+    for s, header in zip(slices, headers, strict=True):
+        other = first.setdefault(str(header.SOPInstanceUID), s)
+        if other is not s:
+            raise VolumeError(
+                f"{source.path}: {other.file.name} and {s.file.name} have the same SOPInstanceUID, so that a "
+                f"segmentation cannot refer to one of them: {REMEDY}"
+            )
+    for name in COPIED:  # highdicom copies from the first alone, where a value may be blank
+        headers[0][name] = next((h[name] for h in headers if h[name].value), headers[0][name])
+    return headers
 
 
 def _source_header(source: DicomSource, s: Slice, *, step_mm: float) -> Any:
@@ -200,8 +241,7 @@ def _source_header(source: DicomSource, s: Slice, *, step_mm: float) -> Any:
     missing = [name for name in REFERRED if not header.get(name)]
     if missing:
         raise VolumeError(
-            f"{source.path}: {s.file.name} lacks {', '.join(missing)}, which a segmentation refers to: "
-            "take the series as the scanner or the PACS gives it, or leave out --dicom-seg"
+            f"{source.path}: {s.file.name} lacks {', '.join(missing)}, which a segmentation refers to: {REMEDY}"
         )
     reduced = pydicom.Dataset()
     reduced.file_meta = header.file_meta
@@ -209,10 +249,23 @@ def _source_header(source: DicomSource, s: Slice, *, step_mm: float) -> Any:
     for name in (*REFERRED, *GEOMETRY, *COPIED, *COPIED_IF_THERE):
         if name in header:
             reduced[name] = header[name]
-        elif name in COPIED:
+    for name in COPIED:
+        if name not in reduced or not _is_readable(reduced, name):
             setattr(reduced, name, None)
     reduced.SpacingBetweenSlices = reduced.SliceThickness = f"{step_mm:.10g}"
     return reduced
+
+
+def _is_readable(header: Any, name: str) -> bool:
+    """Whether a value can be copied: highdicom stops at a date, a time or a sex that is none in DICOM."""
+    from pydicom.valuerep import DA, TM
+
+    try:
+        value = header[name].value or ""
+        {"DA": DA, "TM": TM}.get(header[name].VR, str)(value)
+        return name != "PatientSex" or value in ("", "M", "F", "O")
+    except Exception:  # pydicom converts a value when it is asked for, and raises what its parser runs into
+        return False
 
 
 def _read_label(label: Path, slices: Sequence[Slice]) -> NDArray[np.uint8]:

@@ -16,7 +16,7 @@ from data_cache.geometry import Box
 from data_cache.outputs import Mark, json_mark, nifti_mark, png_mark, require_replaceable, write_signed_json
 from data_cache.text import visible
 from liverseg.inference.calibration import Calibration
-from liverseg.inference.dicom_seg import SEG_MARK, SUFFIX, write_dicom_seg
+from liverseg.inference.dicom_seg import SEG_MARK, SUFFIX, require_referable, write_dicom_seg
 from liverseg.inference.inputs import NiftiScan, ScanInput
 from liverseg.inference.plausible import judge_segmentation
 from liverseg.inference.segment import Predictor, ScanSegmentation, segment
@@ -175,6 +175,8 @@ def predict_stages(
         # Not Path.resolve, which raises on a loop of links.
         if os.path.realpath(label) == os.path.realpath(scan.path):
             raise VolumeError(f"{scan.path}: its label would overwrite it: name another --out")
+        if options.dicom_seg:
+            require_referable(scan.path, uid=options.series, force=options.force)
         open_s = time.perf_counter() - started
         yield held_bytes(nifti.path)
         started = time.perf_counter()
@@ -304,6 +306,7 @@ def _write_beside(
             series=scan.path,
             label=prediction.label,
             uid=options.series,
+            force=options.force,
         )
     if options.preview:
         _draw_preview(stem.with_name(f"{scan.name}.png"), nifti.path, held, found, prediction)

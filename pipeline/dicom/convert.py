@@ -56,7 +56,8 @@ def _hu_slices(source: DicomSource, slices: Sequence[Slice]) -> Iterator[NDArray
         ) as failure:  # whatever the decoder of its compression runs into, or that there is none
             reason = (str(failure).splitlines() or [type(failure).__name__])[0]
             raise VolumeError(
-                f"{source.path}: {s.file.name}: its pixels cannot be decoded: {reason}"
+                f"{source.path}: {s.file.name}: its pixels cannot be decoded ({reason.rstrip('.')}): export the "
+                "series again, uncompressed if possible"
             ) from failure
         yield np.clip(np.rint(hu_ji), *HU_RANGE).astype(np.int16)[None]
 

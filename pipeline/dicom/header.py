@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -47,9 +49,10 @@ class Slice:
         pixel_mm: Distance between rows, then between columns.
         shape_ji: Rows and columns.
         slope, intercept: HU = stored value * slope + intercept.
-        acquisition: Values of ``PASS_KEYWORDS``.
-        subject: Values of ``SUBJECT_KEYWORDS``.
+        acquisition: Values of ``PASS_KEYWORDS``, in one spelling, empty where the file has none.
+        subject: Values of ``SUBJECT_KEYWORDS``, likewise.
         instance: Number of the image in its series, None where the file has none.
+        time: When the acquisition of its data started, as the number HHMMSS, None where the file has none.
         rounding: How far the file's direction vectors are from orthogonal unit vectors.
     """
 
@@ -66,13 +69,19 @@ class Slice:
     acquisition: tuple[str, ...]
     subject: tuple[str, ...]
     instance: int | None
+    time: float | None
     rounding: float
+
+    @property
+    def normal(self) -> tuple[float, float, float]:
+        """Unit vector across the slice, in LPS+."""
+        a, b, c, d, e, f = self.orientation
+        return b * f - c * e, c * d - a * f, a * e - b * d
 
     @property
     def height_mm(self) -> float:
         """Position along the normal of the slice."""
-        row, column = np.reshape(self.orientation, (2, 3))
-        return float(np.cross(row, column) @ np.array(self.position_mm))
+        return sum(n * x for n, x in zip(self.normal, self.position_mm, strict=True))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -204,9 +213,10 @@ def _slice(file: DicomFile, header: Any, series: str, *, force: bool) -> Slice:
         shape_ji=_shape(header),
         slope=slope,
         intercept=intercept,
-        acquisition=tuple(_text(header, keyword) for keyword in PASS_KEYWORDS),
-        subject=tuple(_text(header, keyword) for keyword in SUBJECT_KEYWORDS),
+        acquisition=tuple(_comparable(header, keyword) for keyword in PASS_KEYWORDS),
+        subject=tuple(_comparable(header, keyword) for keyword in SUBJECT_KEYWORDS),
         instance=_instance(header),
+        time=_time(header),
         rounding=rounding,
     )
 
@@ -281,6 +291,27 @@ def _instance(header: Any) -> int | None:
     return int(text) if text.lstrip("-").isascii() and text.lstrip("-").isdigit() else None
 
 
+def _time(header: Any) -> float | None:
+    clock = _text(header, "AcquisitionTime") or _text(header, "AcquisitionDateTime")[8:]
+    digits = re.match(r"\d{6}(\.\d+)?", clock.replace(":", ""))  # colons: ACR-NEMA; a zone may follow
+    return float(digits.group()) if digits else None
+
+
+def _comparable(header: Any, keyword: str) -> str:
+    """A value in one of the spellings that DICOM calls equal: of numbers, and of names with empty parts at their end."""
+    import pydicom.datadict
+
+    text = _whole_text(header, keyword)
+    kind = pydicom.datadict.dictionary_VR(keyword)
+    if kind == "PN":
+        groups = ("^".join(map(str.strip, group.split("^"))).rstrip("^") for group in text.split("="))
+        return "=".join(groups).rstrip("=")
+    if kind in ("DS", "IS"):
+        with contextlib.suppress(ValueError):  # what is no number is compared as it reads
+            return str(float(text))
+    return text
+
+
 def _numbers(header: Any, keyword: str, n: int) -> tuple[float, ...]:
     """Exactly ``n`` finite numbers."""
     if keyword not in header:
@@ -303,9 +334,13 @@ def _is_several(value: object) -> bool:
 
 def _text(header: Any, keyword: str) -> str:
     """A value as it reads, short; empty where there is none, or none that can be decoded."""
+    return _whole_text(header, keyword)[:80]
+
+
+def _whole_text(header: Any, keyword: str) -> str:
     try:
         value = header[keyword].value if keyword in header else None
-        return "" if value is None else str(value).strip().strip("\0")[:80]
+        return "" if value is None else str(value).strip().strip("\0")
     except Exception:  # as above: pydicom's parsers raise what they run into, and this only words a message
         return ""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -26,11 +27,13 @@ from pipeline.dicom.source import AGAIN, UNPACK, DicomSource
 
 SAME_MM = 0.01  # closer slices are at one and the same position
 UNEVEN = 0.1  # of the spacing: more than that off is a missing slice, or not an evenly spaced series
-ROUNDED_MM = 0.1  # scanners write positions with one to six decimals
+ROUNDED_MM = 0.1  # positions are written with one to six decimals: with one, a step may be off by so much
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 REPAIR = "repair these files, or take out what is not of the series"
 MAX_NAMED = 3  # files in a message
-MAX_PASSES = 4  # more turns of the table than that are an arbitrary numbering
+MAX_PASSES = 4  # more turns of the table than that are an arbitrary order
+MIN_PASS_SLICES = 5  # in fewer, an order may be chance
+FEW = 0.25  # of the slices: so few may lack a value; of two woven passes, one would lack about half
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -227,33 +230,117 @@ def _check_one_subject(source: DicomSource, slices: Sequence[Slice]) -> None:
 
 def _check_one_pass(source: DicomSource, slices: Sequence[Slice]) -> None:
     """Two passes over the same region, such as two phases, must not be woven into one volume."""
+    passes = _overlapping_passes(slices)
+    if passes:
+        listed = "; ".join(
+            f"{pluralise(len(p), 'image')} from {p[0].file.name} to {p[-1].file.name}" for p in passes
+        )
+        raise VolumeError(
+            f"{source.path}: the series holds {len(passes)} passes over the same region ({listed}): put each in a "
+            "folder of its own, and name one folder"
+        )
+
+
+def _overlapping_passes(slices: Sequence[Slice]) -> list[list[Slice]]:
+    """By what the scanner says of a pass, else by time, number, or, without these, name; empty for a single pass."""
+    named = _named_passes(slices)
+    if _overlap(named):
+        return named
+    timed = _runs(slices, [s.time for s in slices])
+    if _interleaved(timed):
+        return timed
+    if len(timed) == 1 and len({s.time for s in slices}) == len(slices):
+        return []  # slice after slice from end to end, whatever the numbers are
+    numbered = _runs(slices, [s.instance for s in slices])
+    if _interleaved(numbered):
+        return numbered
+    twice = _numbered_twice(slices)
+    if twice or timed or numbered:
+        return twice
+    exported = _runs(slices, _name_ranks(slices))
+    return exported if _interleaved(exported) else []
+
+
+def _named_passes(slices: Sequence[Slice]) -> list[list[Slice]]:
+    """Slices by their values of ``PASS_KEYWORDS``, without the few that lack one: they are of some pass, too."""
+    lacking = [
+        values.count("") / len(values) for values in zip(*(s.acquisition for s in slices), strict=True)
+    ]
     passes: dict[tuple[str, ...], list[Slice]] = defaultdict(list)
     for s in slices:
-        passes[s.acquisition].append(s)
-    if len(passes) == 1:
-        passes = {(f"run {n}",): run for n, run in enumerate(_runs(slices), 1)}
-    if not _overlap(list(passes.values())):
-        return
-    listed = "; ".join(
-        f"{pluralise(len(p), 'image')} from {p[0].file.name} to {p[-1].file.name}" for p in passes.values()
-    )
-    raise VolumeError(
-        f"{source.path}: the series holds {len(passes)} passes over the same region ({listed}): put each in a folder "
-        "of its own"
+        if all(value or not 0 < share < FEW for value, share in zip(s.acquisition, lacking, strict=True)):
+            told = (v for v, share in zip(s.acquisition, lacking, strict=True) if share <= 1 - FEW)
+            passes[tuple(told)].append(s)
+    return list(passes.values())
+
+
+def _runs(slices: Sequence[Slice], keys: Sequence[float | None]) -> list[list[Slice]]:
+    """Slices in the order of their keys, cut where the position turns, jumps back, or is one that was passed already.
+
+    Empty where the keys say nothing: too few slices have one, all have the same, or the order is arbitrary.
+
+    Args:
+        slices: Sorted by position. Those with the same key stay together: they lie side by side in a single pass.
+        keys: A time or number per slice.
+    """
+    groups: dict[float, list[Slice]] = defaultdict(list)
+    for s, key in zip(slices, keys, strict=True):
+        if key is not None:
+            groups[key].append(s)
+    if len(groups) < 2 or keys.count(None) >= FEW * len(keys):
+        return []
+    runs: list[list[Slice]] = []
+    direction, low_mm, high_mm = 0, 0.0, 0.0
+    for _, group in sorted(groups.items()):
+        step = int(group[0].height_mm > high_mm) - int(group[-1].height_mm < low_mm)
+        if runs and step and step * direction >= 0:
+            runs[-1] += group
+            direction = step
+        else:
+            runs.append(list(group))
+            direction = 0
+        low_mm, high_mm = group[0].height_mm, group[-1].height_mm
+    return runs if len(runs) <= MAX_PASSES else []
+
+
+def _name_ranks(slices: Sequence[Slice]) -> list[int]:
+    """Each slice's place in the order of the files' names, whose numbers need not have leading zeros."""
+
+    def key(n: int) -> list[str | int]:
+        return [
+            int(part) if part.isdecimal() else part for part in re.split(r"([0-9]+)", slices[n].file.name)
+        ]
+
+    ranks = dict(zip(sorted(range(len(slices)), key=key), range(len(slices)), strict=True))
+    return [ranks[n] for n in range(len(slices))]
+
+
+def _interleaved(runs: Sequence[Sequence[Slice]]) -> bool:
+    """Whether the slices of one run mostly lie between those of another, as those of two slabs do not."""
+    return any(
+        _changes(one, other) > min(len(one), len(other)) >= MIN_PASS_SLICES
+        for one, other in itertools.combinations(runs, 2)
     )
 
 
-def _runs(slices: Sequence[Slice]) -> list[list[Slice]]:
-    """Slices by number, cut where the position jumps back; one run where the numbers say nothing."""
-    if any(s.instance is None for s in slices) or len({s.instance for s in slices}) < len(slices):
-        return [list(slices)]
-    numbered = sorted(slices, key=lambda s: s.instance or 0)
-    steps_mm = np.diff([s.height_mm for s in numbered])
-    back = np.flatnonzero(steps_mm * np.sign(np.median(steps_mm)) < 0) + 1
-    if len(back) >= MAX_PASSES:
-        return [list(slices)]
-    ends = [0, *back.tolist(), len(numbered)]
-    return [numbered[start:stop] for start, stop in itertools.pairwise(ends)]
+def _changes(one: Sequence[Slice], other: Sequence[Slice]) -> int:
+    """How often the next slice in space is of the other run."""
+    merged = sorted((round(s.height_mm / SAME_MM), n) for n, run in enumerate((one, other)) for s in run)
+    return sum(a[1] != b[1] for a, b in itertools.pairwise(merged))
+
+
+def _numbered_twice(slices: Sequence[Slice]) -> list[list[Slice]]:
+    """The passes where most image numbers occur twice or more; empty for slabs that are each numbered anew."""
+    numbers = [s.instance for s in slices if s.instance is not None]
+    n_passes = max(Counter(numbers).values(), default=1)
+    # Equal passes, of which one may lack a slice: others are not spaced evenly when they are woven.
+    often = 1 < len(set(numbers)) <= (len(numbers) + 1) / 2
+    steps = np.sign(np.diff(numbers))
+    slabs = np.count_nonzero(np.diff(steps)) <= 2 * (n_passes - 1)  # two changes at the boundary of two slabs
+    copies = any(above.height_mm - below.height_mm <= SAME_MM for below, above in itertools.pairwise(slices))
+    if not often or n_passes > MAX_PASSES or slabs or copies:
+        return []
+    return [list(slices[n::n_passes]) for n in range(n_passes)]
 
 
 def _overlap(passes: Sequence[Sequence[Slice]]) -> bool:
@@ -262,6 +349,16 @@ def _overlap(passes: Sequence[Sequence[Slice]]) -> bool:
 
 
 # ---- geometry
+
+
+def _check_one_frame(source: DicomSource, slices: Sequence[Slice]) -> None:
+    framed = [s for s in slices if s.frame_of_reference]
+    for s in framed:
+        if s.frame_of_reference != framed[0].frame_of_reference:
+            raise VolumeError(
+                f"{source.path}: {s.file.name} has another frame of reference than {framed[0].file.name}: their "
+                "positions cannot be compared"
+            )
 
 
 def _check_geometry(source: DicomSource, slices: Sequence[Slice]) -> None:
@@ -273,11 +370,7 @@ def _check_geometry(source: DicomSource, slices: Sequence[Slice]) -> None:
             )
         if not np.allclose(s.orientation, first.orientation, atol=1e-3):
             raise VolumeError(f"{source.path}: {s.file.name} lies in another plane than {first.file.name}")
-        if s.frame_of_reference != first.frame_of_reference:
-            raise VolumeError(
-                f"{source.path}: {s.file.name} has another frame of reference than {first.file.name}: their "
-                "positions cannot be compared"
-            )
+    _check_one_frame(source, slices)
     faults = list(_spacing_faults(slices)) or list(_line_faults(slices))
     if faults:
         more = f" and {len(faults) - MAX_NAMED} more" if len(faults) > MAX_NAMED else ""
@@ -287,15 +380,23 @@ def _check_geometry(source: DicomSource, slices: Sequence[Slice]) -> None:
 def _spacing_faults(slices: Sequence[Slice]) -> Iterator[str]:
     steps_mm = np.diff([s.height_mm for s in slices])
     usual_mm = float(np.median(steps_mm[steps_mm > SAME_MM])) if (steps_mm > SAME_MM).any() else 0.0
+    rounded_mm = _rounded_mm(slices) + SAME_MM
     for below, above, step_mm in zip(slices, slices[1:], steps_mm, strict=False):
         names = f"{below.file.name} and {above.file.name}"
         if step_mm <= SAME_MM:
             yield f"{names} are at the same position: delete one of them"
-        elif abs(step_mm - usual_mm) > UNEVEN * usual_mm:
+        elif abs(step_mm - usual_mm) > max(UNEVEN * usual_mm, rounded_mm):
             missing = round(float(step_mm) / usual_mm) - 1
             missed = f"{pluralise(missing, 'slice')} {'is' if missing == 1 else 'are'} missing"
             what = missed if missing > 0 else "the slices are not evenly spaced"
             yield f"{what} between {names}: {step_mm:.2f} mm apart, the others {usual_mm:.2f} mm"
+
+
+def _rounded_mm(slices: Sequence[Slice]) -> float:
+    """How far rounding may put a step off: by a tenth along each coordinate that has one decimal in all slices."""
+    tenths = np.array([s.position_mm for s in slices]) / ROUNDED_MM
+    coarse = (np.abs(tenths - np.rint(tenths)) < 1e-6).all(axis=0)
+    return ROUNDED_MM * float(np.abs(slices[0].normal) @ coarse)
 
 
 def _line_faults(slices: Sequence[Slice]) -> Iterator[str]:
@@ -305,7 +406,8 @@ def _line_faults(slices: Sequence[Slice]) -> Iterator[str]:
     step_mm = float(np.linalg.norm(line_mm[1] - line_mm[0]))
     off_mm = np.linalg.norm(positions_mm - line_mm, axis=1)
     worst = int(np.argmax(off_mm))
-    if off_mm[worst] > max(ROUNDED_MM, UNEVEN * step_mm):
+    rounded_mm = ROUNDED_MM + SAME_MM
+    if off_mm[worst] > UNEVEN * step_mm and (np.abs(positions_mm - line_mm) > rounded_mm).any():
         yield (
             f"{slices[worst].file.name} lies {off_mm[worst]:.1f} mm off the straight line of evenly spaced slices "
             f"from {slices[0].file.name} to {slices[-1].file.name} (did the table move, or the pitch change?): "

@@ -79,7 +79,8 @@ class DicomSource:
         """All files, subfolders included, by name."""
         if self._archive is None:
             return sorted(_walk(self.path, self.path, seen=set()), key=lambda file: file.name)
-        members = (info for info in self._archive.infolist() if not info.is_dir())
+        # A zip that was packed on Windows may have backslashes in its names, which zipfile keeps here.
+        members = (i for i in self._archive.infolist() if not i.filename.endswith(("/", "\\")))
         return sorted(
             (DicomFile(name=info.filename, size_bytes=info.file_size) for info in members),
             key=lambda file: file.name,
@@ -177,7 +178,7 @@ _MAGIC = (
 
 def other_kind(name: str, head: bytes) -> str | None:
     """What a file without a DICOM preamble recognizably is; None where it may be a DICOM file."""
-    path = PurePosixPath(name)
+    path = PurePosixPath(name.replace("\\", "/"))
     if any(part.startswith((".", "__MACOSX")) for part in path.parts):
         return "hidden file"
     if path.name.lower() in _OTHER_NAMES or path.suffix.lower() in _OTHER_SUFFIXES:
