@@ -133,20 +133,24 @@ def _listed(meanings: Mapping[int, str]) -> str:
 def label_meanings(content: Mapping[str, Any]) -> dict[int, str] | None:
     """What each value of a label file means: "background", "liver", "tumour" or the listed name; None if unsaid.
 
-    ``{"1": "liver"}`` is the Decathlon's way, ``{"liver": 1}`` nnU-Net's, where a region is ``{"liver": [1, 2]}``.
+    ``{"1": "liver"}`` is the Decathlon's way, ``{"liver": 1}`` nnU-Net's, where a region is ``{"liver": [1, 2]}``; a list
+    names 0, 1, 2 and so on.
     """
     labels = content.get("labels")
+    if isinstance(labels, list) and all(isinstance(name, str) for name in labels):
+        labels = {str(value): name for value, name in enumerate(labels)}
     if not isinstance(labels, dict) or not labels:
         return None
     meanings: dict[int, str] = {}
     # The smallest region first: of "liver" [1, 2] and "tumour" 2, what is left of the liver is 1.
     for key, value in sorted(labels.items(), key=lambda item: _extent(item[1])):
-        if _is_number(key):
-            meanings[int(key)] = _meaning(str(value))
+        number = _number(key)
+        if number is not None:
+            meanings[number] = _meaning(str(value))
             continue
-        for number in value if isinstance(value, list) else [value]:
-            if _is_number(number):
-                meanings.setdefault(int(number), _meaning(str(key)))
+        for number in map(_number, value if isinstance(value, list) else [value]):
+            if number is not None:
+                meanings.setdefault(number, _meaning(str(key)))
     return meanings
 
 
@@ -162,9 +166,10 @@ def swapped_labels(content: Mapping[str, Any]) -> str | None:
     )
 
 
-def _is_number(value: object) -> bool:
-    """Whether this is a label's value; not str.isdigit, which is true of "²" and of more digits than ``int`` takes."""
-    return isinstance(value, int) or re.fullmatch("-?[0-9]{1,18}", str(value)) is not None
+def _number(value: object) -> int | None:
+    """A label's value, however it is spelled: 2, 2.0, "2", " 2 "; None for anything else, such as "²" or 1000 digits."""
+    number = re.fullmatch(r"\s*([-+]?[0-9]{1,18})(\.0*)?\s*", str(value))
+    return None if number is None else int(number[1])
 
 
 def _extent(value: object) -> int:

@@ -29,10 +29,8 @@ BETWEEN_HU = (-600.0, -250.0)  # few voxels of any patient: borders of air and t
 SOFT_HU = (-150.0, 200.0)
 BONE_HU = (300.0, 650.0)
 BRIGHT_HU = 3000.0  # metal fills no half per cent
-OFFSET_SOFT_HU = (
-    900.0,
-    1250.0,
-)  # soft tissue of HU + 1000 or + 1024, and air of HU times -1; in HU only dense bone
+# Soft tissue of HU + 1000 or + 1024, and air of HU times -1; in HU only dense bone.
+OFFSET_SOFT_HU = (900.0, 1250.0)
 LIVER_HU = (-40.0, 400.0)  # severe steatosis is at -30, an enhanced liver at 40 keV at 300
 NARROW_HU = 300.0  # fat to enhanced liver alone is wider
 
@@ -169,8 +167,8 @@ def intensity_doubts(image: Intensities) -> list[Doubt]:
     """Whether the values can be Hounsfield units of a body, judged by their distribution and not by their extremes.
 
     Faults: no fat and no air (values from 0 up, whatever the padding says), next to no soft tissue, values thinner
-    than air that are not padding, no peak of soft tissue, one where HU have dense bone only, or all within ``NARROW_HU``. Without air, or with much that
-    is brighter than bone, they may be HU.
+    than air that are not padding, no peak of soft tissue, one where HU have dense bone only, or all within ``NARROW_HU``.
+    Without air, or with much that is brighter than bone, they may be HU.
     """
     if not image.sample_hu.size:
         return [_fault("the image has no finite voxel", CONVERT)]

@@ -304,7 +304,14 @@ RIGHT = {0: "background", 1: "liver", 2: "tumour"}
         ({"background": 0, "whole liver": [1, 2], "lesion": 2}, RIGHT),
         ({"background": 0, "tumor": 1, "liver": 2}, {0: "background", 1: "tumour", 2: "liver"}),
         ({}, None),
-        (["background", "liver"], None),
+        (["background", "liver"], {0: "background", 1: "liver"}),
+        (["background", "tumour", "liver"], {0: "background", 1: "tumour", 2: "liver"}),
+        (["background", {"name": "liver"}, 2], None),
+        ({"background": 0.0, "liver": 2.0, "tumour": 1.0}, {0: "background", 1: "tumour", 2: "liver"}),
+        ({" 1 ": "tumor", "2 ": "liver", "0": "background"}, {0: "background", 1: "tumour", 2: "liver"}),
+        ({"0.0": "background", "1.0": "liver", "2.0": "tumour"}, RIGHT),
+        ({"background": " 0", "liver": [1.0, 2.0], "tumour": [" 2 "]}, RIGHT),
+        ({"liver": True, "tumour": "2.5", "other": "1e0"}, {}),
         ({"liver": 1.5, "tumor": None}, {}),
         ({"²": "liver", "--1": "x", "9" * 5000: "y", "1": "liver", "tumour": "²"}, {1: "liver"}),
     ],
@@ -335,8 +342,18 @@ def test_whoever_reads_a_data_set_hears_of_foreign_labels(
     assert all(str(said) in note for note in heard)
 
 
-@pytest.mark.parametrize("labels", [{"1": "cancer", "2": "liver"}, {"tumor": 1, "liver": 2}, {"liver": [2]}])
-def test_swapped_labels_stop_everything(tmp_path: Path, labels: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "labels",
+    [
+        {"1": "cancer", "2": "liver"},
+        {"tumor": 1, "liver": 2},
+        {"liver": [2]},
+        ["background", "tumour", "liver"],
+        {"background": 0, "liver": 2.0, "tumour": 1.0},
+        {" 1 ": "tumor", "2 ": "liver", "0": "background"},
+    ],
+)
+def test_swapped_labels_stop_everything(tmp_path: Path, labels: Any) -> None:
     with pytest.raises(
         DataSetError, match=r"liver and tumour are swapped: .*: swap the values in every label"
     ):
