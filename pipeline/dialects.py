@@ -6,8 +6,8 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from data_cache.errors import DataSetError
@@ -21,10 +21,15 @@ TUMOUR_WORDS = ("cancer", "tumor", "tumour", "lesion", "metasta")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pair:
-    """An image and its label, where they lie; either may be missing on disk."""
+    """An image and its label, where they lie; either may be missing on disk.
+
+    Attributes:
+        key: The case's name in dataset.json, where cases have one.
+    """
 
     image: Path
     label: Path
+    key: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +73,7 @@ def read_listing(root: Path) -> Listing:
         tests = [path for path in _volumes(root / "imagesTs") if _is_first_channel(path)]
     moved: list[str] = []
     found = tuple(
-        Pair(image=_on_disk(root, pair.image, moved), label=_on_disk(root, pair.label, moved))
+        replace(pair, image=_on_disk(root, pair.image, moved), label=_on_disk(root, pair.label, moved))
         for pair in pairs
     )
     notes = list(_unlike_ours(content))
@@ -202,11 +207,13 @@ def _keyed_pairs(root: Path, cases: Mapping[str, Any], faults: list[str]) -> Ite
         named = (
             {"image": entry.get("images"), "label": entry.get("label")} if isinstance(entry, dict) else entry
         )
-        yield from _pair(root, named, {case_id: entry}, faults)
+        for pair in _pair(root, named, {case_id: entry}, faults):
+            yield replace(pair, key=case_id.strip())
 
 
 def _pairs_in_folders(root: Path, content: Mapping[str, Any], faults: list[str]) -> Iterator[Pair]:
-    ending = str(content.get("file_ending", SUFFIXES[0]))
+    ending = str(content.get("file_ending", SUFFIXES[0])).strip()
+    ending = ending if ending.startswith(".") else f".{ending}"
     if ending.lower() not in SUFFIXES:
         faults.append(f"file_ending is {ending!r}: expected .nii.gz or .nii: convert the files")
         return
@@ -256,12 +263,25 @@ def _on_disk(root: Path, path: Path, moved: list[str]) -> Path:
     """The listed file, or the one that lies there in its place; ``moved`` gets a line about the latter."""
     if os.path.exists(path):  # not Path.exists, which raises on a name that is too long
         return path
-    windows = root / str(path.relative_to(root)).replace("\\", "/") if path.is_relative_to(root) else path
-    there = next((other for other in (windows, *other_names(windows)) if os.path.exists(other)), None)
+    meant = list(_meant(root, path))
+    there = next((p for m in meant for p in (m, *other_names(m)) if os.path.exists(p)), None)
     if there is None:
-        return windows
+        return next((m for m in meant if os.path.isdir(m.parent)), next(iter(meant), path))
     moved.append(f"{_below(root, path)} is {_below(root, there)}")
     return there
+
+
+def _meant(root: Path, path: Path) -> Iterator[Path]:
+    """What a listed path may mean: itself, one of Windows, one with spaces around it, or, of another machine, its end."""
+    listed = PureWindowsPath(_below(root, path).strip())  # which takes both separators
+    if not path.is_relative_to(root):
+        yield path
+    parts = listed.parts[1:] if listed.anchor else listed.parts
+    # The folder and the name at least: a name alone may be both the image's and the label's.
+    for first in range(max(1, len(parts) - 1)):
+        end = parts[first:]
+        if end and (".." not in end or (first == 0 and not listed.anchor)):
+            yield root.joinpath(*end)
 
 
 def _below(root: Path, path: Path) -> str:
