@@ -20,7 +20,15 @@ from numpy.typing import NDArray
 from data_cache.errors import LabelError, VolumeError
 from data_cache.reader import natural_order
 from pipeline.dialects import FILE
-from pipeline.labels import RULE, describe_values, foreground_and_tumour, wrong_values
+from pipeline.labels import (
+    EXCHANGE,
+    RULE,
+    describe_values,
+    exchanged,
+    foreground_and_tumour,
+    look_swapped,
+    wrong_values,
+)
 from pipeline.listing import Finding, Scan, check_listing
 from pipeline.names import nearby
 from pipeline.nifti import CorruptStreamError, VolumeHeader, VolumeStream
@@ -207,7 +215,9 @@ def _read_label(path: Path, use_stdlib: bool) -> _LabelFacts:
 
 def _label_findings(scan: Scan, root: Path, label: _LabelFacts, image: ImageFacts | None) -> list[Finding]:
     found = []
-    if label.wrong_values:
+    if label.wrong_values and look_swapped(scan.image, label.header.path):
+        found.append(_fault(scan, _relative(exchanged(scan.image, label.header.path), root), EXCHANGE))
+    elif label.wrong_values:
         what = f"{_short(label.header.path, root)} holds {describe_values(set(label.wrong_values))}"
         found.append(_fault(scan, what, f"{RULE}: threshold or map it first"))
     elif not label.n_foreground:

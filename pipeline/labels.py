@@ -26,6 +26,7 @@ TOLERANCE = 0.01
 RULE = f"a label has 0, 1 (liver) and 2 (tumour), each within {TOLERANCE:g}"
 HIGHEST = 65535  # of the labels of other tools
 VALUES_RULE = f"a label has whole numbers from 0 to {HIGHEST}, each within {TOLERANCE:g}"
+EXCHANGE = "exchange them in dataset.json"
 FAT_HU = -100  # a scan has this and less; a label's values are not negative
 _LISTED = 8
 
@@ -87,6 +88,11 @@ def _read_values(path: Path, *, use_stdlib: bool) -> tuple[NDArray[np.uint16], V
 def look_swapped(image: Path, label: Path) -> bool:
     """Whether a label was named where its scan belongs, and the scan where the label belongs."""
     return looks_like_label(image) and _has_fat(label)
+
+
+def exchanged(image: Path, label: Path) -> str:
+    """Words for a case whose files ``look_swapped``."""
+    return f"{image} and {label} look exchanged: the image has a label's values, and the label has HU"
 
 
 def _has_fat(path: Path) -> bool:

@@ -25,7 +25,7 @@ from data_cache.schema import (
 )
 from pipeline.average import BoxAverage, Slices, canonical_box
 from pipeline.held import HeldBlock
-from pipeline.labels import foreground_and_tumour
+from pipeline.labels import EXCHANGE, exchanged, foreground_and_tumour, look_swapped
 from pipeline.nifti import VolumeHeader, VolumeStream, to_canonical
 from pipeline.nifti.stream import as_int16, retry_with_stdlib_gzip
 from pipeline.sanity import (
@@ -131,17 +131,22 @@ def prepare_case(
         ImplausibleScanError: The image is not a CT in HU, or its grid cannot be a body's.
         LabelError: The label has other values, or lies on another grid than the image.
     """
-    return retry_with_stdlib_gzip(
-        lambda use_stdlib: _prepare_case(
-            case_id,
-            image,
-            label,
-            spec,
-            root=root,
-            open_stream=partial(VolumeStream.open, use_stdlib=use_stdlib, prefetch=prefetch),
-            force=force,
+    try:
+        return retry_with_stdlib_gzip(
+            lambda use_stdlib: _prepare_case(
+                case_id,
+                image,
+                label,
+                spec,
+                root=root,
+                open_stream=partial(VolumeStream.open, use_stdlib=use_stdlib, prefetch=prefetch),
+                force=force,
+            )
         )
-    )
+    except LabelError:
+        if look_swapped(image, label):
+            raise LabelError(f"{exchanged(image, label)}: {EXCHANGE}") from None
+        raise
 
 
 def _read_scan(image: Path, spec: PreprocessSpec, *, use_stdlib: bool) -> HeldScan:
