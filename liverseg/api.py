@@ -6,7 +6,7 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from liverseg.results import Cache, Progress, Run, Scores
 
@@ -43,11 +43,15 @@ def preprocess(
     Raises:
         DataSetError: ``raw`` is not such a folder.
         CacheError: ``cache`` is something else, or was built with other settings.
+        ConfigError: ``crop`` is neither.
     """
-    from data_cache.schema import PreprocessSpec
+    from data_cache.errors import ConfigError
+    from data_cache.schema import Crop, PreprocessSpec
     from pipeline.build import CaseResult, build, physical_cores
     from pipeline.decathlon import read_data_set
 
+    if crop not in get_args(Crop):
+        raise ConfigError(f"crop: expected {' or '.join(map(repr, get_args(Crop)))}, found {crop!r}")
     data_set = read_data_set(Path(raw))
     with _reporter("preprocess", len(data_set.cases), progress) as advance:
 

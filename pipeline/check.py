@@ -20,13 +20,21 @@ from numpy.typing import NDArray
 from data_cache.errors import LabelError, VolumeError
 from data_cache.reader import natural_order
 from pipeline.dialects import FILE
-from pipeline.labels import RULE, describe_values, foreground_and_tumour, wrong_values
+from pipeline.labels import (
+    EXCHANGE,
+    RULE,
+    describe_values,
+    exchanged,
+    foreground_and_tumour,
+    look_swapped,
+    wrong_values,
+)
 from pipeline.listing import Finding, Scan, check_listing
 from pipeline.names import nearby
 from pipeline.nifti import CorruptStreamError, VolumeHeader, VolumeStream
 from pipeline.nifti.stream import retry_with_stdlib_gzip
 from pipeline.prepare import check_same_grid
-from pipeline.sanity import Intensities, VoxelSample, scan_doubts
+from pipeline.sanity import Doubt, Intensities, VoxelSample, liver_doubts, scan_doubts
 from pipeline.workers import Failure, run_parallel
 
 AGAIN = "copy or download it again"
@@ -52,12 +60,14 @@ class ImageFacts:
 
     Attributes:
         intensities: Those of its finite voxels.
+        sample_hu: The sampled voxels, those that are not finite among them.
         n_not_finite: NaN and infinite voxels.
     """
 
     header: VolumeHeader
     voxels_sha256: str
     intensities: Intensities
+    sample_hu: NDArray[np.float64]
     n_not_finite: int
 
 
@@ -127,15 +137,16 @@ def read_image(path: Path, use_stdlib: bool = False) -> ImageFacts:
         sample, not_finite, low, high = VoxelSample(header.shape_kji), 0, np.inf, -np.inf
         for _, block in stream.blocks():
             digest.update(block.data)
+            sample.add(block)
             stored, n_bad = _finite(block)
             not_finite += n_bad
             if stored.size:
-                sample.add(stored)
                 low, high = min(low, float(stored.min())), max(high, float(stored.max()))
         return ImageFacts(
             header=header,
             voxels_sha256=digest.hexdigest(),
             intensities=sample.intensities((low, high), slope=header.slope, intercept=header.intercept),
+            sample_hu=sample.values_hu(header.slope, header.intercept),
             n_not_finite=not_finite,
         )
 
@@ -155,8 +166,11 @@ def image_findings(case: str, image: ImageFacts) -> list[Finding]:
     if image.n_not_finite:
         what = f"the image has {image.n_not_finite} NaN or infinite voxels"
         found.append(_finding("warning", case, what, "preprocess makes them air: see that they are outside"))
-    doubts = scan_doubts(image.header, image.intensities)
-    return found + [_finding(doubt.severity, case, doubt.what, doubt.remedy) for doubt in doubts]
+    return found + _doubted(case, scan_doubts(image.header, image.intensities))
+
+
+def _doubted(case: str, doubts: Iterable[Doubt]) -> list[Finding]:
+    return [_finding(doubt.severity, case, doubt.what, doubt.remedy) for doubt in doubts]
 
 
 def _notes(scan: Scan, header: VolumeHeader) -> list[Finding]:
@@ -174,12 +188,13 @@ class _LabelFacts:
     n_foreground: int
     n_tumour: int
     wrong_values: tuple[float, ...]
+    liver_sample: NDArray[np.bool_]
 
 
 def _read_label(path: Path, use_stdlib: bool) -> _LabelFacts:
     with VolumeStream.open(path, use_stdlib=use_stdlib) as stream:
         header, wrong = stream.header, set[float]()
-        counts = np.zeros(2, dtype=np.int64)
+        counts, sample = np.zeros(2, dtype=np.int64), VoxelSample(header.shape_kji)
         for _, block in stream.blocks():
             try:
                 parts = foreground_and_tumour(block, header)
@@ -188,17 +203,21 @@ def _read_label(path: Path, use_stdlib: bool) -> _LabelFacts:
                 continue
             if parts is not None:
                 counts += [np.count_nonzero(part) for part in parts]
+            sample.add(np.zeros(block.shape, np.bool_) if parts is None else parts[0] > parts[1])
     return _LabelFacts(
         header=header,
         n_foreground=int(counts[0]),
         n_tumour=int(counts[1]),
         wrong_values=tuple(sorted(wrong)),
+        liver_sample=sample.values(),
     )
 
 
 def _label_findings(scan: Scan, root: Path, label: _LabelFacts, image: ImageFacts | None) -> list[Finding]:
     found = []
-    if label.wrong_values:
+    if label.wrong_values and look_swapped(scan.image, label.header.path):
+        found.append(_fault(scan, _relative(exchanged(scan.image, label.header.path), root), EXCHANGE))
+    elif label.wrong_values:
         what = f"{_short(label.header.path, root)} holds {describe_values(set(label.wrong_values))}"
         found.append(_fault(scan, what, f"{RULE}: threshold or map it first"))
     elif not label.n_foreground:
@@ -208,12 +227,23 @@ def _label_findings(scan: Scan, root: Path, label: _LabelFacts, image: ImageFact
         what = f"{_short(label.header.path, root)} has tumour (2) but no liver (1)"
         found.append(_finding("warning", scan.name, what, "check whether the labels are swapped"))
     if image is not None:
-        found += _grid_faults(scan, root, label.header, image.header)
+        grid_faults = _grid_faults(scan, root, label.header, image.header)
+        if not grid_faults and not label.wrong_values:
+            found += _doubted(scan.name, liver_doubts(_liver_hu(label, image)))
+        found += grid_faults
         own = [note for note in label.header.notes if note not in image.header.notes]
         found += [
             _finding("warning", scan.name, f"label: {n}", "correct its header if that is wrong") for n in own
         ]
     return found
+
+
+def _liver_hu(label: _LabelFacts, image: ImageFacts) -> NDArray[np.float64]:
+    """The sampled voxels of the liver; none where the two files have their axes in another order."""
+    if label.header.file_axes != image.header.file_axes:
+        return np.empty(0)
+    liver_hu = image.sample_hu[label.liver_sample]
+    return liver_hu[np.isfinite(liver_hu)]
 
 
 def _grid_faults(scan: Scan, root: Path, label: VolumeHeader, image: VolumeHeader) -> list[Finding]:

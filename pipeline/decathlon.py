@@ -64,6 +64,15 @@ def read_data_set(root: Path) -> RawDataSet:
     """
     listing = read_listing(root)
     listed = [_case(pair) for pair in listing.pairs]
+    in_folders = _named_after_folders(listed)
+    notes = listing.notes
+    if in_folders:
+        name = listed[0].image.name
+        notes = (
+            *notes,
+            f"cases are named after their folders, such as {in_folders[0].case_id} for its {name}",
+        )
+        listed = in_folders
     cases = [case for case in listed if _names_a_case(case)]
     misnamed = [case for case in listed if not _names_a_case(case)]
     swapped = swapped_labels(listing.content)
@@ -81,7 +90,7 @@ def read_data_set(root: Path) -> RawDataSet:
         tests=listing.tests,
         unlisted=_unlisted(root, listed),
         misnamed=tuple(misnamed),
-        notes=listing.notes,
+        notes=notes,
     )
 
 
@@ -116,7 +125,9 @@ def _stated(content: Mapping[str, Any], *keys: str) -> str | None:
 
 
 def _case(pair: Pair) -> CaseFiles:
-    """A pair with its case id: the image's name, without nnU-Net's channel where the label has none."""
+    """A pair with its case id: its key, or else the image's name, without nnU-Net's channel where the label has none."""
+    if pair.key is not None and _CASE_ID.fullmatch(pair.key):
+        return CaseFiles(case_id=pair.key, image=pair.image, label=pair.label)
     stem = volume_stem(pair.image) or pair.image.name
     plain = stem.removesuffix(CHANNEL)
     return CaseFiles(
@@ -129,9 +140,22 @@ def _names_a_case(case: CaseFiles) -> bool:
     return is_id and volume_stem(case.image) is not None
 
 
+def _named_after_folders(cases: list[CaseFiles]) -> list[CaseFiles]:
+    """The cases named after the folders of their files, ``patient/ct.nii.gz``, if the files' names repeat; else none."""
+    repeated = len({case.case_id for case in cases}) < len(cases)
+    named = [replace(case, case_id=case.image.parent.name) for case in cases]
+    are_ids = len({case.case_id for case in named}) == len(named) and all(map(_names_a_case, named))
+    alike = all(case.label.parent.name == case.case_id for case in named)  # not imagesTr and labelsTr
+    return named if repeated and are_ids and alike else []
+
+
 def _repeated_ids(cases: list[CaseFiles]) -> list[str]:
     ids = [case.case_id for case in cases]
-    return [f"lists the case {i!r} {ids.count(i)} times" for i in sorted(set(ids)) if ids.count(i) > 1]
+    return [
+        f"lists the case {i!r} {ids.count(i)} times: list each once, and give each image a name of its own"
+        for i in sorted(set(ids))
+        if ids.count(i) > 1
+    ]
 
 
 def _unlisted(root: Path, cases: list[CaseFiles]) -> tuple[Path, ...]:

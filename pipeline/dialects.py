@@ -6,8 +6,8 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from data_cache.errors import DataSetError
@@ -21,10 +21,15 @@ TUMOUR_WORDS = ("cancer", "tumor", "tumour", "lesion", "metasta")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pair:
-    """An image and its label, where they lie; either may be missing on disk."""
+    """An image and its label, where they lie; either may be missing on disk.
+
+    Attributes:
+        key: The case's name in dataset.json, where cases have one.
+    """
 
     image: Path
     label: Path
+    key: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +73,7 @@ def read_listing(root: Path) -> Listing:
         tests = [path for path in _volumes(root / "imagesTs") if _is_first_channel(path)]
     moved: list[str] = []
     found = tuple(
-        Pair(image=_on_disk(root, pair.image, moved), label=_on_disk(root, pair.label, moved))
+        replace(pair, image=_on_disk(root, pair.image, moved), label=_on_disk(root, pair.label, moved))
         for pair in pairs
     )
     notes = list(_unlike_ours(content))
@@ -133,20 +138,24 @@ def _listed(meanings: Mapping[int, str]) -> str:
 def label_meanings(content: Mapping[str, Any]) -> dict[int, str] | None:
     """What each value of a label file means: "background", "liver", "tumour" or the listed name; None if unsaid.
 
-    ``{"1": "liver"}`` is the Decathlon's way, ``{"liver": 1}`` nnU-Net's, where a region is ``{"liver": [1, 2]}``.
+    ``{"1": "liver"}`` is the Decathlon's way, ``{"liver": 1}`` nnU-Net's, where a region is ``{"liver": [1, 2]}``; a list
+    names 0, 1, 2 and so on.
     """
     labels = content.get("labels")
+    if isinstance(labels, list) and all(isinstance(name, str) for name in labels):
+        labels = {str(value): name for value, name in enumerate(labels)}
     if not isinstance(labels, dict) or not labels:
         return None
     meanings: dict[int, str] = {}
     # The smallest region first: of "liver" [1, 2] and "tumour" 2, what is left of the liver is 1.
     for key, value in sorted(labels.items(), key=lambda item: _extent(item[1])):
-        if _is_number(key):
-            meanings[int(key)] = _meaning(str(value))
+        number = _number(key)
+        if number is not None:
+            meanings[number] = _meaning(str(value))
             continue
-        for number in value if isinstance(value, list) else [value]:
-            if _is_number(number):
-                meanings.setdefault(int(number), _meaning(str(key)))
+        for number in map(_number, value if isinstance(value, list) else [value]):
+            if number is not None:
+                meanings.setdefault(number, _meaning(str(key)))
     return meanings
 
 
@@ -162,9 +171,10 @@ def swapped_labels(content: Mapping[str, Any]) -> str | None:
     )
 
 
-def _is_number(value: object) -> bool:
-    """Whether this is a label's value; not str.isdigit, which is true of "²" and of more digits than ``int`` takes."""
-    return isinstance(value, int) or re.fullmatch("-?[0-9]{1,18}", str(value)) is not None
+def _number(value: object) -> int | None:
+    """A label's value, however it is spelled: 2, 2.0, "2", " 2 "; None for anything else, such as "²" or 1000 digits."""
+    number = re.fullmatch(r"\s*([-+]?[0-9]{1,18})(\.0*)?\s*", str(value))
+    return None if number is None else int(number[1])
 
 
 def _extent(value: object) -> int:
@@ -197,11 +207,13 @@ def _keyed_pairs(root: Path, cases: Mapping[str, Any], faults: list[str]) -> Ite
         named = (
             {"image": entry.get("images"), "label": entry.get("label")} if isinstance(entry, dict) else entry
         )
-        yield from _pair(root, named, {case_id: entry}, faults)
+        for pair in _pair(root, named, {case_id: entry}, faults):
+            yield replace(pair, key=case_id.strip())
 
 
 def _pairs_in_folders(root: Path, content: Mapping[str, Any], faults: list[str]) -> Iterator[Pair]:
-    ending = str(content.get("file_ending", SUFFIXES[0]))
+    ending = str(content.get("file_ending", SUFFIXES[0])).strip()
+    ending = ending if ending.startswith(".") else f".{ending}"
     if ending.lower() not in SUFFIXES:
         faults.append(f"file_ending is {ending!r}: expected .nii.gz or .nii: convert the files")
         return
@@ -251,12 +263,25 @@ def _on_disk(root: Path, path: Path, moved: list[str]) -> Path:
     """The listed file, or the one that lies there in its place; ``moved`` gets a line about the latter."""
     if os.path.exists(path):  # not Path.exists, which raises on a name that is too long
         return path
-    windows = root / str(path.relative_to(root)).replace("\\", "/") if path.is_relative_to(root) else path
-    there = next((other for other in (windows, *other_names(windows)) if os.path.exists(other)), None)
+    meant = list(_meant(root, path))
+    there = next((p for m in meant for p in (m, *other_names(m)) if os.path.exists(p)), None)
     if there is None:
-        return windows
+        return next((m for m in meant if os.path.isdir(m.parent)), next(iter(meant), path))
     moved.append(f"{_below(root, path)} is {_below(root, there)}")
     return there
+
+
+def _meant(root: Path, path: Path) -> Iterator[Path]:
+    """What a listed path may mean: itself, one of Windows, one with spaces around it, or, of another machine, its end."""
+    listed = PureWindowsPath(_below(root, path).strip())  # which takes both separators
+    if not path.is_relative_to(root):
+        yield path
+    parts = listed.parts[1:] if listed.anchor else listed.parts
+    # The folder and the name at least: a name alone may be both the image's and the label's.
+    for first in range(max(1, len(parts) - 1)):
+        end = parts[first:]
+        if end and (".." not in end or (first == 0 and not listed.anchor)):
+            yield root.joinpath(*end)
 
 
 def _below(root: Path, path: Path) -> str:

@@ -6,6 +6,7 @@ same rule on tensors, and a test holds the two together.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,10 @@ Probabilities = NDArray[np.float32]
 # nibabel's scaling leaves of a label in uint8 (1 comes back as 0.996). A probability map is not a label.
 TOLERANCE = 0.01
 RULE = f"a label has 0, 1 (liver) and 2 (tumour), each within {TOLERANCE:g}"
+HIGHEST = 65535  # of the labels of other tools
+VALUES_RULE = f"a label has whole numbers from 0 to {HIGHEST}, each within {TOLERANCE:g}"
+EXCHANGE = "exchange them in dataset.json"
+FAT_HU = -100  # a scan has this and less; a label's values are not negative
 _LISTED = 8
 
 
@@ -57,6 +62,47 @@ def _read_label(path: Path, *, use_stdlib: bool) -> LabelVolume:
         return LabelVolume(label_zyx=label_zyx, header=header, sha256=stream.sha256)
 
 
+def read_values(path: Path) -> tuple[NDArray[np.uint16], VolumeHeader]:
+    """Any tool's label, with whatever values: (z, y, x), canonical, and its header.
+
+    Raises:
+        VolumeError: The file cannot be read.
+        LabelError: It holds other values than whole numbers from 0 to ``HIGHEST``.
+    """
+    return retry_with_stdlib_gzip(lambda use_stdlib: _read_values(path, use_stdlib=use_stdlib))
+
+
+def _read_values(path: Path, *, use_stdlib: bool) -> tuple[NDArray[np.uint16], VolumeHeader]:
+    with VolumeStream.open(path, use_stdlib=use_stdlib) as stream:
+        header = stream.header
+        values_kji = np.empty(header.shape_kji, dtype=np.uint16)
+        for first, block_kji in stream.blocks():
+            values = _values(block_kji, header)
+            if not _is_whole(values, HIGHEST):
+                wrong = describe_values(wrong_values(block_kji, header, HIGHEST), HIGHEST)
+                raise LabelError(f"{path}: holds {wrong}; {VALUES_RULE}: threshold or map it first")
+            values_kji[first : first + len(block_kji)] = np.rint(values)
+        return to_canonical(values_kji, header.axes_kji), header
+
+
+def look_swapped(image: Path, label: Path) -> bool:
+    """Whether a label was named where its scan belongs, and the scan where the label belongs."""
+    return looks_like_label(image) and _has_fat(label)
+
+
+def exchanged(image: Path, label: Path) -> str:
+    """Words for a case whose files ``look_swapped``."""
+    return f"{image} and {label} look exchanged: the image has a label's values, and the label has HU"
+
+
+def _has_fat(path: Path) -> bool:
+    try:
+        with VolumeStream.open(path) as stream:
+            return any((_values(block, stream.header) <= FAT_HU).any() for _, block in stream.blocks())
+    except LiversegError:
+        return False
+
+
 def looks_like_label(path: Path) -> bool:
     """Whether the values of a volume are whole numbers from 0 to 255, of whatever label; no CT in HU has only these.
 
@@ -64,14 +110,14 @@ def looks_like_label(path: Path) -> bool:
     """
     try:
         with VolumeStream.open(path) as stream:
-            return all(_is_whole(_values(block, stream.header)) for _, block in stream.blocks())
+            return all(_is_whole(_values(block, stream.header), 255) for _, block in stream.blocks())
     except LiversegError:
         return False
 
 
-def _is_whole(values: NDArray[Any]) -> bool:
+def _is_whole(values: NDArray[Any], highest: int) -> bool:
     low, high = values.min(), values.max()
-    return bool(low >= -TOLERANCE and high <= 255 + TOLERANCE and _is_near(values, np.rint(values)))
+    return bool(low >= -TOLERANCE and high <= highest + TOLERANCE and _is_near(values, np.rint(values)))
 
 
 def foreground_and_tumour(
@@ -99,27 +145,28 @@ def foreground_and_tumour(
     return (foreground.view(np.int8), tumour.view(np.int8)) if foreground.any() else None
 
 
-def wrong_values(block_kji: NDArray[Any], header: VolumeHeader) -> set[float]:
-    """The values of a block that are not a label, each once; of very many different ones only some."""
+def wrong_values(block_kji: NDArray[Any], header: VolumeHeader, highest: int = 2) -> set[float]:
+    """The values of a block that are no label up to ``highest``, each once; of very many different ones only some."""
     values = np.unique(_values(block_kji, header))
     with np.errstate(invalid="ignore"):
-        is_label = np.isin(np.rint(values), (0, 1, 2)) & (np.abs(values - np.rint(values)) <= TOLERANCE)
+        is_label = np.abs(values - np.clip(np.rint(values), 0, highest)) <= TOLERANCE
     return {float(value) for value in values[~is_label][:1000]}
 
 
-def describe_values(values: set[float]) -> str:
+def describe_values(values: set[float], highest: int = 2) -> str:
     """Values in words, each with its distance from the nearest label: "0.55 (0.45 from 1), 7 (5 from 2)"."""
     ordered = sorted(values, key=lambda value: (value != value, value))
-    words = [_described(value) for value in ordered[:_LISTED]]
+    words = [_described(value, highest) for value in ordered[:_LISTED]]
     rest = f" and {len(ordered) - _LISTED} other values" if len(ordered) > _LISTED else ""
     return ", ".join(words) + rest
 
 
-def _described(value: float) -> str:
+def _described(value: float, highest: int) -> str:
     if not np.isfinite(value):
         return f"{value:g}"
-    nearest = min((0, 1, 2), key=lambda label: abs(value - label))
-    return f"{value:.4g} ({abs(value - nearest):.3g} from {nearest})"
+    nearest = min(max(math.ceil(value - 0.5), 0), highest)
+    digits, of_distance = (4, 3) if abs(value) < 1000 else (6, 6)
+    return f"{value:.{digits}g} ({abs(value - nearest):.{of_distance}g} from {nearest})"
 
 
 def _is_scaled(header: VolumeHeader) -> bool:

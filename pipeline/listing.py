@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from data_cache.errors import DataSetError
-from pipeline.decathlon import NO_CASE_ID, RENAME, RawDataSet, read_data_set
+from pipeline.decathlon import NO_CASE_ID, RENAME, CaseFiles, RawDataSet, read_data_set
 from pipeline.dialects import FILE, load_content
 from pipeline.names import SUFFIXES, volume_stem
 
@@ -93,6 +93,7 @@ def _counts(content: Mapping[str, Any], data_set: RawDataSet) -> list[Finding]:
 
 
 def _names(data_set: RawDataSet) -> list[Finding]:
+    folders = [case.image.parent.name for case in data_set.cases]
     return (
         [
             Finding(case=_below(data_set.root, case.image), severity="fault", what=NO_CASE_ID, remedy=RENAME)
@@ -106,10 +107,15 @@ def _names(data_set: RawDataSet) -> list[Finding]:
                 remedy="make sure that it is the label of this image",
             )
             for case in data_set.cases
-            if volume_stem(case.label) != case.case_id
+            if volume_stem(case.label) != case.case_id and not _in_own_folder(case, folders)
         ]
         + _shared_labels(data_set)
     )
+
+
+def _in_own_folder(case: CaseFiles, folders: Sequence[str]) -> bool:
+    """Whether image and label are together in a folder of this case alone, whatever their names."""
+    return case.label.parent.name == case.image.parent.name and folders.count(case.image.parent.name) == 1
 
 
 def _shared_labels(data_set: RawDataSet) -> list[Finding]:

@@ -31,7 +31,9 @@ def other_names(path: Path) -> Iterator[Path]:
 
 
 def nearby(path: Path) -> str:
-    """What to say after "no such file": the most similar names in its folder."""
+    """What to say after "no such file": where its link leads, or the most similar names in its folder."""
+    if os.path.islink(path):
+        return f"; it is a link to {os.readlink(path)}, which leads to no file"
     folder = path.parent
     try:
         names = [name for name in os.listdir(folder) if not name.startswith(".")]

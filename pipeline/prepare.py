@@ -25,10 +25,18 @@ from data_cache.schema import (
 )
 from pipeline.average import BoxAverage, Slices, canonical_box
 from pipeline.held import HeldBlock
-from pipeline.labels import foreground_and_tumour
+from pipeline.labels import EXCHANGE, exchanged, foreground_and_tumour, look_swapped
 from pipeline.nifti import VolumeHeader, VolumeStream, to_canonical
 from pipeline.nifti.stream import as_int16, retry_with_stdlib_gzip
-from pipeline.sanity import HU_RANGE, Doubt, VoxelSample, require_plausible, scan_doubts
+from pipeline.sanity import (
+    HU_RANGE,
+    LEAST_LIVER_VOXELS,
+    Doubt,
+    VoxelSample,
+    liver_doubts,
+    require_plausible,
+    scan_doubts,
+)
 
 OpenStream = Callable[[Path], VolumeStream]
 
@@ -123,17 +131,22 @@ def prepare_case(
         ImplausibleScanError: The image is not a CT in HU, or its grid cannot be a body's.
         LabelError: The label has other values, or lies on another grid than the image.
     """
-    return retry_with_stdlib_gzip(
-        lambda use_stdlib: _prepare_case(
-            case_id,
-            image,
-            label,
-            spec,
-            root=root,
-            open_stream=partial(VolumeStream.open, use_stdlib=use_stdlib, prefetch=prefetch),
-            force=force,
+    try:
+        return retry_with_stdlib_gzip(
+            lambda use_stdlib: _prepare_case(
+                case_id,
+                image,
+                label,
+                spec,
+                root=root,
+                open_stream=partial(VolumeStream.open, use_stdlib=use_stdlib, prefetch=prefetch),
+                force=force,
+            )
         )
-    )
+    except LabelError:
+        if look_swapped(image, label):
+            raise LabelError(f"{exchanged(image, label)}: {EXCHANGE}") from None
+        raise
 
 
 def _read_scan(image: Path, spec: PreprocessSpec, *, use_stdlib: bool) -> HeldScan:
@@ -170,13 +183,18 @@ def _prepare_case(
         if read.labelled is not None:
             boxes["liver"] = spec.close_box(read.labelled, grid)
         images, tally, doubts = _image_views(stream, list(boxes.values()), spec)
+        fractions = [
+            read.scan_fractions_czyx,
+            *(read.fractions(box, spec) for box in list(boxes.values())[1:]),
+        ]
+        views = {
+            name: replace(view, fractions_czyx=part)
+            for name, view, part in zip(boxes, images, fractions, strict=True)
+        }
+        if read.voxel_counts[1] >= LEAST_LIVER_VOXELS:
+            doubts += tuple(liver_doubts(_liver_hu(views["liver"])))
         require_plausible(image, doubts, force=force)
         source = _source(stream, root)
-    fractions = [read.scan_fractions_czyx, *(read.fractions(box, spec) for box in list(boxes.values())[1:])]
-    views = {
-        name: replace(view, fractions_czyx=part)
-        for name, view, part in zip(boxes, images, fractions, strict=True)
-    }
     meta = CaseMeta(
         case_id=case_id,
         spec_fingerprint=spec.fingerprint(),
@@ -309,6 +327,14 @@ def _hu_statistics(tally: ImageTally, scan_zyx: NDArray[np.int16]) -> HuStatisti
         mean=round(float(scan_zyx.mean()), 3),
         standard_deviation=round(float(scan_zyx.std()), 3),
     )
+
+
+def _liver_hu(view: View) -> NDArray[np.int16]:
+    """The voxels of a view that are liver throughout."""
+    if view.fractions_czyx is None:
+        return view.image_zyx[:0].reshape(-1)
+    liver_hu: NDArray[np.int16] = view.image_zyx[view.fractions_czyx[0] == FRACTION_ONE]
+    return liver_hu
 
 
 def _view(image_zyx: NDArray[np.float32], fractions_czyx: NDArray[np.uint8] | None, grid: Grid) -> View:

@@ -29,11 +29,16 @@ BETWEEN_HU = (-600.0, -250.0)  # few voxels of any patient: borders of air and t
 SOFT_HU = (-150.0, 200.0)
 BONE_HU = (300.0, 650.0)
 BRIGHT_HU = 3000.0  # metal fills no half per cent
+# Soft tissue of HU + 1000 or + 1024, and air of HU times -1; in HU only dense bone.
+OFFSET_SOFT_HU = (900.0, 1250.0)
+LIVER_HU = (-40.0, 400.0)  # severe steatosis is at -30, an enhanced liver at 40 keV at 300
 NARROW_HU = 300.0  # fat to enhanced liver alone is wider
 
 LEAST_BODY = 0.02  # share of a scan that is soft tissue: 0.05 to 0.6 of whole scans
 LEAST_FAT_AND_AIR = 0.005  # 0.25 to 0.9 of whole scans
 MOST_TOO_THIN = 0.05  # below padding's limit and not padding: streaks of metal are well below 0.01
+MOST_DENSE_BONE = 0.1  # below 0.003 of whole scans; 0.3 to 0.5 where the offset or the sign is wrong
+LEAST_LIVER_VOXELS = 30  # of which noise leaves the median alone
 LEAST_PEAK = 3.0  # soft tissue against what lies beside it, per HU: 5 and more in CT, 1 in noise
 
 IMPOSSIBLE_SPACING_MM = (0.01, 50.0)
@@ -49,6 +54,7 @@ SKEWED = 0.02  # cosine between two axes
 
 RESCALE = "undo the normalisation or apply the rescale slope and intercept: HU are needed"
 CONVERT = "convert it again from DICOM, such as with dcm2niix"
+OTHER_LABEL = "undo the rescaling, or list the label of this scan"
 LOOK = "see that soft tissue is at 0 to 100"
 HEADER = "correct the header, or convert it again from DICOM"
 
@@ -84,6 +90,23 @@ def scan_doubts(header: VolumeHeader, intensities: Intensities) -> list[Doubt]:
     return [*intensity_doubts(intensities), *grid_doubts(header.grid)]
 
 
+def liver_doubts(liver_hu: NDArray[Any]) -> list[Doubt]:
+    """Whether voxels that a label calls liver, without tumour, can be liver in HU.
+
+    The median, because lipiodol, clips, gas and the border of a rough label leave it alone.
+    """
+    if liver_hu.size < LEAST_LIVER_VOXELS:
+        return []
+    median_hu = float(np.median(liver_hu))
+    if LIVER_HU[0] <= median_hu <= LIVER_HU[1]:
+        return []
+    what = (
+        f"the labelled liver is at {median_hu:.0f} (median), expected {LIVER_HU[0]:g} to {LIVER_HU[1]:g} HU: "
+        "the values are not HU, or the label is of another scan"
+    )
+    return [_fault(what, OTHER_LABEL)]
+
+
 # ---- values
 
 
@@ -102,24 +125,41 @@ class Intensities:
 
 
 class VoxelSample:
-    """Evenly spread voxels of a volume, taken while it streams by: a few milliseconds per scan."""
+    """Evenly spread voxels of a volume, taken while it streams by: a few milliseconds per scan.
+
+    Which voxels they are depends on the shape alone: the samples of an image and of its label correspond.
+    """
 
     def __init__(self, shape_kji: Sequence[int]) -> None:
         # Odd, so that the sample does not stay in one column of voxels.
         self._step = max(1, int(np.prod(shape_kji)) // SAMPLED_VOXELS) | 1
+        self._seen = 0
         self._parts: list[NDArray[Any]] = []
 
     def add(self, values: NDArray[Any]) -> None:
-        """Take some voxels of a block."""
-        self._parts.append(values.reshape(-1)[:: self._step].copy())  # a view would keep the block
+        """Take some voxels of the next block."""
+        first = -self._seen % self._step
+        self._seen += values.size
+        self._parts.append(values.reshape(-1)[first :: self._step].copy())  # a view would keep the block
+
+    def values(self) -> NDArray[Any]:
+        """The voxels taken, as they were given."""
+        return np.concatenate(self._parts) if self._parts else np.empty(0)
+
+    def values_hu(self, slope: float, intercept: float) -> NDArray[np.float64]:
+        """The voxels taken as value * slope + intercept, NaN and infinity among them."""
+        with np.errstate(over="ignore", invalid="ignore"):
+            values_hu: NDArray[np.float64] = self.values().astype(np.float64) * slope + intercept
+        return values_hu
 
     def intensities(self, ends: tuple[float, float], *, slope: float, intercept: float) -> Intensities:
-        """The voxels in HU = value * slope + intercept; ``ends`` are the least and largest value of all voxels."""
-        if not self._parts:
-            return Intensities(minimum_hu=np.nan, maximum_hu=np.nan, sample_hu=np.empty(0))
+        """The finite voxels in HU = value * slope + intercept; ``ends`` are the least and largest of all finite values."""
+        sample_hu = self.values_hu(slope, intercept)
+        sample_hu = sample_hu[np.isfinite(sample_hu)]
+        if not sample_hu.size:
+            return Intensities(minimum_hu=np.nan, maximum_hu=np.nan, sample_hu=sample_hu)
         with np.errstate(over="ignore"):
             low, high = sorted(value * slope + intercept for value in ends)
-            sample_hu = np.concatenate(self._parts).astype(np.float64) * slope + intercept
         return Intensities(minimum_hu=low, maximum_hu=high, sample_hu=sample_hu)
 
 
@@ -127,8 +167,8 @@ def intensity_doubts(image: Intensities) -> list[Doubt]:
     """Whether the values can be Hounsfield units of a body, judged by their distribution and not by their extremes.
 
     Faults: no fat and no air (values from 0 up, whatever the padding says), next to no soft tissue, values thinner
-    than air that are not padding, no peak of soft tissue, or all within ``NARROW_HU``. Without air, or with much that
-    is brighter than bone, they may be HU.
+    than air that are not padding, no peak of soft tissue, one where HU have dense bone only, or all within ``NARROW_HU``.
+    Without air, or with much that is brighter than bone, they may be HU.
     """
     if not image.sample_hu.size:
         return [_fault("the image has no finite voxel", CONVERT)]
@@ -169,6 +209,13 @@ def _not_hu(sample_hu: NDArray[np.float64], *, low: float, high: float) -> str |
     beside = max(_share(inside, *BETWEEN_HU), _share(inside, *BONE_HU))
     if _share(inside, *SOFT_HU) < LEAST_PEAK * beside:
         return "not HU of a body: no peak of soft tissue around 0 to 100"
+    dense = _share(inside, *OFFSET_SOFT_HU)
+    if dense > MOST_DENSE_BONE:
+        low_hu, high_hu = OFFSET_SOFT_HU
+        return (
+            f"not HU: {100 * dense:.0f} % of the voxels are {low_hu:g} to {high_hu:g}, which only dense bone is: "
+            "HU + 1024, the rescale intercept lost? or HU times -1?"
+        )
     return None
 
 

@@ -17,7 +17,7 @@ from tiny import SPEC, TinyWorld, tiny_config
 
 import data_cache.errors
 import liverseg
-from data_cache.errors import OutputError, VolumeError
+from data_cache.errors import ConfigError, OutputError, VolumeError
 from data_cache.schema import PreprocessSpec
 from liverseg.training.config import save_config
 
@@ -92,6 +92,13 @@ def test_a_failed_case_is_named_and_does_not_stop_the_others(tiny_world: TinyWor
     assert "cannot be opened" in cache.failed["liver_0"]
     assert repr(cache).endswith("5 cases, 1 failed)")
     assert cache.store.schema.spec == PreprocessSpec()
+
+
+@pytest.mark.parametrize("crop", ["bx", "", None, "Box"])
+def test_a_crop_that_is_none_writes_nothing(tiny_world: TinyWorld, tmp_path: Path, crop: Any) -> None:
+    with pytest.raises(ConfigError, match=f"crop: expected 'box' or 'depth', found {crop!r}"):
+        liverseg.preprocess(tiny_world.raw, tmp_path / "c.zarr", crop=crop, progress=False)
+    assert not (tmp_path / "c.zarr").exists()
 
 
 @pytest.mark.parametrize("file_axes", ["RAS", "LPS", "SAL"])

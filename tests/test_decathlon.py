@@ -13,6 +13,7 @@ from data_cache.errors import DataSetError
 from data_cache.schema import DataSetInfo
 from pipeline.decathlon import read_data_set
 from pipeline.dialects import label_meanings
+from pipeline.listing import check_listing
 from pipeline.names import volume_stem
 
 
@@ -237,6 +238,58 @@ def test_a_file_under_another_name_is_taken_and_said(
     assert read_data_set(tmp_path).unlisted == ()
 
 
+WINDOWS, POSIX = "D:\\data\\Task03\\{}\\{}", "/mnt/old/Task03/{}/{}"
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        WINDOWS,
+        "\\\\server\\share\\Task03\\{}\\{}",
+        "C:/Task03/{}/{}",
+        POSIX,
+        "Task03/{}/{}",
+        "../x/{}/{}",
+        " {}/{}",
+        "{}/{} ",
+        "\t./{}/{}\n",
+        " D:\\{}\\{}",
+    ],
+)
+@pytest.mark.parametrize("name", ["a.nii.gz", "a.nii"])
+def test_paths_of_another_machine_and_spaces_are_found_below_the_folder_and_said(
+    tmp_path: Path, pattern: str, name: str
+) -> None:
+    # The image's name lies there, too, and is not taken for the label.
+    files(tmp_path, "a.nii.gz", "imagesTr/a.nii.gz", "labelsTr/a.nii.gz")
+    pair = {"image": pattern.format("imagesTr", name), "label": pattern.format("labelsTr", name)}
+    assert read(listing(tmp_path, {"training": [pair]})) == A
+    *_, note = read_data_set(tmp_path).notes
+    assert note.startswith("2 listed files read under another name: ")
+    assert note.endswith(" is imagesTr/a.nii.gz")
+
+
+def test_deeper_ends_of_paths_are_preferred(tmp_path: Path) -> None:
+    files(tmp_path, "p/a/ct.nii.gz", "p/a/seg.nii.gz", "a/ct.nii.gz", "a/seg.nii.gz")
+    pair = {"image": "/mnt/raw/p/a/ct.nii.gz", "label": "/mnt/raw/p/a/seg.nii.gz"}
+    assert read(listing(tmp_path, {"training": [pair]})) == [("ct", "p/a/ct.nii.gz", "p/a/seg.nii.gz")]
+
+
+@pytest.mark.parametrize("pattern", [WINDOWS, POSIX])
+def test_what_is_missing_is_missing_where_it_should_lie(tmp_path: Path, pattern: str) -> None:
+    files(tmp_path, "imagesTr/b.nii.gz", "labelsTr/b.nii.gz")
+    pair = {
+        folder.removesuffix("sTr"): pattern.format(folder, "a.nii.gz") for folder in ("imagesTr", "labelsTr")
+    }
+    assert read(listing(tmp_path, {"training": [pair]})) == A
+
+
+@pytest.mark.parametrize("name", [".", "D:\\", "..", "..\\..", "x" * 5000])
+def test_paths_that_name_no_file(tmp_path: Path, name: str) -> None:
+    with pytest.raises(DataSetError, match="is not a case name"):
+        read_data_set(listing(tmp_path, {"training": [{"image": name, "label": "labelsTr/a.nii"}]}))
+
+
 def test_windows_separators(tmp_path: Path) -> None:
     files(tmp_path, "imagesTr/a.nii.gz", "labelsTr/a.nii.gz")
     pair = {"image": ".\\imagesTr\\a.nii.gz", "label": ".\\labelsTr\\a.nii.gz"}
@@ -278,6 +331,37 @@ def test_nnunet_2_lists_cases_under_dataset(tmp_path: Path) -> None:
     assert read(listing(tmp_path, content)) == [("a", "imagesTr/a_0000.nii.gz", "labelsTr/a.nii.gz")]
 
 
+def patient(name: str) -> dict[str, str]:
+    return {"image": f"p/{name}/ct.nii.gz", "label": f"p/{name}/seg.nii.gz"}
+
+
+def test_keys_under_dataset_are_the_case_ids(tmp_path: Path) -> None:
+    entries = {k: {"images": [v["image"]], "label": v["label"]} for k in "ab" for v in [patient(k)]}
+    content = V2 | {"dataset": {"patA": entries["a"], " patB ": entries["b"]}, "numTraining": 2}
+    found = read(listing(tmp_path, content))
+    assert found == [(f"pat{k.upper()}", f"p/{k}/ct.nii.gz", f"p/{k}/seg.nii.gz") for k in "ab"]
+    assert check_listing(tmp_path)[1] == []  # seg is the label's name in a folder of its own
+
+
+def test_cases_in_folders_of_their_own_are_named_after_these(tmp_path: Path) -> None:
+    pairs = [patient("a"), patient("b")]
+    assert [case_id for case_id, *_ in read(listing(tmp_path, {"training": pairs}))] == ["a", "b"]
+    *_, note = read_data_set(tmp_path).notes
+    assert note == "cases are named after their folders, such as a for its ct.nii.gz"
+    assert read(listing(tmp_path, {"training": pairs[:1]}))[0][0] == "ct"
+    other = {"image": "q/a/ct.nii.gz", "label": "q/a/seg.nii.gz"}
+    repeated = r"lists the case 'ct' 3 times: list each once, and give each image a name of its own"
+    for more in (patient("a"), other):
+        with pytest.raises(DataSetError, match=repeated):
+            read_data_set(listing(tmp_path, {"training": [*pairs, more]}))
+
+
+@pytest.mark.parametrize("ending", ["nii.gz", ".nii.gz", " .nii.gz"])
+def test_nnunets_file_ending_may_lack_its_dot(tmp_path: Path, ending: str) -> None:
+    files(tmp_path, "imagesTr/a_0000.nii.gz", "labelsTr/a.nii.gz")
+    assert [c[0] for c in read(listing(tmp_path, V2 | {"file_ending": ending}))] == ["a"]
+
+
 @pytest.mark.parametrize(
     ("changes", "fault"),
     [
@@ -304,7 +388,14 @@ RIGHT = {0: "background", 1: "liver", 2: "tumour"}
         ({"background": 0, "whole liver": [1, 2], "lesion": 2}, RIGHT),
         ({"background": 0, "tumor": 1, "liver": 2}, {0: "background", 1: "tumour", 2: "liver"}),
         ({}, None),
-        (["background", "liver"], None),
+        (["background", "liver"], {0: "background", 1: "liver"}),
+        (["background", "tumour", "liver"], {0: "background", 1: "tumour", 2: "liver"}),
+        (["background", {"name": "liver"}, 2], None),
+        ({"background": 0.0, "liver": 2.0, "tumour": 1.0}, {0: "background", 1: "tumour", 2: "liver"}),
+        ({" 1 ": "tumor", "2 ": "liver", "0": "background"}, {0: "background", 1: "tumour", 2: "liver"}),
+        ({"0.0": "background", "1.0": "liver", "2.0": "tumour"}, RIGHT),
+        ({"background": " 0", "liver": [1.0, 2.0], "tumour": [" 2 "]}, RIGHT),
+        ({"liver": True, "tumour": "2.5", "other": "1e0"}, {}),
         ({"liver": 1.5, "tumor": None}, {}),
         ({"²": "liver", "--1": "x", "9" * 5000: "y", "1": "liver", "tumour": "²"}, {1: "liver"}),
     ],
@@ -335,8 +426,18 @@ def test_whoever_reads_a_data_set_hears_of_foreign_labels(
     assert all(str(said) in note for note in heard)
 
 
-@pytest.mark.parametrize("labels", [{"1": "cancer", "2": "liver"}, {"tumor": 1, "liver": 2}, {"liver": [2]}])
-def test_swapped_labels_stop_everything(tmp_path: Path, labels: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "labels",
+    [
+        {"1": "cancer", "2": "liver"},
+        {"tumor": 1, "liver": 2},
+        {"liver": [2]},
+        ["background", "tumour", "liver"],
+        {"background": 0, "liver": 2.0, "tumour": 1.0},
+        {" 1 ": "tumor", "2 ": "liver", "0": "background"},
+    ],
+)
+def test_swapped_labels_stop_everything(tmp_path: Path, labels: Any) -> None:
     with pytest.raises(
         DataSetError, match=r"liver and tumour are swapped: .*: swap the values in every label"
     ):

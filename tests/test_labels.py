@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from data_cache.errors import LabelError
 from data_cache.schema import PreprocessSpec
 from liverseg.cli import main
+from pipeline.check import check_data_set
 from pipeline.labels import describe_values, foreground_and_tumour, read_label
 from pipeline.nifti import read_canonical
 from pipeline.prepare import prepare_case
@@ -83,6 +85,22 @@ def test_check_says_the_same(tmp_path: Path) -> None:
     write_listing(tmp_path, ["liver_0"])
     output = " ".join(CliRunner().invoke(main, ["check", str(tmp_path), "--jobs", "1"]).output.split())
     assert "holds 0.55 (0.45 from 1)" in output
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+def test_an_image_and_a_label_that_are_exchanged_are_called_so(tmp_path: Path, dtype: Any) -> None:
+    image, label = random_scan()
+    write_pair(tmp_path, "liver_0", label.astype(dtype), image)
+    write_listing(tmp_path, ["liver_0"])
+    words = (
+        "imagesTr/liver_0.nii.gz and labelsTr/liver_0.nii.gz look exchanged: the image has a label's values"
+    )
+    findings = check_data_set(tmp_path, jobs=1, report=lambda *_: None)
+    assert [f.remedy for f in findings if words in f.what] == ["exchange them in dataset.json"]
+    assert not any("threshold" in f.remedy for f in findings)
+    arguments = ["preprocess", str(tmp_path), str(tmp_path / "c.zarr"), "--jobs", "1"]
+    output = " ".join(CliRunner().invoke(main, arguments).output.split())
+    assert "look exchanged: the image has a label's values, and the label has HU: exchange them" in output
 
 
 def test_many_values_are_counted() -> None:

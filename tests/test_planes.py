@@ -76,6 +76,7 @@ def test_images_and_arrays_become_files_for_a_while() -> None:
     with temporary_nifti(array, affine) as path:
         image = nib.Nifti1Image.from_filename(path)
         np.testing.assert_array_equal(np.asarray(image.dataobj), array)
+        assert read_canonical(path)[1].notes == ()  # not that mm was assumed: the affine is in mm
         np.testing.assert_allclose(image.affine, affine, rtol=1e-6)
         with temporary_nifti(image) as again:
             np.testing.assert_array_equal(np.asarray(nib.Nifti1Image.from_filename(again).dataobj), array)

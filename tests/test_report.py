@@ -196,7 +196,7 @@ def test_lesions_are_listed_with_what_was_missed_first() -> None:
     assert all((truth | predicted)[lesion.at_zyx] for lesion in lesions)
     alone = list_lesions(predicted, None, (2.0, 1.0, 1.0))
     assert [round(1000 * lesion.volume_ml) for lesion in alone] == [96, 24]
-    assert {lesion.status for lesion in alone} == {"predicted"}
+    assert {lesion.status for lesion in alone} == {"lesion"}
     crescent = np.zeros((1, 9, 9), dtype=bool)
     crescent[0, 1:8, 1] = crescent[0, 1, 1:8] = crescent[0, 7, 1:8] = True
     (lesion,) = list_lesions(crescent, None, (1.0, 1.0, 1.0))

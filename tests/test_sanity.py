@@ -14,16 +14,19 @@ from numpy.typing import NDArray
 
 from data_cache.errors import ImplausibleScanError, VolumeError
 from data_cache.geometry import Grid
-from data_cache.schema import PreprocessSpec
+from data_cache.schema import Crop, PreprocessSpec
 from pipeline.build import build
+from pipeline.check import check_data_set
 from pipeline.decathlon import read_data_set
 from pipeline.nifti import VolumeHeader, VolumeStream
 from pipeline.prepare import prepare_case
 from pipeline.sanity import (
     Doubt,
     Intensities,
+    VoxelSample,
     grid_doubts,
     intensity_doubts,
+    liver_doubts,
     require_plausible,
 )
 
@@ -60,10 +63,15 @@ def padded(values: Hu, padding: float, share: float = 0.2) -> Hu:
     return np.concatenate([values, np.full(round(share * values.size), padding)])
 
 
+def noisy(values: Hu, sd: float) -> Hu:
+    return values + np.random.default_rng(2).normal(0, sd, values.size)
+
+
 @pytest.mark.parametrize(
     "values",
     [
         body(),
+        np.maximum(noisy(body(), 80), -1024),
         padded(body(), -3024.0),
         padded(body(), -2000.0),
         body(air=0.0, lung=0.0),  # a crop inside the body
@@ -74,7 +82,7 @@ def padded(values: Hu, padding: float, share: float = 0.2) -> Hu:
         np.where(body() < -300, -2048.0, body()),  # the air masked out
         np.concatenate([body(), np.linspace(-1600, -1101, 1000)]),  # streaks of metal
     ],
-    ids=["plain", "-3024", "-2000", "crop", "lean", "chest", "head", "clipped", "masked", "streaks"],
+    ids=["plain", "noise", "-3024", "-2000", "crop", "lean", "chest", "head", "clipped", "masked", "streaks"],
 )
 def test_bodies_in_hu_have_no_fault(values: Hu) -> None:
     assert faults(values) == []
@@ -100,6 +108,11 @@ def test_bodies_in_hu_have_no_fault(values: Hu) -> None:
         (np.random.default_rng(0).normal(-250, 280, 50_000), "no peak of soft tissue"),
         (np.where(np.arange(50_000) % 1000, -1000.0, 50.0), "0.1 % of the voxels are fat or soft tissue"),
         (np.linspace(-1010, -990, 1000), "nothing but air"),
+        (noisy(body() + 1024, 40), "1250, which only dense bone is"),
+        (padded(noisy(body() + 1000, 20), -2000.0), "which only dense bone is"),
+        (padded(noisy(body() + 1000, 60), -1000.0, share=0.1), "which only dense bone is"),  # taken for air
+        (-body(), "HU times -1?"),
+        (noisy(-body(fat=0.3, lung=0.0, bone=0.005), 10), "HU times -1?"),
         (np.full(1000, 7.0), "all voxels of the image are 7"),
         (np.full(1000, np.nan), "no finite voxel"),
     ],
@@ -120,6 +133,31 @@ def test_what_is_not_hu_is_a_fault(values: Hu, words: str) -> None:
 def test_what_may_be_hu_is_a_warning(values: Hu, words: str) -> None:
     (doubt,) = doubts(values)
     assert (doubt.severity, words in doubt.what) == ("warning", True)
+
+
+@pytest.mark.parametrize(("hu", "spread"), [(-25, 60), (60, 100), (250, 20), (395, 5)])
+def test_a_liver_may_be_fatty_noisy_or_enhanced(hu: float, spread: float) -> None:
+    assert liver_doubts(np.random.default_rng(0).normal(hu, spread, 5000)) == []
+
+
+def test_lipiodol_in_a_third_of_a_liver_is_no_fault() -> None:
+    assert liver_doubts(np.repeat([60.0, 2000.0], [2000, 1000])) == []
+
+
+@pytest.mark.parametrize("hu", [-1000, -454, -60, 450, 1084])
+def test_no_liver_is_this_thin_or_this_dense(hu: float) -> None:
+    (doubt,) = liver_doubts(np.full(30, hu))
+    assert (doubt.severity, f"the labelled liver is at {hu} (median)" in doubt.what) == ("fault", True)
+    assert liver_doubts(np.full(29, hu)) == []  # too few to tell
+
+
+def test_samples_of_an_image_and_its_label_correspond_however_they_are_cut() -> None:
+    values = np.arange(3_000_000)
+    whole, parts = VoxelSample(values.shape), VoxelSample(values.shape)
+    whole.add(values)
+    for part in np.split(values, [1, 2, 1000, 700_001, 700_003]):
+        parts.add(part)
+    np.testing.assert_array_equal(whole.values(), parts.values())
 
 
 def test_only_force_takes_what_has_faults() -> None:
@@ -310,6 +348,31 @@ def test_preprocess_refuses_unless_forced(tmp_path: Path, dtype: Any, scaling: t
     (result,) = build(raw, tmp_path / "cache.zarr", SPEC, jobs=1, report=lambda _: None, force=True)
     assert result.outcome == "done"
     assert any("no fat and no air" in note for note in result.notes)
+
+
+@pytest.mark.parametrize("crop", ["box", "depth"])
+@pytest.mark.parametrize("axes", ["LPS", "PSR"])
+def test_a_liver_that_cannot_be_one_is_refused_by_preprocess_and_check(
+    tmp_path: Path, crop: Crop, axes: str
+) -> None:
+    values = np.random.default_rng(3).permutation(body())[:48_000].reshape(40, 40, 30)
+    label = np.zeros(values.shape, np.uint8)
+    label[10:30, 10:30, 10:20], values[8:32, 8:32, 8:22] = 1, 60
+    label[14:20, 14:20, 12:16], values[14:20, 14:20, 12:16] = 2, 900  # lipiodol in a tumour
+    for name, image in (("good", values), ("elsewhere", np.where(label == 1, -820, values))):
+        write_nifti(tmp_path / "imagesTr" / f"{name}.nii.gz", image.astype(np.int16), oriented_affine(axes))
+        write_nifti(tmp_path / "labelsTr" / f"{name}.nii.gz", label, oriented_affine(axes))
+    write_listing(tmp_path, ["good", "elsewhere"])
+    raw, spec = read_data_set(tmp_path), PreprocessSpec(shape_zyx=(20, 40, 40), crop=crop)
+    results = build(raw, tmp_path / "c.zarr", spec, jobs=1, report=lambda _: None)
+    assert {r.case_id: r.outcome for r in results} == {"good": "done", "elsewhere": "failed"}
+    (message,) = (r.message for r in results if r.outcome == "failed")
+    assert "the labelled liver is at -820 (median), expected -40 to 400 HU" in message
+    findings = check_data_set(tmp_path, jobs=1, report=lambda *_: None)
+    assert [f.case for f in findings if "the labelled liver is at -820" in f.what] == ["elsewhere"]
+    assert [f.case for f in findings if f.severity == "fault"] == ["elsewhere"]
+    results = build(raw, tmp_path / "c.zarr", spec, jobs=1, report=lambda _: None, force=True)
+    assert any("the labelled liver is at -820" in note for result in results for note in result.notes)
 
 
 def test_preprocess_refuses_a_grid_that_cannot_be(tmp_path: Path) -> None:

@@ -196,6 +196,30 @@ def test_two_files_are_a_pair_and_nothing_in_common_is_said(
         pair_labels(tmp_path / "p", tmp_path / "t")
 
 
+def test_a_prediction_that_cannot_be_opened_fails_and_is_not_called_missing(
+    run: Callable[..., Result], tmp_path: Path
+) -> None:
+    for name in ("a", "link", "loop", "folder"):
+        write_label(tmp_path / "t" / f"{name}.nii.gz", a_label())
+    write_label(tmp_path / "p" / "a.nii.gz", a_label())
+    (tmp_path / "p" / "link.nii.gz").symlink_to("gone.nii.gz")
+    (tmp_path / "p" / "loop.nii.gz").symlink_to("loop.nii.gz")
+    (tmp_path / "p" / "folder.nii.gz").mkdir()
+    result = run("score", tmp_path / "p", tmp_path / "t")
+    said = " ".join(result.output.split())
+    assert result.exit_code == 1
+    assert "has no prediction" not in said
+    assert "it is a link to gone.nii.gz, which leads to no file" in said
+    assert said.count("cannot be opened") == 3
+    # What unpacking leaves beside a file, and a folder without a counterpart, are passed over.
+    (tmp_path / "p" / "a.nii").mkdir()
+    (tmp_path / "p" / "other.nii").mkdir()
+    pairs, alone = pair_labels(tmp_path / "p", tmp_path / "t")
+    assert (next(pair.predicted.name for pair in pairs if pair.name == "a"), alone) == ("a.nii.gz", [])
+    with pytest.raises(DataSetError, match="no such folder; it is a link to gone"):
+        pair_labels(tmp_path / "p" / "link.nii.gz", tmp_path / "t" / "link.nii.gz")
+
+
 # ---- several runs
 
 

@@ -45,7 +45,7 @@ def test_liver_and_tumour_are_named_and_lesions_listed(tmp_path: Path) -> None:
     (layer,) = case["volumes"][0]["layers"]
     assert layer["names"] == ["liver", "tumour"]
     (lesion,) = case["lesions"]
-    assert lesion["status"] == "predicted"
+    assert lesion["status"] == "lesion"  # of a truth as of a prediction
     # LPS: canonical x and y count from the other end.
     assert lesion["at"][0] in (5, 6)
     assert lesion["at"][1] in (14 - 1 - 4, 14 - 1 - 5)
@@ -63,6 +63,49 @@ def test_other_values_are_shown_by_number_and_what_is_left_out_is_said(tmp_path:
     (layer,) = case_of(tmp_path / "v.html")["volumes"][0]["layers"]
     assert len(layer["names"]) == len(layer["colours"]) == MAX_VALUES
     assert "1000" not in layer["names"]
+
+
+@pytest.mark.parametrize(
+    ("value", "dtype", "said"),
+    [
+        (0.55, np.float32, "holds 0.55 (0.45 from 1)"),
+        (2.4, np.float64, "holds 2.4 (0.4 from 2)"),
+        (70_000, np.int32, "holds 70000 (4465 from 65535)"),
+        (np.nan, np.float32, "holds nan"),
+        (np.inf, np.float32, "holds inf"),
+    ],
+)
+def test_what_is_no_label_is_refused_with_its_deviation(
+    tmp_path: Path, value: float, dtype: Any, said: str
+) -> None:
+    label = np.zeros((12, 14, 16), dtype)
+    label[2:8, 2:9, 3:10] = value
+    result = view(tmp_path, label)
+    assert result.exit_code == 1
+    output = " ".join(result.output.split())
+    assert said in output
+    assert "a label has whole numbers from 0 to 65535, each within 0.01" in output
+    assert not (tmp_path / "v.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("value", "dtype", "name"),
+    [(40_000, np.uint16, "40000"), (65_535, np.int32, "65535"), (24.004, np.float32, "24")],
+)
+def test_large_labels_and_floats_that_are_whole_are_shown(
+    tmp_path: Path, value: float, dtype: Any, name: str
+) -> None:
+    label = np.zeros((12, 14, 16), dtype)
+    label[2:8, 2:9, 3:10] = value
+    result = view(tmp_path, label)
+    assert result.exit_code == 0, result.output
+    (layer,) = case_of(tmp_path / "v.html")["volumes"][0]["layers"]
+    assert layer["names"] == [name]
+
+
+def test_the_title_names_both_files_alike(tmp_path: Path) -> None:
+    assert view(tmp_path, np.ones((12, 14, 16), np.uint8)).exit_code == 0
+    assert "<title>label seg.nii.gz on scan ct.nii.gz" in (tmp_path / "v.html").read_text()
 
 
 def test_a_page_is_written_again_and_another_file_is_left_alone(tmp_path: Path) -> None:
@@ -97,7 +140,7 @@ def test_an_empty_label_shows_the_whole_scan(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("values", "label_axes", "words"),
-    [((-1, 2), "LPS", "found -1 to 2"), ((0, 1), "RAS", "mm away")],
+    [((-1, 2), "LPS", "holds -1 (1 from 0)"), ((0, 1), "RAS", "mm away")],
 )
 def test_what_is_no_label_of_the_scan_is_one_line(
     tmp_path: Path, values: tuple[int, int], label_axes: str, words: str

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from liverseg.measure.summary import (
     summarise_scores,
 )
 from pipeline.labels import read_label
-from pipeline.names import volume_stem
+from pipeline.names import nearby, volume_stem
 from pipeline.prepare import check_same_grid
 
 
@@ -43,13 +44,16 @@ def pair_labels(predicted: Path, truth: Path) -> tuple[list[LabelPair], list[str
         return [LabelPair(name=volume_stem(truth) or truth.name, predicted=predicted, truth=truth)], []
     for path in (predicted, truth):
         if not path.is_dir():
-            raise DataSetError(f"{path}: no such folder: name two folders of label files, or two files")
+            there = "" if os.path.exists(path) else nearby(path)
+            raise DataSetError(
+                f"{path}: no such folder{there}: name two folders of label files, or two files"
+            )
     ours, theirs = _volumes(predicted), _volumes(truth)
     both = sorted(ours.keys() & theirs.keys())
     if not both:
         raise DataSetError(f"{predicted} and {truth} have no two .nii or .nii.gz files of the same name")
-    alone = [f"{truth / theirs[n].name}: has no prediction" for n in sorted(theirs.keys() - ours.keys())]
-    alone += [f"{predicted / ours[n].name}: has no truth" for n in sorted(ours.keys() - theirs.keys())]
+    alone = [f"{theirs[n]}: has no prediction" for n in _files_only_in(theirs, ours)]
+    alone += [f"{ours[n]}: has no truth" for n in _files_only_in(ours, theirs)]
     return [LabelPair(name=n, predicted=ours[n], truth=theirs[n]) for n in both], alone
 
 
@@ -98,11 +102,16 @@ def write_scores(out: Path, scores: dict[str, LabelScores]) -> dict[str, Any]:
     return summary
 
 
+def _files_only_in(folder: dict[str, Path], other: dict[str, Path]) -> list[str]:
+    return [name for name in sorted(folder.keys() - other.keys()) if not folder[name].is_dir()]
+
+
 def _volumes(folder: Path) -> dict[str, Path]:
+    """Files by their names without the ending; a folder or a broken link only where no file has its name."""
     found: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
+    for path in sorted(folder.iterdir(), key=lambda path: (not os.path.isfile(path), path)):
         stem = volume_stem(path)
-        if stem is None or not path.is_file():
+        if stem is None or (stem in found and not os.path.isfile(path)):
             continue
         if found.setdefault(stem, path) is not path:
             raise DataSetError(

@@ -15,12 +15,11 @@ from liverseg.inference.inputs import find_scans
 from liverseg.pictures.page import Page, PageCase, PageFiles, write_page
 from liverseg.pictures.palette import LIVER_TRUTH, TUMOUR_PRED
 from liverseg.pictures.slices import CLASSES, Layer, labelled_volume
-from pipeline.labels import looks_like_label
+from pipeline.labels import look_swapped, read_values
 from pipeline.nifti import read_canonical
 from pipeline.prepare import check_same_grid
 
 MAX_VALUES = 15
-FAT_HU = -100  # a scan has this and less; a label's values are not negative
 COLOURS = (
     "#56b4e9", "#f2452d", "#f0e442", "#b740ff", "#2ca02c", "#ff9da7", "#17becf", "#ff7f0e",
     "#9edae5", "#c49c94", "#98df8a", "#c5b0d5", "#bcbd22", "#e377c2", "#ffffff",
@@ -37,7 +36,7 @@ def view_label(scan: Path, label: Path, out: Path | None) -> tuple[PageFiles, tu
 
     Raises:
         VolumeError: A file cannot be read, or ``scan`` holds several scans.
-        LabelError: The label lies on another grid, or is a scan, and the scan a label.
+        LabelError: The label lies on another grid or holds what no label does, or is a scan, and the scan a label.
         OutputError: ``out`` is a file that the command did not write.
     """
     source, *others = find_scans([scan])
@@ -47,11 +46,16 @@ def view_label(scan: Path, label: Path, out: Path | None) -> tuple[PageFiles, tu
     require_replaceable(out, html_mark("view"), command="view")
     with source.as_nifti() as image:
         image_zyx, header = read_canonical(image.path)
-        stored_zyx, label_header = read_canonical(label)
-        if stored_zyx.min() <= FAT_HU and looks_like_label(image.path):
-            raise LabelError(f"{scan} and {label} look swapped: expected SCAN first, then LABEL")
+        try:
+            values_zyx, label_header = read_values(label)
+        except LabelError:
+            if look_swapped(image.path, label):
+                raise LabelError(
+                    f"{scan} and {label} look swapped: expected SCAN first, then LABEL"
+                ) from None
+            raise
     check_same_grid(label_header, header)
-    label_zyx, layer, notes = _layer(stored_zyx, label)
+    label_zyx, layer, notes = _layer(values_zyx)
     case = labelled_volume(image_zyx, label_zyx, header.grid, layer=layer)
     n_labelled = int(np.count_nonzero(label_zyx))
     volumes = [
@@ -61,7 +65,7 @@ def view_label(scan: Path, label: Path, out: Path | None) -> tuple[PageFiles, tu
     if layer.nested:
         volumes[0] = ("liver", n_labelled * header.grid.voxel_volume_ml)
     page = Page(
-        title=f"{label.name} on {source.name}",
+        title=f"label {label.name} on scan {source.path.absolute().name}",
         subtitle="; ".join(notes) or "The liver includes its tumours." * layer.nested,
         sections=(),
         order="",
@@ -79,18 +83,16 @@ def view_label(scan: Path, label: Path, out: Path | None) -> tuple[PageFiles, tu
     return write_page(page, out, command="view"), (*image.notes, *notes)
 
 
-def _layer(stored_zyx: NDArray[np.int16], label: Path) -> tuple[NDArray[np.uint8], Layer, tuple[str, ...]]:
+def _layer(values_zyx: NDArray[np.uint16]) -> tuple[NDArray[np.uint8], Layer, tuple[str, ...]]:
     """The label with values from 1 up, what they are called, and what is not shown."""
-    lowest, highest = int(stored_zyx.min()), int(stored_zyx.max())
-    if lowest < 0:
-        raise LabelError(f"{label}: expected values of at least 0, found {lowest} to {highest}")
-    counts = np.bincount(stored_zyx.ravel())
+    highest = int(values_zyx.max())
+    counts = np.bincount(values_zyx.ravel())
     counts[0] = 0
     if highest <= len(CLASSES):
         layer = Layer(
             name="label", kind="classes", shift=0, bits=2, names=CLASSES, colours=(LIVER_TRUTH, TUMOUR_PRED)
         )
-        return stored_zyx.astype(np.uint8), layer, () if highest else ("the label is empty",)
+        return values_zyx.astype(np.uint8), layer, () if highest else ("the label is empty",)
     present = np.flatnonzero(counts)
     shown = np.sort(present[np.argsort(-counts[present], kind="stable")][:MAX_VALUES])
     numbers = np.zeros(highest + 1, dtype=np.uint8)
@@ -106,4 +108,4 @@ def _layer(stored_zyx: NDArray[np.int16], label: Path) -> tuple[NDArray[np.uint8
     )
     left = len(present) - len(shown)
     notes = (f"{pluralise(left, 'smaller value')} not shown",) if left else ()
-    return numbers[stored_zyx], layer, notes
+    return numbers[values_zyx], layer, notes

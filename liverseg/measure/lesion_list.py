@@ -15,8 +15,8 @@ from liverseg.measure.lesions import lesion_overlaps, match
 from liverseg.measure.overlap import Mask, Spacing, union_box
 from pipeline.lesions import equivalent_diameters_mm
 
-Status = Literal["missed", "false positive", "found", "predicted"]
-ORDER: tuple[Status, ...] = ("missed", "false positive", "found", "predicted")
+Status = Literal["missed", "false positive", "found", "lesion"]
+ORDER: tuple[Status, ...] = ("missed", "false positive", "found", "lesion")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,7 +25,7 @@ class Lesion:
 
     Attributes:
         status: ``found`` and ``missed`` lesions are the truth's, ``false positive`` ones the prediction's;
-            ``predicted`` where there is no truth.
+            ``lesion`` where there is one label alone.
         diameter_mm: Diameter of the sphere with its volume.
         at_zyx: A voxel inside it, in its largest slice, near the middle.
     """
@@ -43,7 +43,7 @@ def list_lesions(pred_zyx: Mask, truth_zyx: Mask | None, spacing_zyx_mm: Spacing
 
     Args:
         pred_zyx: Predicted tumour.
-        truth_zyx: True tumour, or None: then all lesions are ``predicted``.
+        truth_zyx: True tumour, or None: then ``pred_zyx`` is any label, and all are ``lesion``.
         spacing_zyx_mm: Distance between voxel centres.
 
     Raises:
@@ -51,7 +51,7 @@ def list_lesions(pred_zyx: Mask, truth_zyx: Mask | None, spacing_zyx_mm: Spacing
     """
     if truth_zyx is None:
         found = [*_lesions(pred_zyx, union_box(pred_zyx, pred_zyx), spacing_zyx_mm)]
-        listed: list[Lesion] = [_lesion("predicted", at, n, spacing_zyx_mm) for at, n in found]
+        listed: list[Lesion] = [_lesion("lesion", at, n, spacing_zyx_mm) for at, n in found]
     else:
         overlaps = lesion_overlaps(pred_zyx, truth_zyx, spacing_zyx_mm)
         pairs = match(overlaps, iou_threshold=0.0)

@@ -55,7 +55,9 @@ def _as_nifti(image: object, affine: NDArray[Any] | None) -> nib.spatialimages.S
         )
     small = {"int64": np.int32, "uint64": np.uint32, "bool": np.uint8, "float16": np.float32}
     values = image.astype(small.get(image.dtype.name, image.dtype), copy=False)
-    return nib.Nifti1Image(values, _checked_affine(affine))
+    made = nib.Nifti1Image(values, _checked_affine(affine))
+    made.header.set_xyzt_units("mm")  # what the affine is documented to be in
+    return made
 
 
 def _checked_affine(affine: object) -> NDArray[np.float64]:

@@ -5,7 +5,7 @@ const cases = read("cases"), windows = read("windows-hu"), nav = read("nav");
 const SIDES = [["R", "L"], ["R", "L"], ["A", "P"]], NAMES = ["axial", "coronal", "sagittal"];
 const ACROSS = [[1, 2], [0, 2], [0, 1]];  // rows and columns of a plane across z, y, x
 const TOOLS = [["cross", "crosshair"], ["pan", "pan"], ["window", "window"]];
-const ICONS = { missed: "○", "false positive": "✕", found: "●", predicted: "●" };
+const ICONS = { missed: "○", "false positive": "✕", found: "●", lesion: "●" };
 let current = 0, content = null, volume = null, at = [0, 0, 0], windowHu = [...windows[0].hu], loading = 0;
 let tool = "cross", zoom = 1, middle = null, fill = false, active = 0, lesion = -1;
 const shown = new Map();  // by layer name: what was switched stays so in the next case
