@@ -77,6 +77,12 @@ def test_all_faults_are_listed_at_once(tmp_path: Path) -> None:
         ("loss.class_weights=[1.0, 1.0]", "2 numbers for 3 classes"),
         ("input.window_hu=[5, 1]", "window_hu"),
         ("model.base_channels=0", "base_channels"),
+        ("model.base_channels=100000", "base_channels must be at most 1024, got 100000"),
+        ("model.depth=40", "depth must be at most 10, got 40"),
+        ("model.in_channels=2", "model.in_channels must be 1 in a training run, got 2"),
+        ("model.classes=4", "model.classes must be 3 in a training run, got 4"),
+        ("seed=-1", "seed must be at least 0 and below 2\\*\\*63, got -1"),
+        ("seed=9223372036854775808", "seed must be at least 0"),
         ("data.resident=disk", "resident"),
         ("data.box_jitter=-0.1", "box_jitter must be at least 0 and below 0.5, got -0.1"),
         ("data.scan_widening_zyx=[0.1, 0.1, 2.0]", "scan_widening_zyx must be at least 0 and below 2"),
@@ -87,6 +93,11 @@ def test_wrong_overrides_are_named(override: str, words: str) -> None:
     overrides = ["data.between_share=0.2", override] if "scan_share" in override else [override]
     with pytest.raises(ConfigError, match=words):
         load_config(None, overrides)
+
+
+def test_seeds_end_where_torch_ends() -> None:
+    assert load_config(None, [f"seed={2**63 - 1}"]).seed == 2**63 - 1
+    assert load_config(None, ["seed=0"]).seed == 0
 
 
 def test_missing_and_broken_files_are_named(tmp_path: Path) -> None:

@@ -196,6 +196,17 @@ def test_a_history_without_its_checkpoint_is_not_overwritten(tiny_world: TinyWor
             train(tiny_world.store, tmp_path, tiny_config(), resume=resume, watcher=SILENT)
 
 
+@pytest.mark.parametrize("depth", [5, 10])
+def test_a_network_too_deep_for_the_cache_is_refused_before_anything_is_written(
+    tiny_world: TinyWorld, tmp_path: Path, depth: int
+) -> None:
+    config = tiny_config()
+    deep = replace(config, model=replace(config.model, depth=depth))
+    with pytest.raises(ConfigError, match=rf"model.depth: {depth} poolings .* 16×32×32 .* at most 4"):
+        train(tiny_world.store, tmp_path / "run", deep, resume=False, watcher=SILENT)
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_raw_folder_that_is_not_there_is_said_at_once(tiny_world: TinyWorld, tmp_path: Path) -> None:
     config = replace(tiny_config(), watch=WatchConfig(raw=str(tmp_path / "none")))
     with pytest.raises(ConfigError, match="none: no such folder"):

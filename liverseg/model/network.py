@@ -23,6 +23,8 @@ from liverseg.model.logit_normal import LogitNormal, body, deviation
 Norm = Literal["batch", "instance", "group"]
 Stochastic = Literal["none", "dropout", "ssn"]
 SPREAD_STD = 0.02
+# Far beyond what any device holds; from there on, numbers of weights overflow.
+MOST = {"base_channels": 1024, "depth": 10, "rank": 1024}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,8 +41,8 @@ class NetworkConfig:
             the head of a stochastic segmentation network (``ssn``, see ``model.logit_normal``). Without samples all
             three give one answer, that of the mean.
         rank: Of the covariance of ``ssn``.
-        in_channels: Channels of the image.
-        classes: Channels of the logits, background included.
+        in_channels: Channels of the image; 1 in a training run.
+        classes: Channels of the logits, background included; 3 in a training run.
 
     Raises:
         ConfigError: On construction, listing every fault.
@@ -71,9 +73,11 @@ class NetworkConfig:
 def _faults(config: NetworkConfig) -> Iterator[str]:
     leasts = {"base_channels": 1, "depth": 1, "rank": 1, "in_channels": 1, "classes": 2}
     for name, least in leasts.items():
-        value = getattr(config, name)
+        value, most = getattr(config, name), MOST.get(name)
         if value < least:
             yield f"{name} must be at least {least}, got {value}"
+        elif most is not None and value > most:
+            yield f"{name} must be at most {most}, got {value}"
     for name, allowed in (("norm", get_args(Norm)), ("stochastic", get_args(Stochastic))):
         if getattr(config, name) not in allowed:
             yield f"{name} must be one of {', '.join(allowed)}, got {getattr(config, name)!r}"
@@ -257,6 +261,17 @@ def forward_flops(config: NetworkConfig, shape_zyx: tuple[int, int, int]) -> int
         # Each output voxel of a transposed convolution of kernel 2 and stride 2 sees one input voxel.
         macs += (coarse * fine + 27 * (2 * fine * fine + fine * fine)) * (voxels >> 3 * level)
     return 2 * macs
+
+
+def require_divisible(config: NetworkConfig, shape_zyx: tuple[int, int, int]) -> None:
+    """Raise ConfigError unless every pooling halves the shape of the cached views exactly."""
+    factor = 2**config.depth
+    if any(n % factor for n in shape_zyx):
+        deepest = min((n & -n).bit_length() - 1 for n in shape_zyx)
+        raise ConfigError(
+            f"model.depth: {config.depth} poolings need a shape that is divisible by {factor}, and the cache's views are "
+            f"{'×'.join(map(str, shape_zyx))} (z×y×x): set model.depth to at most {deepest}"
+        )
 
 
 def parameter_count(config: NetworkConfig) -> int:

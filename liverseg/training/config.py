@@ -23,6 +23,9 @@ from liverseg.model.losses import LossConfig
 from liverseg.model.network import NetworkConfig
 from liverseg.training.augment import AugmentConfig
 
+CHANNELS, CLASSES = 1, 3  # the CT; background, liver and tumour
+SEEDS = 2**63  # torch takes no more
+
 Resident = Literal["auto", "device", "memory", "stream"]
 
 
@@ -151,14 +154,9 @@ class TrainConfig:
     watch: WatchConfig = field(default_factory=WatchConfig)
 
     def __post_init__(self) -> None:
-        if len(self.loss.class_weights) != self.model.classes:
-            raise ConfigError(
-                f"loss.class_weights has {len(self.loss.class_weights)} numbers for {self.model.classes} classes"
-            )
-        if self.compile is True and self.recompute:
-            raise ConfigError(
-                "compile = true and recompute exclude each other: torch.compile plans memory by itself"
-            )
+        faults = list(_train_faults(self))
+        if faults:
+            raise ConfigError("; ".join(faults))
 
 
 def load_config(path: Path | None, overrides: Sequence[str] = ()) -> TrainConfig:
@@ -246,6 +244,20 @@ def _refuse(section: str, faults: Iterator[str]) -> None:
     found = list(faults)
     if found:
         raise ConfigError(f"{section}: " + "; ".join(found))
+
+
+def _train_faults(config: TrainConfig) -> Iterator[str]:
+    if not 0 <= config.seed < SEEDS:
+        yield f"seed must be at least 0 and below 2**63, got {config.seed}"
+    # A UNet may have others; what a run feeds it with, and asks of it, is fixed.
+    for name, value in (("in_channels", CHANNELS), ("classes", CLASSES)):
+        found = getattr(config.model, name)
+        if found != value:
+            yield f"model.{name} must be {value} in a training run, got {found}"
+    if len(config.loss.class_weights) != CLASSES:
+        yield f"loss.class_weights has {len(config.loss.class_weights)} numbers for {CLASSES} classes"
+    if config.compile is True and config.recompute:
+        yield "compile = true and recompute exclude each other: torch.compile plans memory by itself"
 
 
 def _data_faults(config: DataConfig) -> Iterator[str]:

@@ -32,7 +32,7 @@ from liverseg.model.inputs import add_background, foreground_fractions, network_
 from liverseg.model.logit_normal import negative_log_likelihood
 from liverseg.model.losses import LossConfig
 from liverseg.model.losses import loss as loss_of
-from liverseg.model.network import Stochastic, forward_flops
+from liverseg.model.network import Stochastic, forward_flops, require_divisible
 from liverseg.training.augment import AugmentParams, Context, apply, draw
 from liverseg.training.callbacks import SILENT, Callbacks
 from liverseg.training.checkpoint import BEST, LAST, changes, check_same_spec, load_checkpoint, restore
@@ -95,7 +95,8 @@ def train(
         RunError: ``run`` holds a run already, or its checkpoint does not fit.
         OutputError: ``run`` has a file that would be replaced and is not of a run.
         DivergedError: The loss is not finite.
-        ConfigError: The device or a named case does not exist, or the norm cannot be shared by the devices.
+        ConfigError: The device or a named case does not exist, the norm cannot be shared by the devices, or the network
+            is too deep for the cached views.
     """
     with process_group(config.device) as group, freed_memory_reused(group.device):
         return _train(
@@ -167,6 +168,7 @@ def _beginning(
     store: CacheStore, run: Path, config: TrainConfig, *, resume: bool
 ) -> tuple[Split, dict[str, Any] | None]:
     """The cases of a run, and the checkpoint that it continues from, if any."""
+    require_divisible(config.model, store.schema.spec.shape_zyx)
     split = _choose_split(store, run, config, resume=resume)
     if not (resume and (run / LAST).exists()):
         return split, None
@@ -308,7 +310,7 @@ class Trainer:
             "step": state.step,
             "train_loss": train_loss,
             **self._scores(state.epoch + 1),
-            "learning_rate": learning_rate(state.step - 1, self.config.optim),
+            "learning_rate": learning_rate(max(0, state.step - 1), self.config.optim),
             **self._speed(seconds, waited_s),
             "seconds": time.perf_counter() - start,
         }
