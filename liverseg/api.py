@@ -76,7 +76,8 @@ def train(
     Args:
         cache: What ``preprocess`` built.
         run: Folder of the run.
-        config: TOML file; None for the built-in values, or, with ``resume``, those of the run.
+        config: TOML file; None for the built-in values, or, with ``resume``, those of the run. The built-in network is
+            meant for a GPU: for a CPU, name a file or set ``model.base_channels``.
         set: Values that replace single ones of it, such as ``{"optim.epochs": 50}``.
         raw: The raw data set, to validate on native grids every so many epochs, too.
         resume: Continue the run where it stopped.
@@ -87,20 +88,19 @@ def train(
         The run: give it to ``evaluate`` or ``load``.
 
     Raises:
-        ConfigError: A key or a value of the configuration is wrong; lists every fault.
+        ConfigError: A key or a value of the configuration is wrong (lists every fault), or the built-in network would be
+            trained on a CPU.
         CacheError: There is no cache.
         RunError: ``run`` holds a run already, or training failed.
     """
     from data_cache.reader import CacheStore
-    from liverseg.training.config import as_override, load_config
-    from liverseg.training.train import CONFIG
+    from liverseg.training.config import as_override
+    from liverseg.training.run_config import run_config
     from liverseg.training.train import train as run_training
 
-    if resume and config is None and (Path(run) / CONFIG).exists():
-        config = Path(run) / CONFIG
     values = {**(set or {}), **({} if raw is None else {"watch.raw": str(raw)})}
     overrides = [as_override(key, value) for key, value in values.items()]
-    settings = load_config(None if config is None else Path(config), overrides)
+    settings = run_config(Path(run), None if config is None else Path(config), overrides, resume=resume)
     with _training_callbacks(settings, progress) as callbacks:
         run_training(CacheStore.open(Path(cache)), Path(run), settings, resume=resume, watcher=callbacks)
     return Run(Path(run))

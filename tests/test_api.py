@@ -17,7 +17,7 @@ from tiny import SPEC, TinyWorld, tiny_config
 
 import data_cache.errors
 import liverseg
-from data_cache.errors import OutputError, VolumeError
+from data_cache.errors import ConfigError, OutputError, VolumeError
 from data_cache.schema import PreprocessSpec
 from liverseg.training.config import save_config
 
@@ -68,6 +68,12 @@ def test_the_steps_in_a_row(tiny_world: TinyWorld, tmp_path: Path, monkeypatch: 
     assert repr(wrong).startswith("Scores(0 cases, liver Dice –")
     found = liverseg.load(run, device="cpu").segment(tiny_world.raw / "imagesTs" / "liver_6.nii.gz")
     assert found.label.shape == (40, 40, 40)
+
+
+def test_a_cpu_is_not_given_the_network_of_a_gpu(tiny_world: TinyWorld, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="90 million parameters.*would train on the CPU"):
+        liverseg.train(tiny_world.cache, tmp_path / "run", set={"device": "cpu"}, progress=False)
+    assert not (tmp_path / "run").exists()
 
 
 def test_scores_become_a_data_frame(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
