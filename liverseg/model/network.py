@@ -36,11 +36,11 @@ class NetworkConfig:
         depth: Number of poolings, and of transposed convolutions.
         norm: ``batch`` normalises over the batch, ``instance`` and ``group`` (up to 8 groups) over one sample.
         dropout: Probability of dropping a whole channel after each convolution, 0 for none.
-        deep_supervision: Add a head to every decoder level but the deepest features; see ``UNet.forward``.
-        stochastic: How ``model.stochastic.sample`` asks the network again: not at all, with ``dropout`` kept on, or with
-            the head of a stochastic segmentation network (``ssn``, see ``model.logit_normal``). Without samples all
-            three give one answer, that of the mean.
-        rank: Of the covariance of ``ssn``.
+        deep_supervision: Add an output to every level of the decoder, so that the loss is also of coarser answers.
+        stochastic: How samples of a segmentation are drawn, whose differences are its uncertainty: not at all (``none``),
+            with ``dropout`` kept on, or from the distribution that a stochastic segmentation network learns (``ssn``,
+            Monteiro et al. 2020, arXiv:2006.06015). Without samples all three give one answer, that of the mean.
+        rank: Rank of the covariance of ``ssn``.
         in_channels: Channels of the image; 1 in a training run.
         classes: Channels of the logits, background included; 3 in a training run.
 

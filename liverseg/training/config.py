@@ -46,7 +46,8 @@ class DataConfig:
         box_jitter: How far each face of the liver's box is moved in all other samples at most, as a share of its size:
             the box that inference predicts is not exactly the label's.
         tumour_share: Share of samples that are drawn from the cases with a tumour; the rest, from all.
-        resident: Where the cached volumes are kept: on the device, in memory, or left in the store.
+        resident: Where the cached volumes are kept: on the ``device``, in main ``memory``, or left in the store and read
+            when they are needed (``stream``). ``auto`` takes the first of these that has room.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
@@ -136,7 +137,8 @@ class TrainConfig:
             for it, with the loss scaled; weights stay float32.
         compile: Let ``torch.compile`` fuse the network: a minute or more at the start for faster steps. ``auto`` does
             on one GPU of compute capability 8.0 or more, without ``recompute``.
-        recompute: For small cards: see ``UNet.recompute``.
+        recompute: For small cards: keep less from the forward pass, and compute the rest again for the gradient. It takes
+            less memory and a third more time; what is learnt is the same.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
