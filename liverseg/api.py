@@ -78,7 +78,7 @@ def train(
         run: Folder of the run.
         config: TOML file; None for the built-in values, or, with ``resume``, those of the run. The built-in network is
             meant for a GPU: for a CPU, name a file or set ``model.base_channels``.
-        set: Values that replace single ones of it, such as ``{"optim.epochs": 50}``.
+        set: Values that replace single ones of it, such as ``{"optim.epochs": 50}``; None unsets one.
         raw: The raw data set, to validate on native grids every so many epochs, too.
         resume: Continue the run where it stopped.
         progress: True draws a bar and prints a line per epoch, False is silent, a function is called with a
@@ -98,7 +98,7 @@ def train(
     from liverseg.training.run_config import run_config
     from liverseg.training.train import train as run_training
 
-    values = {**(set or {}), **({} if raw is None else {"watch.raw": str(raw)})}
+    values = {**(set or {}), **({} if raw is None else {"watch.raw": raw})}
     overrides = [as_override(key, value) for key, value in values.items()]
     settings = run_config(Path(run), None if config is None else Path(config), overrides, resume=resume)
     with _training_callbacks(settings, progress) as callbacks:

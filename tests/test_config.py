@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from data_cache.errors import ConfigError
 from liverseg.model.network import NetworkConfig
@@ -51,6 +53,56 @@ def test_overrides_take_toml_values_and_bare_words() -> None:
 def test_a_value_from_python_comes_through_as_it_is(raw: str) -> None:
     assert load_config(None, [as_override("watch.raw", raw)]).watch.raw == raw
     assert load_config(None, [as_override("data.train_cases", [raw])]).data.train_cases == (raw,)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("watch.raw", Path("/data/📁"), "/data/📁"),
+        ("optim.epochs", np.int64(7), 7),
+        ("optim.learning_rate", np.float32(0.5), 0.5),
+        ("optim.learning_rate", torch.tensor(0.5), 0.5),
+        ("augment.flip", np.True_, True),
+        ("data.val_cases", ("a", np.str_("b")), ("a", "b")),
+        ("loss.class_weights", np.array([0.25, 0.25, 0.5]), (0.25, 0.25, 0.5)),
+        ("augment.num_controlpoints", (np.int32(4), 5, 6), (4, 5, 6)),
+        ("optim.patience", None, None),
+        ("data.split", None, None),
+    ],
+)  # fmt: skip
+def test_values_that_python_users_have_come_through(
+    tmp_path: Path, key: str, value: object, expected: object
+) -> None:
+    (tmp_path / "a.toml").write_text('[data]\ntrain_cases = ["x"]\n[optim]\npatience = 3\n')
+    section, _, name = key.partition(".")
+    config = load_config(tmp_path / "a.toml", [as_override(key, value)])
+    assert getattr(getattr(config, section), name) == expected
+
+
+@pytest.mark.parametrize(
+    "value", [{"epochs": 3}, {3}, b"x", 1j, np.complex64(1), object(), [Path("a"), len], np.array([{1: 2}])]
+)
+def test_a_value_that_no_setting_can_have_is_named(value: object) -> None:
+    with pytest.raises(ConfigError, match="^optim.epochs: expected text, a number, .* found "):
+        as_override("optim.epochs", value)
+
+
+def test_a_setting_that_has_a_default_cannot_be_unset() -> None:
+    with pytest.raises(ConfigError, match="^optim.epochs: .* found None"):
+        load_config(None, [as_override("optim.epochs", None)])
+    assert load_config(None, [as_override("watch.raw", "null")]).watch.raw == "null"
+
+
+def test_the_fault_comes_first_and_values_that_are_right_are_not_repeated(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(None, ["optim.batch_size=7", "optim.epochs=0"])
+    assert str(caught.value) == "optim: epochs must be at least 1, got 0"
+    (tmp_path / "a.toml").write_text("seed = 1\n")
+    with pytest.raises(ConfigError) as caught:
+        load_config(tmp_path / "a.toml", ["optim.batch_size=7", "optim.epochs=0"])
+    assert str(caught.value) == (
+        f"optim: epochs must be at least 1, got 0 ({tmp_path}/a.toml, with optim.batch_size, optim.epochs replaced)"
+    )
 
 
 def test_all_faults_are_listed_at_once(tmp_path: Path) -> None:

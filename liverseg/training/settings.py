@@ -82,7 +82,8 @@ _HEAD = """# Configuration
 
 <!-- Written by `liverseg config --markdown > docs/configuration.md`; a test compares. Edit the records' docstrings. -->
 
-A run is configured by a TOML file (`--config`, examples in `configs/`), single values by `--set section.key=value`.
+A run is configured by a TOML file (`--config`, examples in `configs/`), single values by `--set section.key=value`;
+`--set section.key=null` unsets a value that a file has set.
 What a run used is in its `config.toml`. `liverseg config` prints this page as tables, `liverseg config optim` one section.
 """
 
