@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from data_cache.errors import RunError
 from liverseg.results import Cache, Progress, Run, Scores
 
 if TYPE_CHECKING:
@@ -111,7 +112,7 @@ def evaluate(
     run: AnyPath,
     *,
     raw: AnyPath,
-    cases: Sequence[str] = (),
+    cases: str | Sequence[str] = (),
     device: str = "auto",
     samples: int = 0,
     out: AnyPath | None = None,
@@ -123,7 +124,7 @@ def evaluate(
         cache: The store that holds the cases.
         run: Folder of the run.
         raw: The data set that the cache was built from.
-        cases: Their ids; by default all labelled ones that the run never trained on, or else all.
+        cases: Their ids, or one id; by default all labelled ones that the run never trained on, or else all.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, …
         samples: Segmentations to draw per case, to measure what uncertainty is worth.
         out: Where to write; ``run/evaluation`` by default.
@@ -133,7 +134,7 @@ def evaluate(
         The scores. A case that could not be scored is in their ``failed`` and does not stop the others.
 
     Raises:
-        RunError: ``run`` holds no model.
+        RunError: ``run`` is not the folder of a run, or holds no model.
         CacheError: There is no cache, or its settings differ from those that the run was trained with.
         ConfigError: The cache has no labelled case, or not one of ``cases``.
         DataSetError: ``raw`` is another data set.
@@ -145,9 +146,13 @@ def evaluate(
     from liverseg.inference.segment import load_predictor
     from liverseg.training.split import load_split
 
+    if Path(run).is_file():
+        raise RunError(
+            f"{os.fspath(run)}: is a file: evaluate needs the folder of a run, which says what it was trained on"
+        )
     store, split = CacheStore.open(Path(cache)), load_split(Path(run))
     predictor = load_predictor(Path(run), device=device, samples=samples)
-    case_ids, _ = choose_cases(store, split, cases)
+    case_ids, _ = choose_cases(store, split, (cases,) if isinstance(cases, str) else cases)
     folder = Path(run) / "evaluation" if out is None else Path(out)
     failed: dict[str, str] = {}
     with _reporter("evaluate", len(case_ids), progress) as advance:
@@ -182,8 +187,10 @@ def load(
         samples: Segmentations to draw, whose mean is the answer and whose differences are ``found.uncertainty``.
 
     Raises:
-        RunError: A path holds no model, or the models were trained with different specs.
+        RunError: There is no path, a path holds no model, or the models were trained with different specs.
     """
+    if not paths:
+        raise RunError("load needs the folder of a run, or a file of liverseg export: none was given")
     from liverseg.inference.model import Model
     from liverseg.inference.segment import load_predictor
 

@@ -225,7 +225,7 @@ def test_a_raw_folder_of_another_data_set_is_said_at_once(
     label.unlink()
     if content is not None:
         label.write_bytes(content)
-    with pytest.raises(ConfigError, match=f"{case_id}.nii.gz: .*--raw names the data set"):
+    with pytest.raises(ConfigError, match=f"{case_id}.nii.gz: .*watch.raw \\(--raw\\) names the data set"):
         train(tiny_world.store, tmp_path / "run", config, resume=False, watcher=SILENT)
     assert not (tmp_path / "run").exists()
 

@@ -196,14 +196,16 @@ def _prepare_folder(
 
 def _choose_split(store: CacheStore, run: Path, config: TrainConfig, *, resume: bool) -> Split:
     if not resume and ((run / LAST).exists() or (run / HISTORY).exists()):
-        raise RunError(f"{run}: holds a run already: add --resume to continue it, or name another folder")
+        raise RunError(
+            f"{run}: holds a run already: resume it (--resume, or resume=True), or name another folder"
+        )
     if not (run / LAST).exists() and (run / HISTORY).exists():
         raise RunError(f"{run}: has a {HISTORY} but no {LAST} to resume from: name another folder")
     if not (run / LAST).exists():
         require_own_run(run, (CONFIG, SPLIT, BEST, HISTORY, PROGRESS, EXAMPLES, TENSORBOARD))
     if config.watch.raw is not None and not Path(config.watch.raw).is_dir():
         raise ConfigError(
-            f"{config.watch.raw}: no such folder: --raw names the data set that the cache is of"
+            f"{config.watch.raw}: no such folder: watch.raw (--raw) names the data set that the cache is of"
         )
     if not (resume and (run / SPLIT).exists()):
         split = make_split(store, config.data, seed=config.seed)
@@ -223,7 +225,9 @@ def _check_raw(raw: Path, store: CacheStore, split: Split) -> None:
         found = path.stat().st_size if path.is_file() else None
         if found != label.size_bytes:
             what = "no such file" if found is None else f"expected {label.size_bytes} bytes, found {found}"
-            raise ConfigError(f"{path}: {what}: --raw names the data set that {store.path} was built from")
+            raise ConfigError(
+                f"{path}: {what}: watch.raw (--raw) names the data set that {store.path} was built from"
+            )
 
 
 def _is_due(epoch: int, every: int) -> bool:
@@ -385,7 +389,7 @@ class Trainer:
         if not bool(torch.nn.utils.get_total_norm(weights).isfinite()):
             raise DivergedError(
                 f"the weights are not finite after epoch {self.state.epoch + 1}: lower optim.learning_rate, or "
-                "compute with --set precision=fp32"
+                "set precision=fp32"
             )
 
     def _step(
