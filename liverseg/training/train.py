@@ -36,7 +36,7 @@ from liverseg.model.network import Stochastic, forward_flops, require_divisible
 from liverseg.training.augment import AugmentParams, Context, apply, draw
 from liverseg.training.callbacks import SILENT, Callbacks
 from liverseg.training.checkpoint import BEST, LAST, changes, check_same_spec, load_checkpoint, restore
-from liverseg.training.config import TrainConfig, save_config
+from liverseg.training.config import TrainConfig, config_from_json, save_config
 from liverseg.training.memory import room_bytes, shortage, step_memory
 from liverseg.training.process_group import ProcessGroup, process_group, synchronise_norms, wrap
 from liverseg.training.provenance import record_start, require_own_run
@@ -118,16 +118,17 @@ def _train(
     state = new_state(config, group.device, class_shares=class_shares([store.meta(i) for i in split.train]))
     if content is not None:
         restore(state, content, config, path=run / LAST)
-        differences = "; ".join(changes(content, config, path=run / LAST))
-        if differences:
-            watcher.started(f"{run / LAST}: changed since it was written: {differences}")
+        for line in _resumed(run, state, config, "; ".join(changes(content, config, path=run / LAST))):
+            watcher.started(line)
     elif resume:
         watcher.started(f"{run}: no checkpoint yet, starting from the beginning")
     trainer = Trainer(store, split, config, group, state)
     # Only now: a resume that is refused must leave the run as it was.
     if group.is_main_process:
         training = describe_training_data(store, split.train)
-        _prepare_folder(run, store, config, split, state, group, training)
+        # A finished run keeps the settings that it was trained with.
+        kept = _trained_with(content, config, path=run / LAST) if _is_done(state, config) else config
+        _prepare_folder(run, store, kept, split, state, group, training)
     if warmup_steps(config.optim) < config.optim.warmup_steps:
         watcher.started(
             f"optim.warmup_steps: {config.optim.warmup_steps} is more than half of the run: "
@@ -142,6 +143,24 @@ def _train(
         while not _is_done(state, config):
             trainer.run_epoch(watcher)
     return state
+
+
+def _resumed(run: Path, state: TrainState, config: TrainConfig, differences: str) -> Iterator[str]:
+    """What to say of a run that is resumed, perhaps with settings or software other than it had."""
+    if not _is_done(state, config):
+        if differences:
+            yield f"{run}: resumed with other settings or software than before: {differences}"
+        return
+    early = state.epoch < config.optim.epochs
+    remedy = "optim.patience, or set it to null," if early else f"optim.epochs above {state.epoch}"
+    unused = f"; these changes have no effect: {differences}" if differences else ""
+    yield (
+        f"{run}: is finished after {pluralise(state.epoch, 'epoch')}: nothing is trained{unused}: raise {remedy} to continue"
+    )
+
+
+def _trained_with(content: dict[str, Any] | None, config: TrainConfig, *, path: Path) -> TrainConfig:
+    return config if content is None else config_from_json(content["config"], source=str(path))
 
 
 def _is_done(state: TrainState, config: TrainConfig) -> bool:
