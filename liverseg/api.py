@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
+from data_cache.errors import RunError
 from liverseg.results import Cache, Progress, Run, Scores
 
 if TYPE_CHECKING:
@@ -80,8 +81,9 @@ def train(
     Args:
         cache: What ``preprocess`` built.
         run: Folder of the run.
-        config: TOML file; None for the built-in values, or, with ``resume``, those of the run.
-        set: Values that replace single ones of it, such as ``{"optim.epochs": 50}``.
+        config: TOML file; None for the built-in values, or, with ``resume``, those of the run. The built-in network is
+            meant for a GPU: for a CPU, name a file or set ``model.base_channels``.
+        set: Values that replace single ones of it, such as ``{"optim.epochs": 50}``; None unsets one.
         raw: The raw data set, to validate on native grids every so many epochs, too.
         resume: Continue the run where it stopped.
         progress: True draws a bar and prints a line per epoch, False is silent, a function is called with a
@@ -91,20 +93,19 @@ def train(
         The run: give it to ``evaluate`` or ``load``.
 
     Raises:
-        ConfigError: A key or a value of the configuration is wrong; lists every fault.
+        ConfigError: A key or a value of the configuration is wrong (lists every fault), or the built-in network would be
+            trained on a CPU.
         CacheError: There is no cache.
         RunError: ``run`` holds a run already, or training failed.
     """
     from data_cache.reader import CacheStore
-    from liverseg.training.config import as_override, load_config
-    from liverseg.training.train import CONFIG
+    from liverseg.training.config import as_override
+    from liverseg.training.run_config import run_config
     from liverseg.training.train import train as run_training
 
-    if resume and config is None and (Path(run) / CONFIG).exists():
-        config = Path(run) / CONFIG
-    values = {**(set or {}), **({} if raw is None else {"watch.raw": str(raw)})}
+    values = {**(set or {}), **({} if raw is None else {"watch.raw": raw})}
     overrides = [as_override(key, value) for key, value in values.items()]
-    settings = load_config(None if config is None else Path(config), overrides)
+    settings = run_config(Path(run), None if config is None else Path(config), overrides, resume=resume)
     with _training_callbacks(settings, progress) as callbacks:
         run_training(CacheStore.open(Path(cache)), Path(run), settings, resume=resume, watcher=callbacks)
     return Run(Path(run))
@@ -115,7 +116,7 @@ def evaluate(
     run: AnyPath,
     *,
     raw: AnyPath,
-    cases: Sequence[str] = (),
+    cases: str | Sequence[str] = (),
     device: str = "auto",
     samples: int = 0,
     out: AnyPath | None = None,
@@ -127,7 +128,7 @@ def evaluate(
         cache: The store that holds the cases.
         run: Folder of the run.
         raw: The data set that the cache was built from.
-        cases: Their ids; by default all labelled ones that the run never trained on, or else all.
+        cases: Their ids, or one id; by default all labelled ones that the run never trained on, or else all.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, …
         samples: Segmentations to draw per case, to measure what uncertainty is worth.
         out: Where to write; ``run/evaluation`` by default.
@@ -137,7 +138,7 @@ def evaluate(
         The scores. A case that could not be scored is in their ``failed`` and does not stop the others.
 
     Raises:
-        RunError: ``run`` holds no model.
+        RunError: ``run`` is not the folder of a run, or holds no model.
         CacheError: There is no cache, or its settings differ from those that the run was trained with.
         ConfigError: The cache has no labelled case, or not one of ``cases``.
         DataSetError: ``raw`` is another data set.
@@ -149,9 +150,13 @@ def evaluate(
     from liverseg.inference.segment import load_predictor
     from liverseg.training.split import load_split
 
+    if Path(run).is_file():
+        raise RunError(
+            f"{os.fspath(run)}: is a file: evaluate needs the folder of a run, which says what it was trained on"
+        )
     store, split = CacheStore.open(Path(cache)), load_split(Path(run))
     predictor = load_predictor(Path(run), device=device, samples=samples)
-    case_ids, _ = choose_cases(store, split, cases)
+    case_ids, _ = choose_cases(store, split, (cases,) if isinstance(cases, str) else cases)
     folder = Path(run) / "evaluation" if out is None else Path(out)
     failed: dict[str, str] = {}
     with _reporter("evaluate", len(case_ids), progress) as advance:
@@ -186,8 +191,10 @@ def load(
         samples: Segmentations to draw, whose mean is the answer and whose differences are ``found.uncertainty``.
 
     Raises:
-        RunError: A path holds no model, or the models were trained with different specs.
+        RunError: There is no path, a path holds no model, or the models were trained with different specs.
     """
+    if not paths:
+        raise RunError("load needs the folder of a run, or a file of liverseg export: none was given")
     from liverseg.inference.model import Model
     from liverseg.inference.segment import load_predictor
 

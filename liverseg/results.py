@@ -35,7 +35,8 @@ class Cache:
     """A cache on disk. Open one with ``liverseg.Cache("data/liver.zarr")``.
 
     Attributes:
-        path: Where it is; a Cache can be given wherever a path is expected.
+        path: Where it is, absolute, so that a change of the working directory does not move it; a Cache can be given
+            wherever a path is expected.
         failed: Why the latest ``preprocess`` could not build a case, by case.
     """
 
@@ -43,7 +44,7 @@ class Cache:
     failed: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "path", Path(self.path))
+        object.__setattr__(self, "path", Path(self.path).absolute())
 
     def __fspath__(self) -> str:
         return str(self.path)
@@ -93,13 +94,13 @@ class Run:
     """A training run on disk. Open one with ``liverseg.Run("runs/liver")``.
 
     Attributes:
-        path: Its folder; a Run can be given wherever a path is expected.
+        path: Its folder, absolute as in ``Cache``; a Run can be given wherever a path is expected.
     """
 
     path: Path
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "path", Path(self.path))
+        object.__setattr__(self, "path", Path(self.path).absolute())
 
     def __fspath__(self) -> str:
         return str(self.path)
@@ -137,13 +138,16 @@ class Scores:
         cases: Everything measured of each case.
         failed: Why a case could not be scored, by case.
         summary: Means with intervals, lesions and burden: the content of ``summary.json``.
-        out: The folder that holds ``scores.csv``, ``summary.json``, overlays and volumes.
+        out: The folder that holds ``scores.csv``, ``summary.json``, overlays and volumes; absolute as in ``Cache``.
     """
 
     cases: tuple[CaseEvaluation, ...]
     failed: Mapping[str, str]
     summary: Mapping[str, Any]
     out: Path
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "out", Path(self.out).absolute())
 
     @property
     def liver_dice(self) -> float | None:

@@ -82,7 +82,7 @@ def require_plausible(path: object, doubts: Sequence[Doubt], *, force: bool) -> 
     """Raise ImplausibleScanError with all faults, unless ``force`` is set."""
     faults = "; ".join(str(doubt) for doubt in doubts if doubt.severity == "fault")
     if faults and not force:
-        raise ImplausibleScanError(f"{path}: {faults} (--force takes it as it is)")
+        raise ImplausibleScanError(f"{path}: {faults} (with --force, or force=True, it is taken as it is)")
 
 
 def scan_doubts(header: VolumeHeader, intensities: Intensities) -> list[Doubt]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from tiny import SPEC, TinyWorld, tiny_config
 
 import data_cache.errors
 import liverseg
-from data_cache.errors import ConfigError, OutputError, VolumeError
+from data_cache.errors import ConfigError, OutputError, RunError, VolumeError
 from data_cache.schema import PreprocessSpec
 from liverseg.training.config import save_config
 
@@ -68,6 +69,50 @@ def test_the_steps_in_a_row(tiny_world: TinyWorld, tmp_path: Path, monkeypatch: 
     assert repr(wrong).startswith("Scores(0 cases, liver Dice –")
     found = liverseg.load(run, device="cpu").segment(tiny_world.raw / "imagesTs" / "liver_6.nii.gz")
     assert found.label.shape == (40, 40, 40)
+
+
+def test_a_cpu_is_not_given_the_network_of_a_gpu(tiny_world: TinyWorld, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="90 million parameters.*would train on the CPU"):
+        liverseg.train(tiny_world.cache, tmp_path / "run", set={"device": "cpu"}, progress=False)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_model_without_a_path_and_an_evaluation_without_a_run_are_one_line(
+    tiny_world: TinyWorld, tmp_path: Path
+) -> None:
+    with pytest.raises(RunError, match="load needs the folder of a run"):
+        liverseg.load()
+    (tmp_path / "m.safetensors").touch()
+    with pytest.raises(RunError, match=r"m.safetensors: is a file: evaluate needs the folder of a run"):
+        liverseg.evaluate(tiny_world.cache, tmp_path / "m.safetensors", raw=tiny_world.raw)
+
+
+def test_one_case_is_not_a_sequence_of_letters(tiny_world: TinyWorld, tiny_run: Path, tmp_path: Path) -> None:
+    given: dict[str, Any] = {"raw": tiny_world.raw, "device": "cpu", "out": tmp_path, "progress": False}
+    scores = liverseg.evaluate(tiny_world.cache, tiny_run, cases="liver_1", **given)
+    assert [case.case_id for case in scores.cases] == ["liver_1"]
+    with pytest.raises(ConfigError, match="has no labelled case liver_99$"):
+        liverseg.evaluate(tiny_world.cache, tiny_run, cases="liver_99", **given)
+
+
+def test_records_of_relative_paths_outlive_a_change_of_folder(
+    tiny_world: TinyWorld, tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tiny_world.cache.parent)
+    cache = liverseg.Cache(Path("cache.zarr"))
+    found = liverseg.load(tiny_run, device="cpu").segment("raw/imagesTs/liver_6.nii.gz")
+    monkeypatch.chdir(tiny_run.parent)
+    run, shown = liverseg.Run(Path(tiny_run.name)), repr(cache)
+    (tmp_path / "scores.csv").write_text("case,liver_dice\na,0.5\n")
+    monkeypatch.chdir(tmp_path.parent)
+    scores = liverseg.Scores(cases=(), failed={}, summary={}, out=Path(tmp_path.name))
+    monkeypatch.chdir(tmp_path)
+    assert repr(cache) == shown
+    assert len(cache) == 6
+    assert run.epochs == 6
+    assert os.fspath(run) == str(tiny_run)
+    assert scores.rows() == [{"case": "a", "liver_dice": "0.5"}]
+    assert 'src="data:image/png;base64,' in found._repr_html_()
 
 
 def test_scores_become_a_data_frame(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -265,7 +265,7 @@ def test_zoom_pan_and_window(browser: Any) -> None:
 
 def test_lesions_are_listed_and_jumped_to(browser: Any) -> None:
     buttons = browser.find_elements("css selector", "#lesions button")
-    assert [b.text for b in buttons] == ["○ missed 13 mm, 1.2 mL", "✕ false positive 7 mm, 0.14 mL"]
+    assert [b.text for b in buttons] == ["○ missed 13.1 mm, 1.2 mL", "✕ false positive 6.5 mm, 0.14 mL"]
     buttons[1].click()
     assert where(browser) == ["27", "34", "52"]
     assert "truth: liver · prediction: tumour" in by_id(browser, "readout").text
@@ -278,7 +278,7 @@ def test_a_key_on_a_switch_keeps_the_focus_there(browser: Any) -> None:
 
     browser.find_elements("css selector", "#lesions button")[1].send_keys(Keys.ENTER)
     settle(browser)
-    assert browser.switch_to.active_element.text == "✕ false positive 7 mm, 0.14 mL"
+    assert browser.switch_to.active_element.text == "✕ false positive 6.5 mm, 0.14 mL"
     browser.find_element("xpath", "//button[text()='wide']").send_keys(Keys.ENTER)
     settle(browser)
     assert browser.switch_to.active_element.text == "wide"
@@ -321,7 +321,7 @@ def test_the_address_holds_case_and_place(page: Path, open_page: Open, browser: 
     until(
         other,
         lambda d: (
-            [b.text for b in d.find_elements("css selector", pressed)] == ["✕ false positive 7 mm, 0.14 mL"]
+            [b.text for b in d.find_elements("css selector", pressed)] == ["✕ false positive 6.5 mm, 0.14 mL"]
         ),
     )
 

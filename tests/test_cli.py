@@ -298,18 +298,26 @@ def test_a_cpu_is_not_given_the_network_of_a_gpu_unless_asked(
     arguments = ("train", tiny_world.cache, tmp_path / "run")
     refused = run(*arguments, "--set", "device=cpu")
     words = " ".join(refused.output.split())
-    assert refused.exit_code == 2
+    assert refused.exit_code == 1
     assert "has 90 million parameters, which are meant for a GPU" in words
-    for choice in ("--config configs/demo.toml", "--set model.base_channels=8", "--set device=cuda"):
+    for choice in ("configs/demo.toml", "set model.base_channels=8", "device=cuda"):
         assert choice in words
     assert not asked
     save_config(TrainConfig(device="cpu"), tmp_path / "large.toml")
     run(*arguments, "--config", tmp_path / "large.toml")
     run(*arguments, "--set", "device=cpu", "--set", "model.base_channels=64")
     assert [config.model.base_channels for config in asked] == [64, 64]
-    monkeypatch.setattr("liverseg.device.choose_device", lambda _: torch.device("cuda"))
+    monkeypatch.setattr("liverseg.training.run_config.choose_device", lambda _: torch.device("cuda"))
     run(*arguments)
     assert len(asked) == 3
+
+
+@pytest.mark.parametrize("command", ["phantom", "fingerprint"])
+def test_a_negative_seed_is_wrong_usage(run: Run, tmp_path: Path, command: str) -> None:
+    result = run(command, tmp_path / "data", "--seed", -1)
+    assert result.exit_code == 2
+    assert "--seed" in result.output
+    assert not (tmp_path / "data").exists()
 
 
 def test_a_shape_too_small_is_wrong_usage(run: Run, tmp_path: Path) -> None:

@@ -52,7 +52,7 @@ COMMANDS = {
         "cases",
     ),
     "compare": (
-        "compare CACHE one two --raw RAW --device cpu",
+        "compare CACHE one two --raw RAW --case liver_0 --device cpu",
         "compare CACHE one missing --raw RAW",
         "differences",
     ),

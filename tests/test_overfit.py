@@ -183,6 +183,15 @@ def test_a_run_of_something_else_is_refused(
     assert read_results(tmp_path) == {}
 
 
+def test_a_network_too_deep_for_the_cache_is_refused_before_anything_is_written(
+    tiny_world: TinyWorld, tmp_path: Path
+) -> None:
+    deep = tiny_experiment(more=["model.depth=5"])
+    with pytest.raises(ConfigError, match="model.depth"):
+        overfit(tiny_world.store, tmp_path / "run", deep, losses=losses("dice"), callbacks=SILENT)
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_loss_with_other_numbers_is_refused(tiny_world: TinyWorld, tmp_path: Path) -> None:
     config = tiny_experiment(steps=2)
     overfit(tiny_world.store, tmp_path / "run", config, losses=losses("focal"), callbacks=SILENT)

@@ -120,6 +120,20 @@ def scored(truth: NDArray[np.uint8], predicted: NDArray[np.uint8], grid: Grid = 
     return evaluation_volume(image, truth, predicted, grid, foreground_czyx=foreground, box=box)
 
 
+@pytest.mark.parametrize(
+    ("diameter_mm", "shown"),
+    [(9.46, 9.4), (9.96, 9.9), (9.9999, 9.9), (10.001, 10.0), (12.46, 12.4), (19.99, 19.9)],
+)
+def test_a_lesion_is_shown_on_the_side_of_10_mm_on_which_it_is_counted(
+    diameter_mm: float, shown: float
+) -> None:
+    side_mm = diameter_mm * (np.pi / 6) ** (1 / 3) / 2  # of each of its eight voxels
+    truth = np.zeros((10, 12, 14), np.uint8)
+    truth[4:6, 4:6, 4:6] = 2
+    case = scored(truth, truth, Grid.from_array(truth.shape, np.diag([side_mm, side_mm, side_mm, 1.0])))
+    assert [lesion["mm"] for lesion in case["lesions"]] == [shown]
+
+
 def test_a_scored_case_shows_truth_and_prediction_where_they_are() -> None:
     truth, predicted = ball(20.0).astype(np.uint8), ball(17.0).astype(np.uint8)
     truth[ball(8.0)] = 2

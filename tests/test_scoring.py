@@ -268,6 +268,21 @@ def test_two_runs_are_compared(
         assert (folder / "evaluation" / "scores.csv").exists()
 
 
+def test_two_folds_share_no_case_to_compare_on(
+    run: Callable[..., Result], tiny_world: TinyWorld, tiny_run: Path, tmp_path: Path
+) -> None:
+    runs = copy_folds(tiny_world, tiny_run, tmp_path)
+    result = run("compare", tiny_world.cache, *runs, "--raw", tiny_world.raw, "--out", tmp_path / "both")
+    assert result.exit_code == 2
+    assert "has no case that neither" in " ".join(result.output.split())
+    assert "liverseg pool" in " ".join(result.output.split())
+    assert not any((folder / "evaluation").exists() for folder in (*runs, tmp_path / "both"))
+    common = ("--raw", tiny_world.raw, "--device", "cpu", "--case", "liver_0")
+    forced = run("compare", tiny_world.cache, *runs, *common)
+    assert forced.exit_code == 0, forced.output
+    assert "trained on" in forced.output
+
+
 def test_folds_are_pooled_into_one_table(
     run: Callable[..., Result], tiny_world: TinyWorld, tiny_run: Path, tmp_path: Path
 ) -> None:

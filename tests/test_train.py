@@ -199,6 +199,17 @@ def test_a_history_without_its_checkpoint_is_not_overwritten(tiny_world: TinyWor
             train(tiny_world.store, tmp_path, tiny_config(), resume=resume, watcher=SILENT)
 
 
+@pytest.mark.parametrize("depth", [5, 10])
+def test_a_network_too_deep_for_the_cache_is_refused_before_anything_is_written(
+    tiny_world: TinyWorld, tmp_path: Path, depth: int
+) -> None:
+    config = tiny_config()
+    deep = replace(config, model=replace(config.model, depth=depth))
+    with pytest.raises(ConfigError, match=rf"model.depth: {depth} poolings .* 16×32×32 .* at most 4"):
+        train(tiny_world.store, tmp_path / "run", deep, resume=False, watcher=SILENT)
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_raw_folder_that_is_not_there_is_said_at_once(tiny_world: TinyWorld, tmp_path: Path) -> None:
     config = replace(tiny_config(), watch=WatchConfig(raw=str(tmp_path / "none")))
     with pytest.raises(ConfigError, match="none: no such folder"):
@@ -217,7 +228,7 @@ def test_a_raw_folder_of_another_data_set_is_said_at_once(
     label.unlink()
     if content is not None:
         label.write_bytes(content)
-    with pytest.raises(ConfigError, match=f"{case_id}.nii.gz: .*--raw names the data set"):
+    with pytest.raises(ConfigError, match=f"{case_id}.nii.gz: .*watch.raw \\(--raw\\) names the data set"):
         train(tiny_world.store, tmp_path / "run", config, resume=False, watcher=SILENT)
     assert not (tmp_path / "run").exists()
 
@@ -327,8 +338,11 @@ def test_patience_ends_a_run_and_resuming_does_not_begin_it_again(
     state = train(tiny_world.store, tmp_path / "run", config, resume=False, watcher=SILENT)
     best = int(np.argmax([selection_score(row) for row in state.history]))
     assert len(state.history) == best + 3 < 30
-    again = train(tiny_world.store, tmp_path / "run", config, resume=True, watcher=SILENT)
+    told: list[str] = []
+    watcher = replace(SILENT, started=told.append)
+    again = train(tiny_world.store, tmp_path / "run", config, resume=True, watcher=watcher)
     assert again.epoch == state.epoch
+    assert told[0].endswith("nothing is trained: raise optim.patience, or set it to null, to continue")
 
 
 def test_out_of_patience_on_a_hand_example() -> None:
@@ -499,11 +513,38 @@ def test_resuming_says_what_else_is_no_longer_as_it_was(
     content["software"] = "liverseg 0.0.1, torch 1.0"
     write_checkpoint(tmp_path / LAST, content)
     told: list[str] = []
-    config = tiny_config(epochs=6, steps=21)
+    config = tiny_config(epochs=7, steps=1)
     train(tiny_world.store, tmp_path, config, resume=True, watcher=replace(SILENT, started=told.append))
+    assert told[0].startswith(f"{tmp_path}: resumed with other settings or software than before: software: ")
     assert "software: checkpoint has liverseg 0.0.1, torch 1.0, this is liverseg" in told[0]
-    assert "optim.steps_per_epoch: checkpoint has 20, configuration has 21" in told[0]
+    assert "optim.steps_per_epoch: checkpoint has 20, configuration has 1" in told[0]
     assert len(told) == 2
+
+
+def test_resuming_a_finished_run_says_so_and_keeps_its_settings(
+    tiny_run: Path, tiny_world: TinyWorld, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(tiny_run, run)
+    told: list[str] = []
+    watcher = replace(SILENT, started=told.append)
+    config = tiny_config(epochs=6, steps=20)
+    other = replace(config, loss=LossConfig(name="dice", cross_entropy=3.0))
+    train(tiny_world.store, run, other, resume=True, watcher=watcher)
+    assert told[0] == (
+        f"{run}: is finished after 6 epochs: nothing is trained; these changes have no effect: loss.name: checkpoint has "
+        "'dice_focal', configuration has 'dice': raise optim.epochs above 6 to continue"
+    )
+    assert load_config(run / "config.toml") == config
+    told.clear()
+    train(tiny_world.store, run, config, resume=True, watcher=watcher)
+    assert (
+        told[0]
+        == f"{run}: is finished after 6 epochs: nothing is trained: raise optim.epochs above 6 to continue"
+    )
+    shorter = tiny_config(epochs=3, steps=20)
+    train(tiny_world.store, run, shorter, resume=True, watcher=watcher)
+    assert load_config(run / "config.toml") == config
 
 
 @pytest.mark.parametrize("content", [b"", b"nonsense", b"PK\x03\x04truncated"])

@@ -267,6 +267,7 @@ def _size_table(results: list[CaseFidelity]) -> Any:
     "--seed",
     default=0,
     show_default=True,
+    type=click.IntRange(min=0),
     help="Seed of the draw of 20 images that augmentation levels are measured on.",
 )
 @JOBS

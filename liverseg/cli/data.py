@@ -26,7 +26,13 @@ if TYPE_CHECKING:
     "--tests", default=2, show_default=True, type=click.IntRange(min=0), help="Number of unlabelled cases."
 )
 @click.option("--shape", default="192x192x96", show_default=True, type=Shape(), help="Voxels along x, y, z.")
-@click.option("--seed", default=0, show_default=True, help="The same seed writes the same files.")
+@click.option(
+    "--seed",
+    default=0,
+    show_default=True,
+    type=click.IntRange(min=0),
+    help="The same seed writes the same files.",
+)
 @click.option(
     "--domain-shift",
     type=click.Choice(["noise", "contrast", "tumour"]),

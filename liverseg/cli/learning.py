@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from data_cache.text import pluralise
 from liverseg.cli.common import FILE, FOLDER
 from liverseg.cli.outcome import Outcome
-
-if TYPE_CHECKING:
-    from liverseg.training.config import TrainConfig
 
 
 @click.command()
@@ -39,43 +35,21 @@ def train(
     from data_cache.reader import CacheStore
     from liverseg.console import say
     from liverseg.training.callbacks import console_progress
-    from liverseg.training.config import as_override, load_config
+    from liverseg.training.config import as_override
     from liverseg.training.process_group import is_main_process
-    from liverseg.training.train import CONFIG
+    from liverseg.training.run_config import run_config
     from liverseg.training.train import train as run_training
 
-    if resume and config is None and (run / CONFIG).exists():
-        config = run / CONFIG
     if raw is not None:
         overrides += (as_override("watch.raw", str(raw)),)
-    settings = load_config(config, overrides)
+    settings = run_config(run, config, overrides, resume=resume)
     store = CacheStore.open(cache)
-    if config is None and not any(key.strip().startswith("model.base_channels=") for key in overrides):
-        _refuse_cpu(settings)
     with console_progress(settings) as watcher:
         state = run_training(store, run, settings, resume=resume, watcher=watcher)
     if not is_main_process():
         return None
     say(f"{run}: {pluralise(state.epoch, 'epoch')}, best mean validation Dice {state.best_score:.3f}")
     return Outcome(result={"run": run, "best_mean_dice": state.best_score, "history": state.history})
-
-
-def _refuse_cpu(settings: TrainConfig) -> None:
-    """Raise UsageError where nobody has chosen the built-in network, and it would be trained on a CPU."""
-    import torch
-
-    from liverseg.device import choose_device
-    from liverseg.model.network import UNet
-
-    if choose_device(settings.device).type != "cpu":
-        return
-    with torch.device("meta"):  # counted without memory
-        parameters = sum(p.numel() for p in UNet(settings.model).parameters())
-    raise click.UsageError(
-        f"without --config, the network has {parameters / 1e6:.0f} million parameters, which are meant for a GPU, and "
-        "this would train on the CPU: add --config configs/demo.toml or --set model.base_channels=8, or name a GPU "
-        "(--set device=cuda)"
-    )
 
 
 COMMANDS = (train,)

@@ -134,7 +134,8 @@ def compare(
 ) -> Outcome:
     """Compare two RUNs case by case on the cases of CACHE that neither was trained on.
 
-    Each run is evaluated into its own folder RUN/evaluation. The table has the second run minus the first, with
+    Each run is evaluated into its own folder RUN/evaluation. Where no such case is left, as with two folds of one
+    cross-validation, the comparison is refused unless --case names cases. The table has the second run minus the first, with
     95 % intervals and the p value of Wilcoxon's signed-rank test.
 
     \b
@@ -148,7 +149,12 @@ def compare(
 
     _check_order("compare", cache, runs, n_runs=range(2, 3))
     split = together([load_split(run) for run in runs])
-    chosen, _ = choose_cases(CacheStore.open(cache), split, cases)
+    chosen, unseen = choose_cases(CacheStore.open(cache), split, cases)
+    if not (cases or unseen):
+        raise click.UsageError(
+            f"{cache}: has no case that neither {runs[0]} nor {runs[1]} was trained on: name a cache of other cases; for "
+            "the folds of one cross-validation use liverseg pool; or name cases that were trained on with --case"
+        )
     for run in runs:
         require_own_evaluation(run / "evaluation", chosen)
     if out is not None:

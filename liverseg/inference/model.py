@@ -6,7 +6,7 @@ import html
 import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -206,7 +206,8 @@ def _opener(
     scan, *others = find_scans([Path(image)])
     if others:
         raise VolumeError(f"{image}: holds {1 + len(others)} scans: name one of them")
-    return partial(scan.as_nifti, force=force)
+    # Absolute: a segmentation opens its scan again for pictures, wherever the process has gone by then.
+    return partial(replace(scan, path=scan.path.absolute()).as_nifti, force=force)
 
 
 @contextmanager

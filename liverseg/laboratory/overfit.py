@@ -37,6 +37,7 @@ from liverseg.laboratory.one_case import (
     seconds_per_step,
 )
 from liverseg.model.losses import LossConfig, LossName
+from liverseg.model.network import require_divisible
 from liverseg.pictures.probability_figure import probability_figure
 from liverseg.pictures.sheet import save
 from liverseg.training.config import TrainConfig
@@ -118,6 +119,7 @@ def overfit(
     refuse_process_groups()
     (case_id,) = config.data.train_cases
     subject = find_subject(store, case_id)
+    require_divisible(config.model, store.schema.spec.shape_zyx)
     asked = description("overfit", store, subject, config, without=("name", *NUMBERS["dice_focal"]))
     # First: the results of a folder that is not ours are not results.
     begin(run, asked, config, warned=callbacks.warned)

@@ -22,6 +22,7 @@ from liverseg.laboratory.halving import Attempt, Halving, Setting, ranked, survi
 from liverseg.laboratory.loss_choice import NUMBERS
 from liverseg.laboratory.one_case import Learner, Subject, curve_of, find_subject, refuse_process_groups
 from liverseg.laboratory.overfit import SUMMARY, subject_text
+from liverseg.model.network import require_divisible
 from liverseg.pictures.sheet import save
 from liverseg.training.checkpoint import load_checkpoint, restore, save_checkpoint
 from liverseg.training.config import TrainConfig
@@ -117,6 +118,7 @@ def tune(
     ends = halving.ends()
     (case_id,) = config.data.train_cases
     subject = find_subject(store, case_id)
+    require_divisible(config.model, store.schema.spec.shape_zyx)
     begin(run, _asked(store, subject, config, settings, halving), config, warned=callbacks.warned)
     if not subject.tumour_voxels:
         callbacks.warned(f"{case_id}: {subject_text(subject)}")

@@ -64,18 +64,25 @@ class LossConfig:
     """Which loss, and its numbers.
 
     Attributes:
-        name: The loss; each is described at the function of that name.
-        alpha: α, share of the TP term in d. n is nearly 1 for a class of few voxels whatever is predicted, and
+        name: The loss. With t the soft Dice of a class, n that of everything else, d = α t + (1-α) n, and sums over the
+            classes: ``dice`` is Σ w (1-t), ``tp_tn_dice`` Σ w (1-d), and ``dice_focal`` -Σ w (1-d)^γ log d.
+            ``generalised_dice`` weighs each class by its volume to the power of -2, ``thresholded_dice`` takes
+            probabilities below 0.1 for 0 and those above 0.9 for 1, ``dice_cross_entropy`` is ``dice`` and cross-entropy,
+            and ``focal`` has no Dice: it is the cross-entropy of each class times (1-p)^γ.
+        alpha: α, share of t in d. n is nearly 1 for a class of few voxels whatever is predicted, and
             holds d above 1-α, where -log d no longer pulls on a class that is missed altogether: stay close to 1.
         gamma: γ, how much what is already good is turned down, in ``dice_focal`` and ``focal``. By the
             derivative, a class at d = 0.9 pulls 0.67 times as hard as one at 0.6 with γ = 0, 0.46 with 0.3 and 0.18
             with 1. ``focal`` alone is usually given 2.
-        overlap: Which t and n the losses with a Dice term have; see the module. Not given: ``USUAL_OVERLAP``.
-        cross_entropy: Weight of the cross-entropy that is added to the loss. Not given: ``USUAL_CROSS_ENTROPY``.
+        overlap: How the soft Dice t compares probabilities p with fractions g: ``squared`` is 2 Σpg / (Σp² + Σg²),
+            ``linear`` 2 Σpg / Σ(p+g), ``semimetric`` 2 Σ min(p,g) / Σ(p+g). If not set, it is ``semimetric`` for
+            ``dice_focal`` and ``squared`` for the others.
+        cross_entropy: Weight of the cross-entropy that is added to the loss. If not set, it is 8 for ``dice_focal``, 1 for
+            ``dice_cross_entropy`` and 0 for the others.
         class_weights: w, one number per class: background, liver, tumour.
-        sums: Over the ``batch``, in which fewer classes are absent, or over each ``sample``, then averaged. Over
-            ``devices`` is over the batches of all devices of a run, the same as ``batch`` where there is one:
-            training does so in place of ``batch``.
+        sums: Voxels that each Dice sums over: those of the ``batch``, in which fewer classes are absent, or of each
+            ``sample``, then averaged. ``devices`` are the batches of all devices of a run, the same as ``batch`` where
+            there is one: training does so in place of ``batch``.
         likelihood_samples: Of ``model.stochastic = "ssn"``: how many segmentations its likelihood is estimated from.
             It is added to this loss, which is of the mean, and learns the spread around that.
 

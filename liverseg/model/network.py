@@ -23,6 +23,8 @@ from liverseg.model.logit_normal import LogitNormal, body, deviation
 Norm = Literal["batch", "instance", "group"]
 Stochastic = Literal["none", "dropout", "ssn"]
 SPREAD_STD = 0.02
+# Far beyond what any device holds; from there on, numbers of weights overflow.
+MOST = {"base_channels": 1024, "depth": 10, "rank": 1024}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,13 +36,13 @@ class NetworkConfig:
         depth: Number of poolings, and of transposed convolutions.
         norm: ``batch`` normalises over the batch, ``instance`` and ``group`` (up to 8 groups) over one sample.
         dropout: Probability of dropping a whole channel after each convolution, 0 for none.
-        deep_supervision: Add a head to every decoder level but the deepest features; see ``UNet.forward``.
-        stochastic: How ``model.stochastic.sample`` asks the network again: not at all, with ``dropout`` kept on, or with
-            the head of a stochastic segmentation network (``ssn``, see ``model.logit_normal``). Without samples all
-            three give one answer, that of the mean.
-        rank: Of the covariance of ``ssn``.
-        in_channels: Channels of the image.
-        classes: Channels of the logits, background included.
+        deep_supervision: Add an output to every level of the decoder, so that the loss is also of coarser answers.
+        stochastic: How samples of a segmentation are drawn, whose differences are its uncertainty: not at all (``none``),
+            with ``dropout`` kept on, or from the distribution that a stochastic segmentation network learns (``ssn``,
+            Monteiro et al. 2020, arXiv:2006.06015). Without samples all three give one answer, that of the mean.
+        rank: Rank of the covariance of ``ssn``.
+        in_channels: Channels of the image; 1 in a training run.
+        classes: Channels of the logits, background included; 3 in a training run.
 
     Raises:
         ConfigError: On construction, listing every fault.
@@ -71,9 +73,11 @@ class NetworkConfig:
 def _faults(config: NetworkConfig) -> Iterator[str]:
     leasts = {"base_channels": 1, "depth": 1, "rank": 1, "in_channels": 1, "classes": 2}
     for name, least in leasts.items():
-        value = getattr(config, name)
+        value, most = getattr(config, name), MOST.get(name)
         if value < least:
             yield f"{name} must be at least {least}, got {value}"
+        elif most is not None and value > most:
+            yield f"{name} must be at most {most}, got {value}"
     for name, allowed in (("norm", get_args(Norm)), ("stochastic", get_args(Stochastic))):
         if getattr(config, name) not in allowed:
             yield f"{name} must be one of {', '.join(allowed)}, got {getattr(config, name)!r}"
@@ -257,6 +261,17 @@ def forward_flops(config: NetworkConfig, shape_zyx: tuple[int, int, int]) -> int
         # Each output voxel of a transposed convolution of kernel 2 and stride 2 sees one input voxel.
         macs += (coarse * fine + 27 * (2 * fine * fine + fine * fine)) * (voxels >> 3 * level)
     return 2 * macs
+
+
+def require_divisible(config: NetworkConfig, shape_zyx: tuple[int, int, int]) -> None:
+    """Raise ConfigError unless every pooling halves the shape of the cached views exactly."""
+    factor = 2**config.depth
+    if any(n % factor for n in shape_zyx):
+        deepest = min((n & -n).bit_length() - 1 for n in shape_zyx)
+        raise ConfigError(
+            f"model.depth: {config.depth} poolings need a shape that is divisible by {factor}, and the cache's views are "
+            f"{'×'.join(map(str, shape_zyx))} (z×y×x): set model.depth to at most {deepest}"
+        )
 
 
 def parameter_count(config: NetworkConfig) -> int:

@@ -231,7 +231,8 @@ def _case(
 def _lesion(lesion: Lesion) -> dict[str, Any]:
     return {
         "status": lesion.status,
-        "mm": round(lesion.diameter_mm, 1),
+        # Rounded down: a lesion that is counted below 10 mm must not be shown with 10 mm.
+        "mm": math.floor(lesion.diameter_mm * 10) / 10,
         "ml": round(lesion.volume_ml, 2),
         "at": list(lesion.at_zyx),
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import tomllib
 from collections.abc import Iterator, Sequence
@@ -22,6 +23,11 @@ from liverseg.model.inputs import InputConfig
 from liverseg.model.losses import LossConfig
 from liverseg.model.network import NetworkConfig
 from liverseg.training.augment import AugmentConfig
+
+CHANNELS, CLASSES = 1, 3  # the CT; background, liver and tumour
+SEEDS = 2**63  # torch takes no more
+
+_FILE, _NULL = "configuration", "null"
 
 Resident = Literal["auto", "device", "memory", "stream"]
 
@@ -43,7 +49,8 @@ class DataConfig:
         box_jitter: How far each face of the liver's box is moved in all other samples at most, as a share of its size:
             the box that inference predicts is not exactly the label's.
         tumour_share: Share of samples that are drawn from the cases with a tumour; the rest, from all.
-        resident: Where the cached volumes are kept: on the device, in memory, or left in the store.
+        resident: Where the cached volumes are kept: on the ``device``, in main ``memory``, or left in the store and read
+            when they are needed (``stream``). ``auto`` takes the first of these that has room.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
@@ -133,7 +140,8 @@ class TrainConfig:
             for it, with the loss scaled; weights stay float32.
         compile: Let ``torch.compile`` fuse the network: a minute or more at the start for faster steps. ``auto`` does
             on one GPU of compute capability 8.0 or more, without ``recompute``.
-        recompute: For small cards: see ``UNet.recompute``.
+        recompute: For small cards: keep less from the forward pass, and compute the rest again for the gradient. It takes
+            less memory and a third more time; what is learnt is the same.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
@@ -151,18 +159,13 @@ class TrainConfig:
     watch: WatchConfig = field(default_factory=WatchConfig)
 
     def __post_init__(self) -> None:
-        if len(self.loss.class_weights) != self.model.classes:
-            raise ConfigError(
-                f"loss.class_weights has {len(self.loss.class_weights)} numbers for {self.model.classes} classes"
-            )
-        if self.compile is True and self.recompute:
-            raise ConfigError(
-                "compile = true and recompute exclude each other: torch.compile plans memory by itself"
-            )
+        faults = list(_train_faults(self))
+        if faults:
+            raise ConfigError("; ".join(faults))
 
 
 def load_config(path: Path | None, overrides: Sequence[str] = ()) -> TrainConfig:
-    """Read a TOML file, or start from the defaults, and apply ``section.key=value`` overrides.
+    """Read a TOML file, or start from the defaults, and apply ``section.key=value`` overrides; ``null`` unsets a value.
 
     Raises:
         ConfigError: The file is missing or no TOML, or keys or values are wrong; lists every fault.
@@ -170,16 +173,42 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> TrainConfig
     content = {} if path is None else _read_toml(path)
     for override in overrides:
         _override(content, override)
-    sources = [*([] if path is None else [str(path)]), *(f"--set {override}" for override in overrides)]
-    return config_from_json(content, source=" with ".join(sources) or "configuration")
+    try:
+        return config_from_json(content, source=_FILE)
+    except ConfigError as failure:
+        faults = str(failure).removeprefix(f"{_FILE}: ")
+    # What is wrong stands in the file or in an override; the file is named last where both are possible.
+    keys = ", ".join(dict.fromkeys(override.partition("=")[0].strip() for override in overrides))
+    if path is None:
+        raise ConfigError(faults)
+    raise ConfigError(f"{faults} ({path}, with {keys} replaced)" if keys else f"{path}: {faults}")
 
 
 def as_override(key: str, value: object) -> str:
-    """``key=value`` as ``load_config`` takes it.
+    """``key=value`` as ``load_config`` takes it, of a value as Python has it; None unsets a setting that may be unset.
 
     JSON is TOML, but for its escapes of characters beyond the first 65536, such as 📁 in a folder's name, and for DEL.
+
+    Raises:
+        ConfigError: No setting has a value of that type.
     """
-    return f"{key}={json.dumps(value, ensure_ascii=False)}".replace("\x7f", "\\u007f")
+    text = json.dumps(_plain(key, value), ensure_ascii=False)
+    return f"{key}={text}".replace("\x7f", "\\u007f")
+
+
+def _plain(key: str, value: object) -> Any:
+    """A value as JSON has it: paths as text, numbers and arrays of NumPy as Python's."""
+    if value is None or isinstance(value, str | int | float):
+        return value
+    if isinstance(value, list | tuple):
+        return [_plain(key, item) for item in value]
+    if isinstance(value, os.PathLike):
+        return _plain(key, os.fspath(value))
+    if hasattr(value, "tolist"):
+        return _plain(key, value.tolist())
+    raise ConfigError(
+        f"{key}: expected text, a number, True, False, None, or a list of these, found {type(value).__name__}"
+    )
 
 
 def config_from_json(content: object, *, source: str) -> TrainConfig:
@@ -219,16 +248,18 @@ def _override(content: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     *sections, name = key.strip().split(".")
     if not equals or not name:
-        raise ConfigError(f"--set {override}: write section.key=value, such as optim.epochs=50")
+        raise ConfigError(f"{override}: write section.key=value, such as optim.epochs=50")
     for section in sections:
         content = content.setdefault(section, {})
         if not isinstance(content, dict):
-            raise ConfigError(f"--set {override}: {section!r} is a value, not a section")
+            raise ConfigError(f"{override}: {section!r} is a value, not a section")
     content[name] = _value(text.strip())
 
 
 def _value(text: str) -> Any:
-    """A TOML value, or else the text itself, so that strings need no quotes."""
+    """A TOML value, or None for null, which TOML lacks, or else the text itself, so that strings need no quotes."""
+    if text == _NULL:
+        return None
     try:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
@@ -246,6 +277,20 @@ def _refuse(section: str, faults: Iterator[str]) -> None:
     found = list(faults)
     if found:
         raise ConfigError(f"{section}: " + "; ".join(found))
+
+
+def _train_faults(config: TrainConfig) -> Iterator[str]:
+    if not 0 <= config.seed < SEEDS:
+        yield f"seed must be at least 0 and below 2**63, got {config.seed}"
+    # A UNet may have others; what a run feeds it with, and asks of it, is fixed.
+    for name, value in (("in_channels", CHANNELS), ("classes", CLASSES)):
+        found = getattr(config.model, name)
+        if found != value:
+            yield f"model.{name} must be {value} in a training run, got {found}"
+    if len(config.loss.class_weights) != CLASSES:
+        yield f"loss.class_weights has {len(config.loss.class_weights)} numbers for {CLASSES} classes"
+    if config.compile is True and config.recompute:
+        yield "compile = true and recompute exclude each other: torch.compile plans memory by itself"
 
 
 def _data_faults(config: DataConfig) -> Iterator[str]:

@@ -8,7 +8,8 @@ import inspect
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from types import NoneType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from data_cache.records import to_json
 from liverseg.training.config import TrainConfig
@@ -21,7 +22,7 @@ class Setting:
     Attributes:
         section: Empty for the keys at the top.
         default: As TOML; ``not set`` for None.
-        meaning: From the docstring of the section's record.
+        meaning: From the docstring of the section's record, and the values that it can have where these are few.
     """
 
     section: str
@@ -81,21 +82,32 @@ _HEAD = """# Configuration
 
 <!-- Written by `liverseg config --markdown > docs/configuration.md`; a test compares. Edit the records' docstrings. -->
 
-A run is configured by a TOML file (`--config`, examples in `configs/`), single values by `--set section.key=value`.
+A run is configured by a TOML file (`--config`, examples in `configs/`), single values by `--set section.key=value`;
+`--set section.key=null` unsets a value that a file has set.
 What a run used is in its `config.toml`. `liverseg config` prints this page as tables, `liverseg config optim` one section.
 """
 
 
 def _settings(section: str, record: Any) -> Iterator[Setting]:
     meanings = dict(_meanings(inspect.getdoc(type(record)) or ""))
-    values = to_json(record)
+    values, kinds = to_json(record), get_type_hints(type(record))
     for field in dataclasses.fields(record):
         yield Setting(
             section=section,
             name=field.name,
             default=_toml(values[field.name]),
-            meaning=meanings.get(field.name, ""),
+            meaning=meanings.get(field.name, "") + _one_of(kinds[field.name]),
         )
+
+
+def _one_of(kind: Any) -> str:
+    """A sentence that lists the values of a type that has but a few; empty for others."""
+    kinds = [k for k in get_args(kind) or (kind,) if k is not NoneType]
+    kinds = [kind] if get_origin(kind) is Literal else kinds
+    if not any(get_origin(k) is Literal for k in kinds):
+        return ""
+    values = [value for k in kinds for value in ((True, False) if k is bool else get_args(k))]
+    return f" One of {', '.join(f'`{_toml(value).strip(chr(34))}`' for value in values)}."
 
 
 def _toml(value: Any) -> str:

@@ -32,11 +32,11 @@ from liverseg.model.inputs import add_background, foreground_fractions, network_
 from liverseg.model.logit_normal import negative_log_likelihood
 from liverseg.model.losses import LossConfig
 from liverseg.model.losses import loss as loss_of
-from liverseg.model.network import Stochastic, forward_flops
+from liverseg.model.network import Stochastic, forward_flops, require_divisible
 from liverseg.training.augment import AugmentParams, Context, apply, draw
 from liverseg.training.callbacks import SILENT, Callbacks
 from liverseg.training.checkpoint import BEST, LAST, changes, check_same_spec, load_checkpoint, restore
-from liverseg.training.config import TrainConfig, save_config
+from liverseg.training.config import TrainConfig, config_from_json, save_config
 from liverseg.training.memory import room_bytes, shortage, step_memory
 from liverseg.training.process_group import ProcessGroup, process_group, synchronise_norms, wrap
 from liverseg.training.provenance import record_start, require_own_run
@@ -103,7 +103,8 @@ def train(
         RunError: ``run`` holds a run already, or its checkpoint does not fit.
         OutputError: ``run`` has a file that would be replaced and is not of a run.
         DivergedError: The loss is not finite.
-        ConfigError: The device or a named case does not exist, or the norm cannot be shared by the devices.
+        ConfigError: The device or a named case does not exist, the norm cannot be shared by the devices, or the network
+            is too deep for the cached views.
     """
     with process_group(config.device) as group, freed_memory_reused(group.device):
         return _train(
@@ -125,16 +126,17 @@ def _train(
     state = new_state(config, group.device, class_shares=class_shares([store.meta(i) for i in split.train]))
     if content is not None:
         restore(state, content, config, path=run / LAST)
-        differences = "; ".join(changes(content, config, path=run / LAST))
-        if differences:
-            watcher.started(f"{run / LAST}: changed since it was written: {differences}")
+        for line in _resumed(run, state, config, "; ".join(changes(content, config, path=run / LAST))):
+            watcher.started(line)
     elif resume:
         watcher.started(f"{run}: no checkpoint yet, starting from the beginning")
     trainer = Trainer(store, split, config, group, state)
     # Only now: a resume that is refused must leave the run as it was.
     if group.is_main_process:
         training = describe_training_data(store, split.train)
-        _prepare_folder(run, store, config, split, state, group, training)
+        # A finished run keeps the settings that it was trained with.
+        kept = _trained_with(content, config, path=run / LAST) if _is_done(state, config) else config
+        _prepare_folder(run, store, kept, split, state, group, training)
     if warmup_steps(config.optim) < config.optim.warmup_steps:
         watcher.started(
             f"optim.warmup_steps: {config.optim.warmup_steps} is more than half of the run: "
@@ -157,6 +159,24 @@ def _shared_images(store: CacheStore, split: Split) -> Iterator[str]:
             f"{validates} validates and is the same scan as {trains}, which is trained on: its score means nothing; remove "
             "one of them from the data set"
         )
+
+
+def _resumed(run: Path, state: TrainState, config: TrainConfig, differences: str) -> Iterator[str]:
+    """What to say of a run that is resumed, perhaps with settings or software other than it had."""
+    if not _is_done(state, config):
+        if differences:
+            yield f"{run}: resumed with other settings or software than before: {differences}"
+        return
+    early = state.epoch < config.optim.epochs
+    remedy = "optim.patience, or set it to null," if early else f"optim.epochs above {state.epoch}"
+    unused = f"; these changes have no effect: {differences}" if differences else ""
+    yield (
+        f"{run}: is finished after {pluralise(state.epoch, 'epoch')}: nothing is trained{unused}: raise {remedy} to continue"
+    )
+
+
+def _trained_with(content: dict[str, Any] | None, config: TrainConfig, *, path: Path) -> TrainConfig:
+    return config if content is None else config_from_json(content["config"], source=str(path))
 
 
 def _is_done(state: TrainState, config: TrainConfig) -> bool:
@@ -183,6 +203,7 @@ def _beginning(
     store: CacheStore, run: Path, config: TrainConfig, *, resume: bool
 ) -> tuple[Split, dict[str, Any] | None]:
     """The cases of a run, and the checkpoint that it continues from, if any."""
+    require_divisible(config.model, store.schema.spec.shape_zyx)
     split = _choose_split(store, run, config, resume=resume)
     if not (resume and (run / LAST).exists()):
         return split, None
@@ -210,14 +231,16 @@ def _prepare_folder(
 
 def _choose_split(store: CacheStore, run: Path, config: TrainConfig, *, resume: bool) -> Split:
     if not resume and ((run / LAST).exists() or (run / HISTORY).exists()):
-        raise RunError(f"{run}: holds a run already: add --resume to continue it, or name another folder")
+        raise RunError(
+            f"{run}: holds a run already: resume it (--resume, or resume=True), or name another folder"
+        )
     if not (run / LAST).exists() and (run / HISTORY).exists():
         raise RunError(f"{run}: has a {HISTORY} but no {LAST} to resume from: name another folder")
     if not (run / LAST).exists():
         require_own_run(run, (CONFIG, SPLIT, BEST, HISTORY, PROGRESS, EXAMPLES, TENSORBOARD))
     if config.watch.raw is not None and not Path(config.watch.raw).is_dir():
         raise ConfigError(
-            f"{config.watch.raw}: no such folder: --raw names the data set that the cache is of"
+            f"{config.watch.raw}: no such folder: watch.raw (--raw) names the data set that the cache is of"
         )
     if not (resume and (run / SPLIT).exists()):
         split = make_split(store, config.data, seed=config.seed)
@@ -237,7 +260,9 @@ def _check_raw(raw: Path, store: CacheStore, split: Split) -> None:
         found = path.stat().st_size if path.is_file() else None
         if found != label.size_bytes:
             what = "no such file" if found is None else f"expected {label.size_bytes} bytes, found {found}"
-            raise ConfigError(f"{path}: {what}: --raw names the data set that {store.path} was built from")
+            raise ConfigError(
+                f"{path}: {what}: watch.raw (--raw) names the data set that {store.path} was built from"
+            )
 
 
 def _is_due(epoch: int, every: int) -> bool:
@@ -324,7 +349,7 @@ class Trainer:
             "step": state.step,
             "train_loss": train_loss,
             **self._scores(state.epoch + 1),
-            "learning_rate": learning_rate(state.step - 1, self.config.optim),
+            "learning_rate": learning_rate(max(0, state.step - 1), self.config.optim),
             **self._speed(seconds, waited_s),
             "seconds": time.perf_counter() - start,
         }
@@ -399,7 +424,7 @@ class Trainer:
         if not bool(torch.nn.utils.get_total_norm(weights).isfinite()):
             raise DivergedError(
                 f"the weights are not finite after epoch {self.state.epoch + 1}: lower optim.learning_rate, or "
-                "compute with --set precision=fp32"
+                "set precision=fp32"
             )
 
     def _step(

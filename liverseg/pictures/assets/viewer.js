@@ -320,7 +320,7 @@ function reveal(list, item) {  // without moving the page, as scrollIntoView wou
 function setWindow(hu) { windowHu = [...hu]; drawControls(); draw(); }
 
 function lesionButton(item, i) {
-  const element = button(`${ICONS[item.status]} ${item.status} ${item.mm.toFixed(0)} mm, ${item.ml || "< 0.01"} mL`, i === lesion, () => goTo(i));
+  const element = button(`${ICONS[item.status]} ${item.status} ${item.mm.toFixed(1)} mm, ${item.ml || "< 0.01"} mL`, i === lesion, () => goTo(i));
   element.dataset.status = item.status;
   element.setAttribute("role", "listitem");
   return element;
