@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ import zarr
 from numpy.typing import NDArray
 
 from data_cache.errors import CacheError, SchemaError
-from data_cache.files import write_text
+from data_cache.files import read_json, write_text
 from data_cache.metadata_checksum import METADATA as METADATA
 from data_cache.metadata_checksum import has_valid_checksum
 from data_cache.schema import CacheSchema, CaseMeta, View
@@ -78,7 +77,7 @@ def natural_order(name: str) -> list[tuple[int, str]]:
 def _attributes(folder: Path) -> Any:
     path = folder / METADATA
     try:
-        node = json.loads(path.read_text())
+        node = read_json(path)
         return node["attributes"]["liverseg"]
     except FileNotFoundError:
         raise CacheError(f"{folder}: not a liverseg cache: {METADATA} is missing") from None

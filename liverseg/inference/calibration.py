@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar, Self
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 from pydantic import ConfigDict
 
 from data_cache.errors import RunError
+from data_cache.files import read_json
 from data_cache.outputs import SIGNATURE, write_signed_json
 from data_cache.records import STRICT, parse, to_json
 from data_cache.schema import PreprocessSpec
@@ -45,7 +45,7 @@ class Calibration:
     def load(cls, path: Path, spec: PreprocessSpec) -> Self:
         """Read what ``write`` wrote, for a network of this spec; raises RunError with every fault."""
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = read_json(path)
         except (OSError, ValueError) as failure:
             raise RunError(
                 f"{path}: cannot be read: {failure}: name a {CALIBRATION} that liverseg evaluate --calibrate wrote"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -13,7 +12,7 @@ from typing import ClassVar
 from pydantic import ConfigDict
 
 from data_cache.errors import ConfigError, RunError
-from data_cache.files import write_json
+from data_cache.files import json_checksum, read_json, write_json
 from data_cache.reader import CacheStore
 from data_cache.records import STRICT, parse, to_json
 from data_cache.text import pluralise
@@ -98,7 +97,7 @@ def _named(config: DataConfig) -> _Named | None:
 def _read_named(path: Path, *, fold: int) -> _Named:
     """A ``split.json``, or one fold of nnU-Net's ``splits_final.json``, a list of folds."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
     except (OSError, ValueError) as failure:
         raise ConfigError(f"data.split: {path}: unreadable: {failure}") from failure
     if isinstance(content, list):
@@ -123,7 +122,7 @@ def k_fold_split(case_ids: Sequence[str], *, folds: int, fold: int, seed: int) -
 def save_split(split: Split, run: Path) -> None:
     """Write ``split.json`` with a checksum of its content."""
     content = to_json(split)
-    write_json(run / SPLIT, {**content, CHECKSUM: _checksum(content)})
+    write_json(run / SPLIT, {**content, CHECKSUM: json_checksum(content)})
 
 
 def load_split(run: Path) -> Split:
@@ -136,14 +135,14 @@ def load_split(run: Path) -> Split:
     """
     path = run / SPLIT
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
     except FileNotFoundError:
         raise RunError(f"{path}: missing: {run} is not the folder of a training run") from None
-    except (OSError, ValueError, RecursionError) as failure:
+    except (OSError, ValueError) as failure:
         raise RunError(f"{path}: unreadable ({failure}): {_RESTORE}") from failure
     checksum = content.pop(CHECKSUM, None) if isinstance(content, dict) else None
     split = parse(Split, content, source=str(path), error=RunError)
-    if checksum != _checksum(content):
+    if checksum != json_checksum(content):
         raise RunError(f"{path}: its checksum does not match its content: {_RESTORE}")
     faults = [*_hash_faults(split), *_overlap_faults(split.train, split.val)]
     if faults:
@@ -167,11 +166,6 @@ def check_trained_on(split: Split, store: CacheStore) -> None:
             f"{store.path}: the image of {', '.join(changed)} is not the one that the run was started with (its sha256 "
             "differs): name the cache that the run was started with, or start a new run"
         )
-
-
-def _checksum(content: object) -> str:
-    text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _hash_faults(split: Split) -> list[str]:
