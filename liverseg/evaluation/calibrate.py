@@ -13,7 +13,7 @@ from data_cache.errors import CacheError, ConfigError
 from data_cache.reader import CacheStore
 from liverseg.evaluation.raw_case import native_case, native_label, read_raw_case, require_raw
 from liverseg.evaluation.uncertainty import near_voxels
-from liverseg.inference.calibration import Calibration
+from liverseg.inference.calibration import WIDEST, Calibration, weight_checksums
 from liverseg.inference.segment import Predictor, segment
 from liverseg.inference.uncertainty_files import summarise_uncertainty
 from liverseg.measure.calibration import fit_temperature_that_helps
@@ -98,14 +98,21 @@ def calibrate(
         case_ids=tuple(case.case_id for case in fitted),
         spec_fingerprint=predictor.spec.fingerprint(),
         sources=predictor.sources,
+        weights=weight_checksums(predictor),
         temperature=fit_temperature_that_helps(
             [c.foreground_cv for c in fitted], [c.truth_v for c in fitted]
         ),
         widening={
-            name: fit_widening([c.intervals[name] for c in cases], [c.truth_ml[name] for c in cases])
+            name: _widening([c.intervals[name] for c in cases], [c.truth_ml[name] for c in cases])
             for name, cases in having.items()
         },
     )
+
+
+def _widening(intervals: Sequence[VolumeInterval], truths_ml: Sequence[float]) -> float | None:
+    """``fit_widening``; None also where only a factor would do that ``Calibration`` does not take."""
+    factor = fit_widening(intervals, truths_ml)
+    return factor if factor is not None and factor <= WIDEST else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
