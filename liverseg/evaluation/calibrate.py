@@ -53,6 +53,8 @@ def calibrate_apart(
     """
     if store.schema.spec != predictor.spec:
         raise CacheError(f"{store.path}: built with another spec than the network was trained with")
+    for case_id, failure in store.damaged.items():
+        report(case_id, failure)
     metas = [store.meta(case_id) for case_id in store.case_ids]
     known = {*split.train_sha256, *scored}
     apart = [m.case_id for m in metas if m.label is not None and m.image.sha256 not in known]

@@ -38,8 +38,10 @@ def choose_cases(store: CacheStore, split: Split, named: Sequence[str]) -> tuple
     the cases are called; and if there are none, all labelled cases.
 
     Raises:
+        CacheError: A named case is damaged.
         ConfigError: A named case is not in the store, or the store has no labelled case.
     """
+    store.require_sound(named)
     labelled = [case_id for case_id in store.case_ids if store.meta(case_id).label is not None]
     unknown = sorted(set(named) - set(labelled))
     if unknown or not labelled:
