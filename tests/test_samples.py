@@ -661,6 +661,13 @@ def test_a_calibration_that_does_not_fit_is_refused(
     other, both = (
         load_predictor(*runs, device="cpu", samples=2) for runs in ((tiny_run, ssn_run), (ssn_run, tiny_run))
     )
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps(content | {"case_ids": ["a", "c"]}))
+    with pytest.raises(
+        RunError, match="its content does not match its checksum: restore it, or run liverseg"
+    ):
+        Calibration.load(path, predictor)
+    path.write_text(json.dumps(content))  # in another layout
     with pytest.raises(RunError, match="fitted for the networks runs/here, whose weights are not those of "):
         Calibration.load(path, other)
     fitted_for(both).write(path)
@@ -711,7 +718,12 @@ def test_a_calibration_out_of_range_is_refused(
         ("[]", "expected a calibration.json that liverseg evaluate --calibrate wrote, found another file"),
         ("{}", "found another file"),
         ('{"written_by": "liverseg evaluate", "case_ids": []}', "lacks the checksum .*calibrate again"),
-        ('{"written_by": "liverseg evaluate", "checksum": 3}', "does not match its checksum"),
+        ('{"written_by": "liverseg evaluate", "checksum": 3}', "case_ids: missing"),
+        ('{"written_by": "liverseg evaluate", "checksum": 3, "a": "\\ud800"}', "calibration.json: "),
+        (
+            '{"written_by": "", "checksum": 3, "a": ' + "[" * 900 + "]" * 900 + "}",
+            "nested too deeply|recursion",
+        ),
         ("[" * 100_000, "cannot be read: nested too deeply"),
     ],
 )

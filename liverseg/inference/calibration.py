@@ -58,7 +58,12 @@ class Calibration:
         Raises:
             RunError: The file is missing, damaged or of an earlier version, or was fitted for other networks.
         """
-        found = parse(cls, _read_content(path), source=str(path), error=RunError)
+        content, checksum = _read_content(path)
+        found = parse(cls, content, source=str(path), error=RunError)
+        if checksum != json_checksum(content):
+            raise RunError(
+                f"{path}: damaged: its content does not match its checksum: restore it, or {_AGAIN}"
+            )
         faults = list(_faults(found))
         if faults:
             raise RunError(f"{path}: {'; '.join(faults)}: {_AGAIN}")
@@ -101,8 +106,8 @@ def weight_checksums(predictor: Predictor) -> tuple[str, ...]:
     return tuple(content_checksum(member.network.state_dict()) for member in predictor.members)
 
 
-def _read_content(path: Path) -> dict[str, Any]:
-    """The content that the file's checksum vouches for."""
+def _read_content(path: Path) -> tuple[dict[str, Any], object]:
+    """The content of the file, and the checksum that it states."""
     try:
         content = read_json(path)
     except (OSError, ValueError) as failure:
@@ -120,9 +125,7 @@ def _read_content(path: Path) -> dict[str, Any]:
             f"{path}: lacks the checksum of its content and of the networks' weights, as files of earlier versions do: "
             f"{_AGAIN}"
         )
-    if checksum != json_checksum(content):
-        raise RunError(f"{path}: damaged: its content does not match its checksum: restore it, or {_AGAIN}")
-    return content
+    return content, checksum
 
 
 def _faults(found: Calibration) -> Iterator[str]:
