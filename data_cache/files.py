@@ -11,13 +11,17 @@ import json
 import os
 import re
 import shutil
+import tomllib
 import uuid
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 from data_cache.processes import has_ended, own_name, own_name_pattern
+
+S = TypeVar("S")
+T = TypeVar("T")
 
 FORMULA_STARTS = (
     "=",
@@ -104,6 +108,39 @@ def write_json(path: Path, content: object) -> None:
         ValueError: ``content`` contains NaN or infinity, which JSON does not have.
     """
     write_text(path, json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file in UTF-8, with a byte order mark or without, or in UTF-16.
+
+    Raises:
+        OSError: It cannot be read.
+        ValueError: It is not JSON, or is nested too deeply.
+    """
+    return _parsed(json.loads, path.read_bytes())
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The content of a TOML file, with a byte order mark or without; raises as ``read_json`` does."""
+    return parse_toml(path.read_text(encoding="utf-8-sig"))
+
+
+def parse_toml(text: str) -> dict[str, Any]:
+    """The content of TOML; raises ValueError where it is none, or is nested too deeply."""
+    return _parsed(tomllib.loads, text)
+
+
+def json_checksum(content: object) -> str:
+    """SHA-256 of plain values: the order of a dict's keys and the layout of the file do not count."""
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _parsed(parse: Callable[[S], T], source: S) -> T:
+    try:
+        return parse(source)
+    except RecursionError:  # not an error of the file to the parsers, which is all that it is
+        raise ValueError("nested too deeply") from None
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], *, sealed: bool = False) -> None:

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from data_cache.files import read_json
+
 METADATA = "zarr.json"
 CHUNKS = "c"  # Zarr's folder of an array's chunks, which has no metadata
 KEY = "metadata_sha256"
@@ -20,7 +22,7 @@ _BLANK = f'"{KEY}": "{"0" * 64}"'.encode()
 def write_with_checksum(folder: Path, attributes: dict[str, Any]) -> None:
     """Write a group's attributes together with a checksum of its ``zarr.json`` and of all those below it."""
     path = folder / METADATA
-    group = json.loads(path.read_text())
+    group = read_json(path)
     group["attributes"] = {**attributes, KEY: "0" * 64}
     blank = json.dumps(group, indent=2, allow_nan=False).encode()
     path.write_bytes(blank)

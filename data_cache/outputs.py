@@ -6,7 +6,6 @@ generator of an HTML page, the software of a PNG, the description of a NIfTI fil
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from data_cache.errors import OutputError
-from data_cache.files import write_json
+from data_cache.files import json_checksum, write_json
 
 HEAD_BYTES = 8192  # all marks lie within the first bytes of a file
 GZIP_MAGIC = b"\x1f\x8b"
@@ -46,12 +45,6 @@ def is_intact(content: Mapping[str, Any]) -> bool:
     """Whether the content of a sealed JSON file is what was written; files of earlier versions have no seal."""
     rest = {key: value for key, value in content.items() if key != SEAL}
     return SEAL not in content or content[SEAL] == json_checksum(rest)
-
-
-def json_checksum(content: object) -> str:
-    """SHA-256 of JSON content, whatever its file's layout; the order of keys does not count."""
-    text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def json_mark(command: str) -> Mark:

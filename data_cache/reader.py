@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Self
 
 import numpy as np
@@ -14,27 +14,30 @@ import zarr
 from numpy.typing import NDArray
 
 from data_cache.errors import CacheError, SchemaError
-from data_cache.files import write_text
+from data_cache.files import read_json, write_text
 from data_cache.metadata_checksum import METADATA as METADATA
 from data_cache.metadata_checksum import has_valid_checksum
 from data_cache.schema import CacheSchema, CaseMeta, View
 
 REBUILD_MARK = "rebuild.txt"  # in a case's folder: lists its faults, so that preprocess rebuilds it
 REBUILD = "run liverseg verify, which marks the case, and then liverseg preprocess, which rebuilds it"
+_OTHER_FOLDER = "name another folder, or, if it is a cache, run liverseg verify"
 
 
 def read_schema(store: Path) -> CacheSchema:
     """The schema of a store; raises CacheError if there is no store or its metadata is damaged."""
     if not store.exists():
         raise CacheError(f"{store}: no such folder: build the cache with liverseg preprocess")
-    return CacheSchema.from_json(_attributes(store), source=str(store / METADATA))
+    return CacheSchema.from_json(_attributes(store, remedy=_OTHER_FOLDER), source=str(store / METADATA))
 
 
 def read_meta(store: Path, case_id: str) -> CaseMeta:
     """A case's metadata; raises CacheError if there is no such case."""
     if not (store / case_id / METADATA).exists():
         raise CacheError(f"{store}: has no case {case_id!r}: liverseg inspect lists the cases")
-    meta = CaseMeta.from_json(_attributes(store / case_id), source=str(store / case_id / METADATA))
+    meta = CaseMeta.from_json(
+        _attributes(store / case_id, remedy=REBUILD), source=str(store / case_id / METADATA)
+    )
     if meta.case_id != case_id:
         raise SchemaError(f"{store / case_id}: contains case {meta.case_id!r}: rename the folder to match")
     return meta
@@ -75,34 +78,30 @@ def natural_order(name: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"([0-9]+)", name)]
 
 
-def _attributes(folder: Path) -> Any:
+def _attributes(folder: Path, *, remedy: str) -> Any:
     path = folder / METADATA
     try:
-        node = json.loads(path.read_text())
+        node = read_json(path)
         return node["attributes"]["liverseg"]
     except FileNotFoundError:
         raise CacheError(f"{folder}: not a liverseg cache: {METADATA} is missing") from None
     except (OSError, ValueError) as failure:
-        raise CacheError(
-            f"{path}: cannot be read ({failure}): name another folder, or, if it is a cache, run liverseg verify"
-        ) from failure
+        raise CacheError(f"{path}: cannot be read ({failure}): {remedy}") from failure
     except (KeyError, TypeError):
-        raise CacheError(f"{path}: a Zarr store, but not one written by liverseg preprocess") from None
+        raise CacheError(f"{path}: lacks what liverseg preprocess writes: {remedy}") from None
 
 
-def _check_metadata(store: Path, case_ids: Iterable[str]) -> None:
-    """Compare all metadata with its checksums: 0.3 ms per case."""
-    changed = [case_id for case_id in case_ids if not _is_unchanged(store / case_id)]
-    if not has_valid_checksum(store, alone=True):
-        changed.insert(0, METADATA)
-    if changed:
-        what = f"{', '.join(changed[:8])}{', …' if len(changed) > 8 else ''}"
-        raise CacheError(f"{store}: metadata has changed since it was written ({what}): {REBUILD}")
-
-
-def _is_unchanged(case: Path) -> bool:
+def _read_unchanged_meta(store: Path, case_id: str) -> CaseMeta:
+    """``read_meta``, compared with its checksum: 0.3 ms."""
+    meta = read_meta(store, case_id)
     # Twice, since another process may be replacing the case right now.
-    return any(has_valid_checksum(case) for _ in range(2))
+    if not any(has_valid_checksum(store / case_id) for _ in range(2)):
+        raise CacheError(_changed(store, case_id))
+    return meta
+
+
+def _changed(store: Path, what: str) -> str:
+    return f"{store}: metadata has changed since it was written ({what}): {REBUILD}"
 
 
 class CacheStore:
@@ -111,30 +110,61 @@ class CacheStore:
     Attributes:
         path: Folder of the store.
         schema: The schema that it was built with.
-        case_ids: Finished cases in natural order.
+        case_ids: Finished cases in natural order, without the damaged ones.
+        damaged: What is wrong with the metadata of each damaged case, in natural order.
     """
 
-    def __init__(self, path: Path, schema: CacheSchema, metas: dict[str, CaseMeta]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        schema: CacheSchema,
+        metas: dict[str, CaseMeta],
+        damaged: Mapping[str, CacheError] = MappingProxyType({}),
+    ) -> None:
         self.path = path
         self.schema = schema
         self.case_ids = tuple(metas)
+        self.damaged = damaged
         self._metas = metas
         self._arrays: dict[str, zarr.Array[Any]] = {}
 
     @classmethod
-    def open(cls, path: Path) -> Self:
+    def open(cls, path: Path, *, skip_damaged: bool = False) -> Self:
         """Open a store.
+
+        Args:
+            path: Its folder.
+            skip_damaged: Open it without the cases whose metadata is damaged, which the caller must report.
 
         Raises:
             CacheError: There is no store, or metadata cannot be parsed or does not match its checksum.
         """
         schema = read_schema(path)
-        metas = {case_id: read_meta(path, case_id) for case_id in list_cases(path)}
-        _check_metadata(path, metas)
-        return cls(path, schema, metas)
+        if not has_valid_checksum(path, alone=True):
+            raise CacheError(_changed(path, METADATA))
+        metas, damaged = dict[str, CaseMeta](), dict[str, CacheError]()
+        for case_id in list_cases(path):
+            try:
+                metas[case_id] = _read_unchanged_meta(path, case_id)
+            except CacheError as failure:
+                damaged[case_id] = failure
+        store = cls(path, schema, metas, damaged)
+        if not skip_damaged:
+            store.require_sound(damaged)
+        return store
+
+    def require_sound(self, case_ids: Collection[str]) -> None:
+        """Raise CacheError if the metadata of one of these cases is damaged."""
+        bad = [case_id for case_id in self.damaged if case_id in case_ids]
+        if len(bad) == 1:
+            raise self.damaged[bad[0]]
+        if bad:
+            what = f"{', '.join(bad[:8])}{', …' if len(bad) > 8 else ''}"
+            raise CacheError(f"{self.path}: {len(bad)} cases are damaged ({what}): {REBUILD}")
 
     def meta(self, case_id: str) -> CaseMeta:
-        """A case's metadata; raises CacheError if the store does not have the case."""
+        """A case's metadata; raises CacheError if the case is damaged or the store does not have it."""
+        self.require_sound((case_id,))
         if case_id not in self._metas:
             known = ", ".join(self.case_ids[:8]) + (", …" if len(self.case_ids) > 8 else "")
             raise CacheError(f"{self.path}: has no case {case_id!r}; it has {known or 'no finished case'}")

@@ -42,8 +42,12 @@ def parse(cls: type[T], data: object, *, source: str, error: type[LiversegError]
         error: Raised with every fault: the dotted name of the key, what is wrong, and what was found.
     """
     try:
+        text = json.dumps(data)
+    except RecursionError:
+        raise error(f"{source}: nested too deeply") from None
+    try:
         # Strict JSON mode accepts a list for a tuple but not a string for a number; strict Python mode accepts neither.
-        record: T = _adapter(cls).validate_json(json.dumps(data), strict=True)
+        record: T = _adapter(cls).validate_json(text, strict=True)
     except ValidationError as failure:
         faults = [_fault(details) for details in failure.errors()]
         raise error(f"{source}: " + "; ".join(faults)) from None
@@ -57,6 +61,8 @@ def _fault(details: Any) -> str:
             return f"{key}: unknown key"
         case "missing" | "missing_argument":
             return f"{key}: missing"
+        case "json_invalid":  # plain values, but not of records: nested too deeply, half of a character
+            return f"{key}: {details['msg']}"
         case "value_error":
             # A section's own check also names the section, as it must when the section is built alone.
             return f"{key}: " + str(details["ctx"]["error"]).removeprefix(f"{key}: ")

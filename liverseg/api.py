@@ -154,11 +154,11 @@ def evaluate(
         raise RunError(
             f"{os.fspath(run)}: is a file: evaluate needs the folder of a run, which says what it was trained on"
         )
-    store, split = CacheStore.open(Path(cache)), load_split(Path(run))
+    store, split = CacheStore.open(Path(cache), skip_damaged=True), load_split(Path(run))
     predictor = load_predictor(Path(run), device=device, samples=samples)
     case_ids, _ = choose_cases(store, split, (cases,) if isinstance(cases, str) else cases)
     folder = Path(run) / "evaluation" if out is None else Path(out)
-    failed: dict[str, str] = {}
+    failed = {} if cases else {case_id: str(failure) for case_id, failure in store.damaged.items()}
     with _reporter("evaluate", len(case_ids), progress) as advance:
 
         def report(case_id: str, result: CaseEvaluation | Exception) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -11,6 +10,7 @@ from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from data_cache.errors import DataSetError
+from data_cache.files import read_json
 from data_cache.text import pluralise
 from pipeline.names import CHANNEL, SUFFIXES, other_names, volume_stem
 
@@ -98,10 +98,10 @@ def load_content(root: Path) -> dict[str, Any]:
     if not root.is_dir():
         raise DataSetError(f"{root}: no such folder: name the folder that holds dataset.json and imagesTr")
     try:
-        content = json.loads(path.read_bytes())
+        content = read_json(path)
     except FileNotFoundError:
         raise DataSetError(f"{root}: has no dataset.json{_where_it_is(root)}") from None
-    except (OSError, ValueError, RecursionError) as failure:
+    except (OSError, ValueError) as failure:
         raise DataSetError(f"{path}: unreadable: {failure}") from failure
     if not isinstance(content, dict):
         raise DataSetError(f"{path}: holds a {type(content).__name__}, not an object")

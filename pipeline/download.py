@@ -6,7 +6,6 @@ import contextlib
 import errno
 import hashlib
 import http.client
-import json
 import os
 import re
 import time
@@ -19,7 +18,7 @@ from typing import Any, Self
 from urllib.parse import unquote, urlsplit
 
 from data_cache.errors import DataSetError
-from data_cache.files import write_json
+from data_cache.files import read_json, write_json
 from data_cache.text import pluralise
 from pipeline.decathlon import RawDataSet, read_data_set
 from pipeline.unpack import Progress, check_space, unpack
@@ -265,7 +264,7 @@ def _is_same(a: Remote, b: Remote) -> bool:
 def _read_known(known: Path) -> Remote | None:
     """The record of a partial file; None if there is none."""
     try:
-        return Remote(**json.loads(known.read_text()))
+        return Remote(**read_json(known))
     except (OSError, ValueError, TypeError):
         return None
 

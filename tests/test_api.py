@@ -60,6 +60,9 @@ def test_the_steps_in_a_row(tiny_world: TinyWorld, tmp_path: Path, monkeypatch: 
     assert scores.cases[0].case_id in scores._repr_html_()
     assert scores.liver_dice == scores.summary["liver"]["dice"]["mean"]
     assert not scores.failed
+    for each in scores.cases:
+        facts = each.plausibility.facts
+        assert (0.0 if facts is None else facts.liver_ml) == each.predicted.liver.volume_pred_ml
     with pytest.raises(liverseg.errors.DataSetError, match="has no image that .* was built from"):
         liverseg.evaluate(cache, run, raw=tmp_path, device="cpu")
     raw = Path(shutil.copytree(tiny_world.raw, tmp_path / "raw"))
@@ -225,6 +228,8 @@ def test_a_segmentation_shows_itself(tiny_world: TinyWorld, tiny_run: Path, tmp_
     )
     assert ("NOT PLAUSIBLE" in repr(found)) is not found.plausible
     assert found.plausible is found.plausibility.plausible
+    facts = found.plausibility.facts
+    assert (0.0 if facts is None else facts.liver_ml) == found.liver_ml
     assert 'src="data:image/png;base64,' in found._repr_html_()
     scan.unlink()
     assert "cannot be opened" in found._repr_html_()

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import REPOSITORY
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -18,6 +19,8 @@ from data_cache.files import (
     parse_partial_name,
     partial_name,
     read_csv,
+    read_json,
+    read_toml,
     replacing,
     scratch_folder,
     write_csv,
@@ -145,3 +148,47 @@ def test_a_damaged_table_is_refused(tmp_path: Path, row: str) -> None:
     (tmp_path / "a.csv").write_bytes(f"x,y\r\n{row}\r\n".encode("latin-1"))
     with pytest.raises(ValueError, match="expected|decode"):
         read_csv(tmp_path / "a.csv")
+
+
+# ---- JSON and TOML
+
+DEEP = {"list": "[" * 100_000, "object": '{"a":' * 100_000, "shallow enough to parse": "[" * 700 + "]" * 700}
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_json_is_read_in_the_encodings_that_editors_write(tmp_path: Path, encoding: str) -> None:
+    (tmp_path / "a.json").write_text('{"name": "Leber, größer"}', encoding=encoding)
+    assert read_json(tmp_path / "a.json") == {"name": "Leber, größer"}
+
+
+@pytest.mark.parametrize("text", [DEEP["list"], DEEP["object"]], ids=["list", "object"])
+def test_json_that_is_nested_too_deeply_is_a_fault_of_the_file(tmp_path: Path, text: str) -> None:
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises(ValueError, match="nested too deeply"):
+        read_json(tmp_path / "a.json")
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b'"\xff"', b"\xff\xfe\x00"])
+def test_what_is_not_json_is_a_fault_of_the_file(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "a.json").write_bytes(content)
+    with pytest.raises(ValueError, match=r"."):
+        read_json(tmp_path / "a.json")
+
+
+@pytest.mark.parametrize("text", ["a = " + "[" * 100_000, "a = " + "{b = " * 100_000, "a = 1\na = 2"])
+def test_toml_that_cannot_be_parsed_is_a_fault_of_the_file(tmp_path: Path, text: str) -> None:
+    (tmp_path / "a.toml").write_text(text)
+    with pytest.raises(ValueError, match=r"."):
+        read_toml(tmp_path / "a.toml")
+
+
+def test_files_are_parsed_in_one_place_alone() -> None:
+    """Elsewhere a file that is nested too deeply would end in a RecursionError."""
+    files = [
+        p for package in ("data_cache", "pipeline", "liverseg") for p in (REPOSITORY / package).rglob("*.py")
+    ]
+    parsing = re.compile(
+        r"\b(json\.loads?|tomllib\.loads?)\b.*(read_text|read_bytes|open)|json\.load\b|import tomllib"
+    )
+    found = {p.name for p in files if parsing.search(p.read_text(encoding="utf-8"))}
+    assert found == {"files.py"}

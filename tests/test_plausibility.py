@@ -45,7 +45,9 @@ def patient(
     liver, tumour = ball(liver_zyx, radii), ball(liver_zyx, (5, 5, 5))
     hu[liver], hu[tumour & liver] = 110, 60
     label = liver.astype(np.uint8) + (tumour & liver)
-    return LabelledView(label_zyx=label, image_zyx=hu, grid=GRID, scan_zyx=hu, scan_grid=GRID)
+    return LabelledView(
+        label_zyx=label, image_zyx=hu, grid=GRID, scan_zyx=hu, scan_grid=GRID, slice_mm=SIDE_MM
+    )
 
 
 def facts_of(view: LabelledView) -> AnswerFacts:
@@ -177,6 +179,53 @@ def test_a_slab_through_a_liver_may_be_small() -> None:
     grid = Grid.from_array((3, 80, 100), GRID.affine)
     cut = {name: getattr(view, name)[slab] for name in ("label_zyx", "image_zyx", "scan_zyx")}
     assert reasons(replace(view, **cut, grid=grid, scan_grid=grid)) == ()
+
+
+def stretched(
+    view: LabelledView, first: int, stop: int, *, copies: int, free: tuple[int, int]
+) -> LabelledView:
+    """Slices of a patient as thick as ``copies`` of a view's, of whose label ``free`` slices at either end are empty."""
+    spacing_mm = SIDE_MM * 2 / copies
+    affine = np.diag([SIDE_MM, SIDE_MM, spacing_mm, 1.0])
+    arrays = {
+        name: np.repeat(getattr(view, name)[first:stop], copies, axis=0)
+        for name in ("label_zyx", "image_zyx", "scan_zyx")
+    }
+    n = (stop - first) * copies
+    arrays["label_zyx"][: free[0]] = 0
+    arrays["label_zyx"][n - free[1] :] = 0
+    grid = Grid.from_array((n, 80, 100), affine)
+    return replace(view, **arrays, grid=grid, scan_grid=grid, slice_mm=2 * SIDE_MM)
+
+
+@pytest.mark.parametrize(
+    ("free", "cut"),
+    [
+        ((0, 0), (True, True)),
+        ((8, 3), (True, True)),
+        ((20, 20), (True, True)),
+        ((21, 0), (False, True)),
+        ((0, 21), (True, False)),
+        ((21, 21), (False, False)),
+    ],
+)
+def test_a_liver_that_leaves_less_than_one_slice_free_is_cut_off(
+    free: tuple[int, int], cut: tuple[bool, bool]
+) -> None:
+    """Of a scan of three slices a view has 63: the border of a label may lie anywhere in the last of the scan's."""
+    view = stretched(patient(), 51, 54, copies=21, free=free)
+    facts = facts_of(view)
+    assert (facts.cut_below, facts.cut_above) == cut
+    about_size = [reason for reason in reasons(view) if "mL" in reason or "mm long" in reason]
+    assert (about_size == []) is (cut == (True, True))
+
+
+def test_volumes_are_those_of_the_scans_own_grid() -> None:
+    facts = facts_of(patient(radii=(8, 8, 8)))
+    told = facts.with_volumes(liver_ml=310.0, tumour_ml=31.0)
+    assert (told.liver_ml, told.tumour_share) == (310, 0.1)
+    assert judge(facts, None).reasons != ()
+    assert judge(told, None).reasons == ()
 
 
 @pytest.mark.parametrize(

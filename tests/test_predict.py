@@ -344,6 +344,9 @@ def test_an_answer_that_is_not_plausible_is_said_everywhere(
     words = result.output.replace("\n", " ")
     statistics = json.loads((tmp_path / "out" / "odd.json").read_text())
     assert statistics["plausible"] is False
+    facts = statistics["plausibility"]["facts"]
+    assert facts["liver_ml"] == statistics["liver_ml"]
+    assert facts["tumour_share"] == statistics["tumour_ml"] / statistics["liver_ml"]
     for reason in statistics["plausibility"]["reasons"]:
         assert f"{odd}: not plausible: {reason}" in words
     assert "not plausible, 1 of 1 scan: odd" in words

@@ -28,7 +28,8 @@ from liverseg.evaluation.evaluate import evaluate
 from liverseg.evaluation.shifted import measure_shifted
 from liverseg.evaluation.uncertainty import CaseUncertainty, NativeCase, evaluate_uncertainty, risk_of
 from liverseg.evaluation.uncertainty_summary import summarise_uncertainties, uncertainty_row
-from liverseg.inference.calibration import Calibration
+from liverseg.inference.calibration import Calibration, weight_checksums
+from liverseg.inference.model_file import export_model
 from liverseg.inference.segment import Predictor, keep_large_components, load_predictor, segment
 from liverseg.inference.uncertainty_files import UncertaintySummary, native_volumes_ml, summarise_uncertainty
 from liverseg.measure.calibration import ErrorDetection, ReliabilityCounts, TemperatureFit
@@ -413,7 +414,7 @@ def test_evaluate_writes_what_uncertainty_is_worth(
     assert [row["case"] for row in shifted] == list(tiny_world.store.case_ids)
     assert all(float(row["disagreement"]) >= 0 for row in shifted)
     assert summary["calibration"]["liver"]["ece"] >= 0
-    written = Calibration.load(tmp_path / "calibration.json", load_predictor(ssn_run, device="cpu").spec)
+    written = Calibration.load(tmp_path / "calibration.json", load_predictor(ssn_run, device="cpu"))
     assert written.case_ids == (second,)
     (row,) = csv.DictReader((tmp_path / "uncertainty.csv").read_text().splitlines())
     assert row["case"] == first
@@ -560,6 +561,7 @@ def test_a_summary_of_three_cases_by_hand() -> None:
         case_ids=("v",),
         spec_fingerprint="s",
         sources=("r",),
+        weights=("w",),
         temperature=None,
         widening={"liver": 5.0, "tumour": None},
     )
@@ -613,11 +615,12 @@ def test_a_calibration_case_is_measured_on_its_own_grid(ssn_run: Path, tiny_worl
 
 
 def test_predict_applies_what_was_fitted(run: Run, ssn_run: Path, image: Path, tmp_path: Path) -> None:
-    spec = load_predictor(ssn_run, device="cpu").spec
+    predictor = load_predictor(ssn_run, device="cpu")
     fitted = Calibration(
         case_ids=("a", "b"),
-        spec_fingerprint=spec.fingerprint(),
+        spec_fingerprint=predictor.spec.fingerprint(),
         sources=("run",),
+        weights=weight_checksums(predictor),
         temperature=TemperatureFit(temperature=3.0, nll_before=1.0, nll_after=0.5, n_voxels=10),
         widening={"liver": 4.0, "tumour": None},
     )
@@ -643,25 +646,123 @@ def test_predict_applies_what_was_fitted(run: Run, ssn_run: Path, image: Path, t
     np.testing.assert_array_equal(labels[0], labels[1])
 
 
+def fitted_for(predictor: Predictor, **changes: Any) -> Calibration:
+    values: dict[str, Any] = {
+        "case_ids": ("a", "b"),
+        "spec_fingerprint": predictor.spec.fingerprint(),
+        "sources": ("runs/here",),
+        "weights": weight_checksums(predictor),
+        "temperature": TemperatureFit(temperature=3.0, nll_before=1.0, nll_after=0.5, n_voxels=10),
+        "widening": {"liver": 4.0, "tumour": None},
+    }
+    return Calibration(**values | changes)
+
+
 def test_a_calibration_that_does_not_fit_is_refused(
-    run: Run, ssn_run: Path, image: Path, tmp_path: Path
+    run: Run, ssn_run: Path, tiny_run: Path, image: Path, tmp_path: Path
 ) -> None:
-    fitted = Calibration(
-        case_ids=(),
-        spec_fingerprint="0" * 16,
-        sources=(),
-        temperature=None,
-        widening={"liver": None, "tumour": None},
-    )
-    fitted.write(tmp_path / "calibration.json")
-    spec = load_predictor(ssn_run, device="cpu").spec
+    predictor, path = load_predictor(ssn_run, device="cpu"), tmp_path / "calibration.json"
+    fitted_for(predictor, spec_fingerprint="0" * 16).write(path)
     with pytest.raises(RunError, match="fitted for a network of spec 0000000000000000, this one has"):
-        Calibration.load(tmp_path / "calibration.json", spec)
+        Calibration.load(path, predictor)
     with pytest.raises(RunError, match="name a calibration.json that liverseg evaluate --calibrate wrote"):
-        Calibration.load(tmp_path / "none.json", spec)
-    result = run("predict", ssn_run, image, "--out", tmp_path, "--calibration", tmp_path / "calibration.json")
+        Calibration.load(tmp_path / "none.json", predictor)
+    fitted_for(predictor).write(path)
+    assert Calibration.load(path, predictor) == fitted_for(predictor)
+    other, both = (
+        load_predictor(*runs, device="cpu", samples=2) for runs in ((tiny_run, ssn_run), (ssn_run, tiny_run))
+    )
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps(content | {"case_ids": ["a", "c"]}))
+    with pytest.raises(
+        RunError, match="its content does not match its checksum: restore it, or run liverseg"
+    ):
+        Calibration.load(path, predictor)
+    path.write_text(json.dumps(content))  # in another layout
+    with pytest.raises(RunError, match="fitted for the networks runs/here, whose weights are not those of "):
+        Calibration.load(path, other)
+    fitted_for(both).write(path)
+    assert Calibration.load(path, other) == fitted_for(both)  # the order of an ensemble does not matter
+    result = run("predict", ssn_run, image, "--out", tmp_path, "--calibration", path)
     assert result.exit_code == 2
     assert "--calibration needs samples" in result.output
+
+
+def test_a_calibration_fits_the_file_that_its_network_was_exported_to(ssn_run: Path, tmp_path: Path) -> None:
+    predictor, path = load_predictor(ssn_run, device="cpu"), tmp_path / "calibration.json"
+    fitted_for(predictor).write(path)
+    exported = export_model(ssn_run, tmp_path / "model.safetensors")
+    assert Calibration.load(path, load_predictor(exported, device="cpu")) == fitted_for(predictor)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"widening": {}}, "widening: expected liver and tumour, found nothing"),
+        ({"widening": {"liver": 1.0}}, "widening: expected liver and tumour, found liver"),
+        ({"widening": {"liver": 1.0, "tumour": 1.0, "bone": 1.0}}, "found bone, liver, tumour"),
+        ({"widening": {"liver": -5.0, "tumour": None}}, "widening.liver: expected 0 to 1e.06, found -5.0"),
+        (
+            {"widening": {"liver": None, "tumour": 1e300}},
+            "widening.tumour: expected 0 to 1e.06, found 1e.300",
+        ),
+        *(({"temperature": t}, f"temperature: expected 0.05 to 20, found {t!r}") for t in (0.0, -1.5, 21.0)),
+        ({"temperature": 1e9}, "temperature: expected 0.05 to 20, found 1000000000.0"),
+    ],
+)
+def test_a_calibration_out_of_range_is_refused(
+    ssn_run: Path, tmp_path: Path, changes: dict[str, Any], words: str
+) -> None:
+    """Though its checksum is right."""
+    predictor, path = load_predictor(ssn_run, device="cpu"), tmp_path / "calibration.json"
+    if "temperature" in changes:
+        fit = TemperatureFit(temperature=changes["temperature"], nll_before=1.0, nll_after=0.5, n_voxels=10)
+        changes = {"temperature": fit}
+    fitted_for(predictor, **changes).write(path)
+    with pytest.raises(RunError, match=f"{words}.*: run liverseg evaluate --calibrate again$"):
+        Calibration.load(path, predictor)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[]", "expected a calibration.json that liverseg evaluate --calibrate wrote, found another file"),
+        ("{}", "found another file"),
+        ('{"written_by": "liverseg evaluate", "case_ids": []}', "lacks the checksum .*calibrate again"),
+        ('{"written_by": "liverseg evaluate", "checksum": 3}', "case_ids: missing"),
+        ('{"written_by": "liverseg evaluate", "checksum": 3, "a": "\\ud800"}', "calibration.json: "),
+        (
+            '{"written_by": "", "checksum": 3, "a": ' + "[" * 900 + "]" * 900 + "}",
+            "nested too deeply|recursion",
+        ),
+        ("[" * 100_000, "cannot be read: nested too deeply"),
+    ],
+)
+def test_another_file_than_a_calibration_is_refused(
+    ssn_run: Path, tmp_path: Path, text: str, words: str
+) -> None:
+    path = tmp_path / "calibration.json"
+    path.write_text(text)
+    with pytest.raises(RunError, match=words):
+        Calibration.load(path, load_predictor(ssn_run, device="cpu"))
+
+
+def test_a_flipped_bit_of_a_calibration_is_noticed_or_harmless(ssn_run: Path, tmp_path: Path) -> None:
+    """Harmless is one of white space, or of the name of the command that signed it."""
+    predictor, path = load_predictor(ssn_run, device="cpu"), tmp_path / "calibration.json"
+    fitted_for(predictor).write(path)
+    whole, expected, noticed = path.read_bytes(), fitted_for(predictor), 0
+    bits = np.random.default_rng(0).integers(8 * len(whole), size=200).tolist()
+    for bit in bits:
+        content = bytearray(whole)
+        content[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(content)
+        try:
+            assert Calibration.load(path, predictor) == expected, f"bit {bit}"
+        except RunError as failure:
+            assert str(path) in str(failure)  # noqa: PT017 (either outcome is right)
+            noticed += 1
+    assert noticed >= 150
 
 
 def test_maps_do_not_pass_for_labels_or_scans(run: Run, ssn_run: Path, image: Path, tmp_path: Path) -> None:

@@ -113,7 +113,7 @@ def predict(
         dicom_seg=dicom_seg,
         series=series,
         force=force,
-        calibration=None if calibration is None else Calibration.load(calibration, predictor.spec),
+        calibration=None if calibration is None else Calibration.load(calibration, predictor),
     )
     return _predict_all(find_scans(scans), out, predictor, options)
 

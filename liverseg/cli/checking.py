@@ -11,7 +11,7 @@ import click
 
 from data_cache.errors import DataSetError
 from data_cache.text import pluralise, visible
-from liverseg.cli.common import FILE, FOLDER
+from liverseg.cli.common import FILE, FOLDER, report_damaged
 from liverseg.cli.outcome import Outcome
 
 if TYPE_CHECKING:
@@ -201,7 +201,8 @@ def fidelity(raw: Path, cache: Path, json_path: Path | None, jobs: int | None) -
         raise DataSetError(f"{raw}: no such folder: expected the data set that {cache} was built from")
     if json_path:
         require_replaceable(json_path, json_mark("fidelity"), command="fidelity")
-    store, failed = CacheStore.open(cache), dict[str, str]()
+    store = CacheStore.open(cache, skip_damaged=True)
+    failed = report_damaged(store)
     with progress_bar() as bar:
         task = bar.add_task("fidelity", total=len(store.case_ids), note="")
 
@@ -319,9 +320,10 @@ def _measured(data: Path, jobs: int | None) -> tuple[list[CaseFingerprint], list
     with progress_bar() as bar:
         task = bar.add_task("fingerprint", total=None, note="")
         if (data / METADATA).exists():
-            store = CacheStore.open(data)
+            store = CacheStore.open(data, skip_damaged=True)
             bar.update(task, total=len(store.case_ids))
             report, failed = _fingerprint_report(bar, task)
+            failed += report_damaged(store)
             cases = fingerprint_cache(store, report=report)
         else:
             data_set = read_data_set(data)

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+
+if TYPE_CHECKING:
+    from data_cache.reader import CacheStore
 
 FOLDER = click.Path(path_type=Path, file_okay=False)
 FILE = click.Path(path_type=Path, dir_okay=False)
@@ -21,6 +25,16 @@ def in_debug() -> bool:
     """Whether the user asked for tracebacks."""
     context = click.get_current_context(silent=True)
     return context is not None and bool(context.find_root().params.get("debug"))
+
+
+def report_damaged(store: CacheStore, cases: Collection[str] = ()) -> dict[str, str]:
+    """Say which of these cases, or of all, are damaged, each in a line, and return what is wrong with them."""
+    from liverseg.console import complain
+
+    bad = {case: str(failure) for case, failure in store.damaged.items() if not cases or case in cases}
+    for case, words in bad.items():
+        complain(f"{case}: {words}")
+    return bad
 
 
 class Shard(click.ParamType[tuple[int, int]]):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from liverseg.cli.common import FILE, FOLDER, Shape
+from data_cache.errors import CacheError
+from liverseg.cli.common import FILE, FOLDER, Shape, report_damaged
 from liverseg.cli.outcome import Outcome
 
 if TYPE_CHECKING:
@@ -108,6 +110,8 @@ def inspect(
 ) -> Outcome:
     """Show the store CACHE as a table, or some of its CASES as text, a picture, or a page to scroll through.
 
+    A damaged case is reported, does not stop the others, and makes the exit code 1.
+
     \b
     Example: liverseg inspect data/liver.zarr liver_0 --png liver_0.png
              liverseg inspect data/liver.zarr liver_0 --augment --png strengths.png
@@ -125,11 +129,15 @@ def inspect(
     for path, mark in ((png, png_mark("inspect")), (html, html_mark("inspect"))):
         if path:
             require_replaceable(path, mark, command="inspect")
-    store = CacheStore.open(cache)
-    summaries = [summarise_case(store, case) for case in cases or store.case_ids]
+    store = CacheStore.open(cache, skip_damaged=True)
+    if png or view or histogram:
+        store.require_sound(cases)
+    damaged = report_damaged(store, cases)
+    shown = [case for case in cases or store.case_ids if case not in damaged]
+    summaries = [summarise_case(store, case) for case in shown]
     if not cases and not html:
         console.print(store_table(str(cache), store.schema, summaries))
-    for case in cases:
+    for case in shown if cases else ():
         console.print(case_table(store.meta(case)))
     if png:
         say(f"wrote {_draw_case(store, cases[0], view, png, augment=augment)}")
@@ -137,9 +145,30 @@ def inspect(
     if html:
         from liverseg.evaluation.report import write_cache_page
 
-        say(f"wrote {write_cache_page(store, cases or store.case_ids, html).line()}")
+        unreadable = _report_unreadable(store, shown)
+        damaged |= unreadable
+        readable = [case for case in shown if case not in unreadable]
+        if not readable:
+            raise CacheError(f"{cache}: no case can be shown: {html} was not written")
+        say(f"wrote {write_cache_page(store, readable, html).line()}")
     written = [path for path in (png, html) if path]
-    return Outcome(result={"cache": cache, "cases": summaries, "histogram": bins, "written": written})
+    result = {"cache": cache, "cases": summaries, "damaged": damaged, "histogram": bins, "written": written}
+    return Outcome(result=result, complete=not damaged)
+
+
+def _report_unreadable(store: CacheStore, cases: Sequence[str]) -> dict[str, str]:
+    """Say which cases have voxels that cannot be read, each in a line, and return what is wrong with them."""
+    from liverseg.console import complain
+
+    bad = {}
+    for case in cases:
+        try:
+            for view in store.meta(case).boxes:
+                store.read(case, view)
+        except CacheError as failure:
+            bad[case] = str(failure)
+            complain(f"{case}: {failure}")
+    return bad
 
 
 def _draw_case(store: CacheStore, case: str, view: str | None, png: Path, *, augment: bool) -> Path:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from data_cache.text import pluralise
-from liverseg.cli.common import DRAWN, FILE, FOLDER
+from liverseg.cli.common import DRAWN, FILE, FOLDER, report_damaged
 from liverseg.cli.failures import in_words
 from liverseg.cli.notes import warn_of_scan, warn_of_units
 from liverseg.cli.outcome import Outcome
@@ -149,12 +149,14 @@ def compare(
 
     _check_order("compare", cache, runs, n_runs=range(2, 3))
     split = together([load_split(run) for run in runs])
-    chosen, unseen = choose_cases(CacheStore.open(cache), split, cases)
+    store = CacheStore.open(cache, skip_damaged=True)
+    chosen, unseen = choose_cases(store, split, cases)
     if not (cases or unseen):
         raise click.UsageError(
             f"{cache}: has no case that neither {runs[0]} nor {runs[1]} was trained on: name a cache of other cases; for "
             "the folds of one cross-validation use liverseg pool; or name cases that were trained on with --case"
         )
+    damaged = {} if cases else report_damaged(store)
     for run in runs:
         require_own_evaluation(run / "evaluation", chosen)
     if out is not None:
@@ -175,8 +177,8 @@ def compare(
     if out is not None:
         write_comparison(out, (str(runs[0]), str(runs[1])), differences)
         say(f"wrote comparison.json to {out}")
-    result = {"first": first.result, "second": second.result, "differences": differences}
-    return Outcome(result=result, complete=first.complete and second.complete)
+    result = {"first": first.result, "second": second.result, "differences": differences, "damaged": damaged}
+    return Outcome(result=result, complete=first.complete and second.complete and not damaged)
 
 
 @click.command()
@@ -228,7 +230,7 @@ def _check_folds(cache: Path, runs: tuple[Path, ...]) -> None:
     from liverseg.evaluation.evaluate import choose_cases, require_own_evaluation
     from liverseg.training.split import load_split
 
-    store = CacheStore.open(cache)
+    store = CacheStore.open(cache, skip_damaged=True)
     chosen = [choose_cases(store, load_split(run), ()) for run in runs]
     for run, (_, unseen) in zip(runs, chosen, strict=True):
         if not unseen:
@@ -281,11 +283,12 @@ def _evaluate_run(
     from liverseg.inference.segment import load_predictor
     from liverseg.training.split import load_split, together
 
-    store = CacheStore.open(cache)
+    store = CacheStore.open(cache, skip_damaged=True)
     predictor = load_predictor(*runs, device=options.device, samples=options.samples)
     split = together([load_split(each) for each in runs])
     case_ids, unseen = choose_cases(store, split, options.cases)
     require_raw(store, case_ids, raw)
+    damaged = {} if options.cases else report_damaged(store)
     calibrated = options.calibrate is not None
     require_own_evaluation(out, case_ids, samples=options.samples > 0, calibrated=calibrated)
     if not unseen:
@@ -299,6 +302,7 @@ def _evaluate_run(
         say(f"look at them: liverseg report {runs[0]}{scores_option}")
     else:
         warn(f"no case could be scored: nothing was written to {out}, anything there is older")
+    result["failed"] |= damaged
     scores = {e.case_id: e.predicted for e in scored}
     complete = not any(result.get(key) for key in ("failed", "calibrate_failed", "shifted_failed"))
     return _Evaluated(scores=scores, result={"out": out, **result}, complete=complete)
@@ -416,7 +420,7 @@ def _calibrate(
 
     return calibrate_apart(
         predictor,
-        CacheStore.open(other),
+        CacheStore.open(other, skip_damaged=True),
         split,
         raw=raw,
         scored={part for case_id in case_ids for part in image_identity(store, case_id)},
@@ -432,9 +436,9 @@ def _measure_shifted(
     from liverseg.console import progress_bar
     from liverseg.evaluation.shifted import measure_shifted
 
-    store = CacheStore.open(cache)
+    store = CacheStore.open(cache, skip_damaged=True)
     with progress_bar() as bar:
-        task = bar.add_task("shifted", total=len(store.case_ids), note="")
+        task = bar.add_task("shifted", total=len(store.case_ids) + len(store.damaged), note="")
 
         def measured(case_id: str, result: UncertaintySummary | Exception) -> None:
             bar.update(task, advance=1, note=case_id)

@@ -13,7 +13,7 @@ from data_cache.errors import CacheError, ConfigError
 from data_cache.reader import CacheStore
 from liverseg.evaluation.raw_case import native_case, native_label, read_raw_case, require_raw
 from liverseg.evaluation.uncertainty import near_voxels
-from liverseg.inference.calibration import Calibration
+from liverseg.inference.calibration import WIDEST, Calibration, weight_checksums
 from liverseg.inference.segment import Predictor, segment
 from liverseg.inference.uncertainty_files import summarise_uncertainty
 from liverseg.measure.calibration import fit_temperature_that_helps
@@ -53,9 +53,15 @@ def calibrate_apart(
     """
     if store.schema.spec != predictor.spec:
         raise CacheError(f"{store.path}: built with another spec than the network was trained with")
-    known = split.trained_on | set(scored)
-    labelled = [case_id for case_id in store.case_ids if store.meta(case_id).label is not None]
-    apart = [case_id for case_id in labelled if known.isdisjoint(image_identity(store, case_id))]
+    for case_id, failure in store.damaged.items():
+        report(case_id, failure)
+    known, apart = split.trained_on | set(scored), list[str]()
+    for case_id in (i for i in store.case_ids if store.meta(i).label is not None):
+        try:
+            if known.isdisjoint(image_identity(store, case_id)):
+                apart.append(case_id)
+        except CacheError as failure:  # its voxels are damaged
+            report(case_id, failure)
     if not apart:
         raise ConfigError(
             f"{store.path}: all of its labelled cases were trained on or are scored: nothing is left to calibrate on; "
@@ -98,14 +104,21 @@ def calibrate(
         case_ids=tuple(case.case_id for case in fitted),
         spec_fingerprint=predictor.spec.fingerprint(),
         sources=predictor.sources,
+        weights=weight_checksums(predictor),
         temperature=fit_temperature_that_helps(
             [c.foreground_cv for c in fitted], [c.truth_v for c in fitted]
         ),
         widening={
-            name: fit_widening([c.intervals[name] for c in cases], [c.truth_ml[name] for c in cases])
+            name: _widening([c.intervals[name] for c in cases], [c.truth_ml[name] for c in cases])
             for name, cases in having.items()
         },
     )
+
+
+def _widening(intervals: Sequence[VolumeInterval], truths_ml: Sequence[float]) -> float | None:
+    """``fit_widening``; None also where only a factor would do that ``Calibration`` does not take."""
+    factor = fit_widening(intervals, truths_ml)
+    return factor if factor is not None and factor <= WIDEST else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -14,7 +14,7 @@ from data_cache.schema import FRACTION_ONE, View
 from liverseg.evaluation.raw_case import RawCase, native_case, native_label, read_raw_case
 from liverseg.evaluation.uncertainty import CaseUncertainty, NativeCase, evaluate_uncertainty
 from liverseg.inference.calibration import Calibration
-from liverseg.inference.plausible import judge_segmentation
+from liverseg.inference.plausible import judge_segmentation, measure_segmentation
 from liverseg.inference.segment import (
     Predictor,
     keep_large_components,
@@ -123,7 +123,12 @@ def evaluate_case(
         case_id=case_id,
         trained_on=trained_on,
         found=found.box is not None,
-        plausibility=judge_segmentation(found, case.scan, predictor.training),
+        plausibility=judge_segmentation(
+            measure_segmentation(found, case.scan),
+            predictor.training,
+            liver_ml=scores.liver.volume_pred_ml,
+            tumour_ml=scores.tumour.volume_pred_ml,
+        ),
         predicted=scores,
         label_crop=_label_crop(case_id, predictor, store, case),
         ceiling=_ceiling(case_id, store, case),

@@ -15,7 +15,7 @@ from liverseg.evaluation.case import CaseEvaluation, evaluate_case
 from liverseg.evaluation.raw_case import require_raw
 from liverseg.evaluation.tables import set_unfinished, write_tables
 from liverseg.evaluation.uncertainty_summary import FILES, NO_CASES, write_uncertainty_summary
-from liverseg.inference.calibration import CALIBRATION, Calibration
+from liverseg.inference.calibration import CALIBRATION, Calibration, weight_checksums
 from liverseg.inference.segment import Predictor
 from liverseg.inference.uncertainty_files import UncertaintySummary
 from liverseg.measure.summary import (
@@ -28,7 +28,6 @@ from liverseg.measure.summary import (
     score_columns,
     summarise_scores,
 )
-from liverseg.training.checkpoint import content_checksum
 from liverseg.training.split import Split, image_identity
 
 
@@ -39,8 +38,10 @@ def choose_cases(store: CacheStore, split: Split, named: Sequence[str]) -> tuple
     the cases are called; and if there are none, all labelled cases.
 
     Raises:
+        CacheError: A named case is damaged.
         ConfigError: A named case is not in the store, or the store has no labelled case.
     """
+    store.require_sound(named)
     labelled = [case_id for case_id in store.case_ids if store.meta(case_id).label is not None]
     unknown = sorted(set(named) - set(labelled))
     if unknown or not labelled:
@@ -159,7 +160,7 @@ def _write_all_tables(
     content = {
         "models": list(predictor.sources),
         # So that export can tell these scores from those of what was trained since.
-        WEIGHTS: [content_checksum(member.network.state_dict()) for member in predictor.members],
+        WEIGHTS: list(weight_checksums(predictor)),
         "samples": predictor.n_drawn,
         "failed": list(failed),
         **summarise(done),

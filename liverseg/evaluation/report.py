@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from data_cache.errors import CacheError, RunError
-from data_cache.files import read_csv
+from data_cache.files import read_csv, read_json
 from data_cache.inspection import summarise_case
 from data_cache.outputs import carries, is_intact, json_mark
 from data_cache.reader import CacheStore, read_schema
@@ -116,7 +116,7 @@ def _read_scores(scores: Path) -> tuple[dict[str, Any], list[dict[str, str]]]:
     if (scores / SCORES).exists() and not (scores / SUMMARY).exists():
         raise RunError(f"{scores}: an evaluation that was not finished: run liverseg evaluate again")
     try:
-        summary = json.loads((scores / SUMMARY).read_text(encoding="utf-8"))
+        summary = read_json(scores / SUMMARY)
         rows = read_csv(scores / SCORES)
     except FileNotFoundError as failure:
         raise RunError(f"{failure.filename}: no such file: run liverseg evaluate first") from None
@@ -238,7 +238,7 @@ def _training_facts(run: Path) -> dict[str, str | None]:
     if not path.exists():
         return {}
     try:
-        start = json.loads(path.read_text(encoding="utf-8"))[-1]
+        start = read_json(path)[-1]
         versions = ", ".join(f"{name} {version}" for name, version in start["versions"].items())
         return {
             "trained": f"{start['time']}, on {start['device']}",

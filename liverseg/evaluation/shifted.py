@@ -37,6 +37,8 @@ def measure_shifted(
     if store.schema.spec != predictor.spec:
         raise CacheError(f"{store.path}: built with another spec than the network was trained with")
     require_raw(store, store.case_ids, raw)
+    for case_id, failure in store.damaged.items():
+        report(case_id, failure)
     done = {}
     for case_id in store.case_ids:
         try:

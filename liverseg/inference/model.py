@@ -18,7 +18,7 @@ from data_cache.errors import OutputError, VolumeError
 from data_cache.geometry import Box, Grid
 from data_cache.outputs import nifti_mark, require_replaceable
 from liverseg.inference.inputs import NiftiScan, find_scans
-from liverseg.inference.plausible import judge_segmentation
+from liverseg.inference.plausible import judge_segmentation, measure_segmentation
 from liverseg.inference.segment import Predictor, segment
 from liverseg.inference.uncertainty_files import UncertaintySummary, summarise_segmentation
 from liverseg.measure.plausibility import Plausibility
@@ -176,6 +176,7 @@ class Model:
         for block_kji in native_labels(found.foreground_czyx, box, held.header):
             label_kji[first : first + len(block_kji)] = block_kji
             first += len(block_kji)
+        voxel_ml = held.header.grid.voxel_volume_ml
         return Segmentation(
             label_zyx=to_canonical(label_kji, held.header.axes_kji),
             grid=held.header.grid,
@@ -185,7 +186,12 @@ class Model:
             header=held.header,
             open_scan=open_scan,
             samples_nczyx=samples,
-            plausibility=judge_segmentation(found, held, self.predictor.training),
+            plausibility=judge_segmentation(
+                measure_segmentation(found, held),
+                self.predictor.training,
+                liver_ml=int(np.count_nonzero(label_kji)) * voxel_ml,
+                tumour_ml=int(np.count_nonzero(label_kji == 2)) * voxel_ml,
+            ),
             uncertainty=None
             if samples is None
             else summarise_segmentation(found, held, self.predictor.training),

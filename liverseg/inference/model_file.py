@@ -17,7 +17,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from data_cache.errors import RunError
-from data_cache.files import replacing
+from data_cache.files import read_json, replacing
 from data_cache.outputs import SEAL, is_intact, require_replaceable
 from data_cache.records import parse
 from data_cache.schema import LABEL_NAMES, PreprocessSpec
@@ -172,7 +172,7 @@ def _evaluation(run: Path, weights: Mapping[str, Tensor]) -> dict[str, Any] | No
     if not path.exists():
         return None
     try:
-        summary = json.loads(path.read_text(encoding="utf-8"))
+        summary = read_json(path)
     except (OSError, ValueError) as failure:
         raise RunError(f"{path}: unreadable ({failure}): run liverseg evaluate again, or delete it") from None
     if not isinstance(summary, dict) or summary.get(WEIGHTS) != [content_checksum(weights)]:

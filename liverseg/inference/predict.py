@@ -18,7 +18,7 @@ from data_cache.text import visible
 from liverseg.inference.calibration import Calibration
 from liverseg.inference.dicom_seg import SEG_MARK, SUFFIX, require_referable, write_dicom_seg
 from liverseg.inference.inputs import NiftiScan, ScanInput
-from liverseg.inference.plausible import judge_segmentation
+from liverseg.inference.plausible import judge_segmentation, measure_segmentation
 from liverseg.inference.segment import Predictor, ScanSegmentation, segment
 from liverseg.inference.uncertainty_files import (
     UncertaintySummary,
@@ -27,7 +27,7 @@ from liverseg.inference.uncertainty_files import (
     write_uncertainty,
 )
 from liverseg.measure.lesion_count import LesionCounter
-from liverseg.measure.plausibility import NO_PATIENT_ML, Plausibility
+from liverseg.measure.plausibility import NO_PATIENT_ML, AnswerFacts, Plausibility
 from pipeline.labels import decide
 from pipeline.memory import held_bytes
 from pipeline.nifti import write_labels
@@ -201,7 +201,7 @@ class _Segmented:
 
     held: HeldScan
     found: ScanSegmentation
-    plausibility: Plausibility
+    facts: AnswerFacts | None
     read_s: float
     network_s: float
 
@@ -209,12 +209,12 @@ class _Segmented:
 def _segment(held: HeldScan, predictor: Predictor, *, read_s: float) -> _Segmented:
     started = time.perf_counter()
     found = segment(held, predictor)
-    plausibility = judge_segmentation(found, held, predictor.training)
+    facts = measure_segmentation(found, held)
     return _Segmented(
         # The next scan's voxels may be in memory by the time this one is written, which needs the header alone.
         held=held if predictor.samples else replace(held, blocks=()),
         found=found,
-        plausibility=plausibility,
+        facts=facts,
         read_s=read_s,
         network_s=time.perf_counter() - started,
     )
@@ -233,12 +233,13 @@ def _write_prediction(
     written, uncertainty = _write(label, found, held, predictor, options)
     write_s = time.perf_counter() - started
     voxel_ml = held.header.grid.voxel_volume_ml
+    liver_ml, tumour_ml = written.n_labelled * voxel_ml, written.n_tumour * voxel_ml
     prediction = Prediction(
         image=scan.path,
         label=label,
         found=found.box is not None,
-        liver_ml=written.n_labelled * voxel_ml,
-        tumour_ml=written.n_tumour * voxel_ml,
+        liver_ml=liver_ml,
+        tumour_ml=tumour_ml,
         n_lesions=written.lesions.count,
         n_doubtful=found.n_doubtful,
         liver_box=found.box,
@@ -247,7 +248,9 @@ def _write_prediction(
         write_s=write_s,
         notes=(*nifti.notes, *held.notes, *map(str, held.doubts)),
         uncertainty=uncertainty,
-        plausibility=segmented.plausibility,
+        plausibility=judge_segmentation(
+            segmented.facts, predictor.training, liver_ml=liver_ml, tumour_ml=tumour_ml
+        ),
         trained_on=tuple(None if data is None else data.line() for data in predictor.training),
     )
     _write_beside(scan, nifti, held, found, prediction, options)

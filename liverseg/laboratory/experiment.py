@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from data_cache.errors import RunError
-from data_cache.files import write_json
+from data_cache.files import read_json, write_json
 from data_cache.reader import CacheStore
 from data_cache.records import differences, to_json
 from liverseg.laboratory.one_case import Subject
@@ -86,7 +86,7 @@ def begin(run: Path, asked: Mapping[str, Any], config: TrainConfig, *, warned: C
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
         return {"software": str(content["software"]), "asked": dict(content["asked"])}
     except (OSError, ValueError, KeyError, TypeError) as failure:
         raise RunError(f"{path}: unreadable ({failure}): name another folder") from failure

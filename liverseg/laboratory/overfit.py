@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any, ClassVar
 from pydantic import ConfigDict
 
 from data_cache.errors import RunError
-from data_cache.files import write_csv, write_json
+from data_cache.files import read_json, write_csv, write_json
 from data_cache.reader import CacheStore
 from data_cache.records import STRICT, parse, to_json
 from liverseg.laboratory.experiment import begin, description
@@ -198,7 +197,7 @@ def _result_path(run: Path, name: LossName) -> Path:
 
 def _read_result(path: Path) -> LossResult:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
     except (OSError, ValueError) as failure:
         raise RunError(
             f"{path}: unreadable ({failure}): delete it to have the loss learnt again"

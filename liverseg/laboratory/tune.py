@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from data_cache.errors import ConfigError, RunError
-from data_cache.files import write_csv, write_json
+from data_cache.files import read_json, write_csv, write_json
 from data_cache.reader import CacheStore
 from data_cache.records import parse, to_json
 from liverseg.device import choose_device
@@ -242,7 +241,7 @@ def read_attempt(run: Path, setting: Setting) -> Attempt | None:
     """How far a setting has come in a run; raises RunError where its record is damaged."""
     path = _record(run, setting)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as failure:

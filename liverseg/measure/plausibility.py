@@ -1,6 +1,7 @@
 """Whether a segmentation can be a liver: facts of an answer, ranges of the labels a network learnt from, a verdict.
 
-The same facts are measured of training labels and of predictions, on the views that both have, so that they compare.
+The same facts are measured of training labels and of predictions, on the views that both have, so that they compare;
+volumes are counted on the scan's own grid.
 A *reason* alone makes an answer implausible: no patient has such a liver, or the network contradicts itself. A fact
 outside of its range over the training labels is a *peculiarity*; two of them together also make it implausible.
 """
@@ -9,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import ClassVar, Self
 
 import numpy as np
@@ -41,6 +42,7 @@ LEAST_CONFIDENCE = 0.80  # mean probability of what is called liver: 0.9 and mor
 LUNG_BELOW_ML, LUNG_BELOW_RATIO = 300.0, 3.0
 WIDENED = 0.25  # of a training range's width, on each side: 32 cases do not have the extremes
 PECULIARITIES = 2
+ROUNDING = 1e-6  # of slices: a liver that leaves one slice free is not cut off
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +58,7 @@ class AnswerFacts:
         sphericity: Surface of the ball of the same volume over the surface of the voxels: 1 only for a ball of round voxels.
         offset_right: How far right of the body's middle it lies: 1 is the body's right side.
         lung_above_ml, lung_below_ml: Lung above and below the liver's middle.
-        cut_below, cut_above: It reaches the end of the scan there.
+        cut_below, cut_above: It leaves less than one slice free at the end of the scan there.
         in_one_piece: Share of the coarse pass's liver that its largest component has; None of a label.
         agreement: Dice of coarse and fine pass; None of a label.
         confidence: Mean probability of the voxels that were called liver or tumour; None of a label.
@@ -77,6 +79,10 @@ class AnswerFacts:
     in_one_piece: float | None = None
     agreement: float | None = None
     confidence: float | None = None
+
+    def with_volumes(self, *, liver_ml: float, tumour_ml: float) -> Self:
+        """The same with volumes that were counted on the scan's own grid."""
+        return replace(self, liver_ml=liver_ml, tumour_share=tumour_ml / liver_ml)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,6 +157,7 @@ class LabelledView:
         label_zyx: 0, 1 liver, 2 tumour, on ``grid``.
         image_zyx: HU, on ``grid``.
         scan_zyx: HU of the whole scan, on ``scan_grid``; both grids are canonical.
+        slice_mm: Distance between the scan's own slices.
     """
 
     label_zyx: NDArray[np.uint8]
@@ -158,10 +165,11 @@ class LabelledView:
     grid: Grid
     scan_zyx: NDArray[np.int16]
     scan_grid: Grid
+    slice_mm: float
 
 
 def measure_facts(view: LabelledView) -> AnswerFacts | None:
-    """The facts of a label; None of an empty one."""
+    """The facts of a label, its volumes those of the view; None of an empty one."""
     liver_zyx = view.label_zyx > 0
     if not liver_zyx.any():
         return None
@@ -171,7 +179,8 @@ def measure_facts(view: LabelledView) -> AnswerFacts | None:
     slices = np.flatnonzero(liver_zyx.any(axis=(1, 2)))
     low, high = ((to_scan @ [*index_zyx[:0:-1], z, 1.0])[2] for z in (slices[0] - 0.5, slices[-1] + 0.5))
     centre_xyz = (to_scan @ [*index_zyx[::-1], 1.0])[:3]
-    step = float(view.grid.spacing_zyx_mm[0] / view.scan_grid.spacing_zyx_mm[0])
+    # A view may have many slices for each of the scan's own, within which a border can lie anywhere.
+    step = max(view.grid.spacing_zyx_mm[0], view.slice_mm) / view.scan_grid.spacing_zyx_mm[0] - ROUNDING
     lung_above_ml, lung_below_ml = _lung_ml(view, middle=float(centre_xyz[2]))
     return AnswerFacts(
         liver_ml=int(np.count_nonzero(liver_zyx)) * view.grid.voxel_volume_ml,

@@ -6,7 +6,6 @@ import json
 import math
 import os
 import re
-import tomllib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +15,7 @@ import tomli_w
 from pydantic import ConfigDict
 
 from data_cache.errors import ConfigError
-from data_cache.files import write_text
+from data_cache.files import parse_toml, read_toml, write_text
 from data_cache.records import STRICT, parse, to_json
 from liverseg.device import Precision
 from liverseg.model.inputs import InputConfig
@@ -237,7 +236,7 @@ def save_config(config: TrainConfig, path: Path) -> None:
 
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
+        return read_toml(path)
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file: configs/ has examples") from None
     except (OSError, ValueError) as failure:
@@ -261,8 +260,8 @@ def _value(text: str) -> Any:
     if text == _NULL:
         return None
     try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+        return parse_toml(f"value = {text}")["value"]
+    except ValueError:
         return text
 
 

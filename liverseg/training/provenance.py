@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 import re
 import shlex
@@ -16,7 +15,7 @@ from typing import Any
 
 import torch
 
-from data_cache.files import write_json
+from data_cache.files import read_json, write_json
 from data_cache.outputs import require_replaceable
 from data_cache.reader import CacheStore
 from data_cache.records import to_json
@@ -52,7 +51,7 @@ def record_start(run: Path, store: CacheStore, group: ProcessGroup, training: Tr
     path = run / RUN
     require_replaceable(path, RUN_MARK, command="train")
     try:
-        starts = list(json.loads(path.read_text(encoding="utf-8")))
+        starts = list(read_json(path))
     except (OSError, ValueError, TypeError):
         starts = []  # none yet, or nothing that could be kept
     starts.append(_start(store, group, training))

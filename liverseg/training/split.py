@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -13,8 +12,7 @@ from typing import ClassVar
 from pydantic import ConfigDict
 
 from data_cache.errors import ConfigError, RunError
-from data_cache.files import write_json
-from data_cache.outputs import json_checksum
+from data_cache.files import json_checksum, read_json, write_json
 from data_cache.reader import CacheStore
 from data_cache.records import STRICT, parse, to_json
 from data_cache.text import pluralise
@@ -133,7 +131,7 @@ def _named(config: DataConfig) -> _Named | None:
 def _read_named(path: Path, *, fold: int) -> _Named:
     """A ``split.json``, or one fold of nnU-Net's ``splits_final.json``, a list of folds."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
     except (OSError, ValueError) as failure:
         raise ConfigError(f"data.split: {path}: unreadable: {failure}") from failure
     if isinstance(content, list):
@@ -175,10 +173,10 @@ def load_split(run: Path) -> Split:
     """
     path = run / SPLIT
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
     except FileNotFoundError:
         raise RunError(f"{path}: missing: {run} is not the folder of a training run") from None
-    except (OSError, ValueError, RecursionError) as failure:
+    except (OSError, ValueError) as failure:
         raise RunError(f"{path}: unreadable ({failure}): {_RESTORE}") from failure
     checksum = content.pop(CHECKSUM, None) if isinstance(content, dict) else None
     split = parse(Split, content, source=str(path), error=RunError)

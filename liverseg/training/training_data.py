@@ -12,10 +12,10 @@ from pydantic import ConfigDict
 from data_cache.errors import RunError
 from data_cache.reader import CacheStore
 from data_cache.records import STRICT, parse
-from data_cache.schema import FRACTION_ONE, DataSetInfo
+from data_cache.schema import FRACTION_ONE, CaseMeta, DataSetInfo
 from data_cache.text import pluralise
 from liverseg.measure.density import DensityReference, measure_density
-from liverseg.measure.plausibility import LabelledView, ReferenceRanges, measure_facts
+from liverseg.measure.plausibility import AnswerFacts, LabelledView, ReferenceRanges, measure_facts
 from pipeline.labels import decide
 
 NOT_RECORDED = "Training data not recorded. Not a medical device."
@@ -65,8 +65,10 @@ class TrainingData:
 
 def describe_training_data(store: CacheStore, case_ids: Sequence[str]) -> TrainingData:
     """Measure the labels of the training cases: about a tenth of a second each."""
-    views = [view for case_id in case_ids if (view := _labelled_view(store, case_id)) is not None]
-    facts = [found for view in views if (found := measure_facts(view)) is not None]
+    by_case = {i: view for i in case_ids if (view := _labelled_view(store, i)) is not None}
+    views = by_case.values()
+    measured = {i: found for i, view in by_case.items() if (found := measure_facts(view)) is not None}
+    facts = [_with_native_volumes(found, store.meta(i)) for i, found in measured.items()]
     densities = [measure_density(v.image_zyx, v.label_zyx, v.grid.spacing_zyx_mm) for v in views]
     return TrainingData(
         data_set=store.schema.data_set,
@@ -74,6 +76,13 @@ def describe_training_data(store: CacheStore, case_ids: Sequence[str]) -> Traini
         ranges=ReferenceRanges.of(facts),
         density=DensityReference.of([density for density in densities if density is not None]),
     )
+
+
+def _with_native_volumes(facts: AnswerFacts, meta: CaseMeta) -> AnswerFacts:
+    liver_ml, tumour_ml = meta.volume_ml(1), meta.volume_ml(2)
+    assert liver_ml is not None
+    assert tumour_ml is not None
+    return facts.with_volumes(liver_ml=liver_ml + tumour_ml, tumour_ml=tumour_ml)
 
 
 def _labelled_view(store: CacheStore, case_id: str) -> LabelledView | None:
@@ -88,4 +97,5 @@ def _labelled_view(store: CacheStore, case_id: str) -> LabelledView | None:
         grid=close.grid,
         scan_zyx=scan.image_zyx,
         scan_grid=scan.grid,
+        slice_mm=store.meta(case_id).grid.spacing_zyx_mm[0],
     )
