@@ -103,11 +103,12 @@ def train(
     from liverseg.training.run_config import run_config
     from liverseg.training.train import train as run_training
 
+    store = CacheStore.open(Path(cache))
     values = {**(set or {}), **({} if raw is None else {"watch.raw": raw})}
     overrides = [as_override(key, value) for key, value in values.items()]
     settings = run_config(Path(run), None if config is None else Path(config), overrides, resume=resume)
     with _training_callbacks(settings, progress) as callbacks:
-        run_training(CacheStore.open(Path(cache)), Path(run), settings, resume=resume, watcher=callbacks)
+        run_training(store, Path(run), settings, resume=resume, watcher=callbacks)
     return Run(Path(run))
 
 

@@ -42,8 +42,8 @@ def train(
 
     if raw is not None:
         overrides += (as_override("watch.raw", str(raw)),)
-    settings = run_config(run, config, overrides, resume=resume)
     store = CacheStore.open(cache)
+    settings = run_config(run, config, overrides, resume=resume)
     with console_progress(settings) as watcher:
         state = run_training(store, run, settings, resume=resume, watcher=watcher)
     if not is_main_process():
