@@ -36,6 +36,7 @@ def losses(folder: Path) -> dict[str, list[float]]:
         loss=LossConfig(name="dice_focal", overlap="squared", cross_entropy=0.0, alpha=0.99, gamma=0.3),
         model=replace(config.model, norm="batch"),
         input=InputConfig(window_hu=(-350.0, 450.0)),
+        data=replace(config.data, scan_widening_zyx=(0.0, 0.0, 0.0)),
         augment=replace(config.augment, noise_level=0.1, brightness_random_level=0.2),
     )
     store = CacheStore.open(folder / "cache.zarr")
