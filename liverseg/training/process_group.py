@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -104,13 +106,23 @@ def process_group(device: str) -> Iterator[ProcessGroup]:
         return
     chosen = choose_device(_own_device(device))
     dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
-    yield ProcessGroup(rank=dist.get_rank(), size=size, device=chosen)
-    # Only after success: a process that fails must end at once with its message, by which torchrun ends the others,
-    # and not wait here for them while they wait for it.
+    try:
+        yield ProcessGroup(rank=dist.get_rank(), size=size, device=chosen)
+    except Exception:
+        # A process that fails must end at once with its message, by which torchrun ends the others: it neither waits
+        # for them while they wait for it, nor lets the threads of its group abort it while Python winds down.
+        atexit.register(_end)
+        raise
     dist.barrier()
     # gloo aborts the process at its end when a reducer outlives its group: models must be gone before it.
     gc.collect()
     dist.destroy_process_group()
+
+
+def _end() -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(1)
 
 
 def _own_device(name: str) -> str:
