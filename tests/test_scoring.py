@@ -163,6 +163,7 @@ def test_folders_are_matched_by_name_and_who_is_alone_is_named(
     assert [(row["case"], float(row["liver_dice"])) for row in rows] == [("a", 1.0), ("b", 0.75)]
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert summary["liver"]["dice"]["mean"] == pytest.approx(0.875)
+    assert (summary["n_cases"], summary["failed"], summary["n_without_counterpart"]) == (2, [], 2)
     for word in ("HD95 mm", "NSD", "IoU > 0.5, > 20 mm", "tumour burden", "0.875 ["):
         assert word in result.output
 
@@ -174,9 +175,10 @@ def test_a_file_that_cannot_be_scored_does_not_stop_the_others(
         write_label(tmp_path / "truth" / name, a_label())
         write_label(tmp_path / "pred" / name, a_label())
     (tmp_path / "pred" / "a.nii.gz").write_bytes(b"rubbish")
-    result = run("score", tmp_path / "pred", tmp_path / "truth")
+    result = run("score", tmp_path / "pred", tmp_path / "truth", "--out", tmp_path / "out")
     assert result.exit_code == 1
     assert "error: a: " in result.output
+    assert json.loads((tmp_path / "out" / "summary.json").read_text())["failed"] == ["a"]
     assert "│ b " in result.output
 
 
@@ -225,8 +227,8 @@ def test_a_prediction_that_cannot_be_opened_fails_and_is_not_called_missing(
 
 def test_folds_are_pooled_and_must_not_share_cases(tmp_path: Path) -> None:
     runs = {"f0": {"a": scores(), "b": scores(shift=2)}, "f1": {"c": scores(shift=1)}}
-    summary = write_folds(tmp_path, runs)
-    assert summary["n_cases"] == 3
+    summary = write_folds(tmp_path, runs, failed=["d"])
+    assert (summary["n_cases"], summary["failed"]) == (3, ["d"])
     rows = list(csv.DictReader((tmp_path / "scores.csv").read_text().splitlines()))
     assert [(row["case"], row["run"]) for row in rows] == [("a", "f0"), ("b", "f0"), ("c", "f1")]
     twice = {"f0": {"a": scores()}, "f1": {"a": scores()}}

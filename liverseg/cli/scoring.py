@@ -210,7 +210,8 @@ def pool(cache: Path, runs: tuple[Path, ...], *, raw: Path, out: Path | None, de
     scored = {run: result.scores for run, result in done.items()}
     everything = [scores for cases in scored.values() for scores in cases.values()]
     say(f"{pluralise(len(runs), 'fold')}, {pluralise(len(everything), 'case')}")
-    summary = summarise_scores(everything) if out is None else write_folds(out, scored)
+    failed = sorted({case_id for each in done.values() for case_id in each.result["failed"]})
+    summary = summarise_scores(everything) if out is None else write_folds(out, scored, failed=failed)
     print_summary(summary)
     if out is not None:
         say(f"wrote scores.csv and summary.json to {out}")
@@ -485,7 +486,9 @@ def score(predicted: Path, truth: Path, out: Path | None) -> Outcome:
     if scored:
         print_cases("native space", scored)
         result["summary"] = (
-            summarise_scores(list(scored.values())) if out is None else write_scores(out, scored)
+            summarise_scores(list(scored.values()))
+            if out is None
+            else write_scores(out, scored, failed=list(failed), alone=len(alone))
         )
         print_summary(result["summary"])
         if out is not None:

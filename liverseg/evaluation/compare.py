@@ -61,8 +61,13 @@ def require_own_folds(out: Path) -> None:
     require_replaceable(out / SUMMARY, json_mark("pool"), command="pool")
 
 
-def write_folds(out: Path, runs: Mapping[str, Scored]) -> dict[str, Any]:
+def write_folds(out: Path, runs: Mapping[str, Scored], *, failed: Sequence[str] = ()) -> dict[str, Any]:
     """Write ``scores.csv`` with a column ``run``, and ``summary.json`` of all cases, each scored once.
+
+    Args:
+        out: Created if it does not exist.
+        runs: The scores of each.
+        failed: Cases that could not be scored.
 
     Raises:
         ValueError: A case was scored by two runs: its weight would be double.
@@ -77,7 +82,12 @@ def write_folds(out: Path, runs: Mapping[str, Scored]) -> dict[str, Any]:
         for case_id, scores in scored.items()
     ]
     everything = [scores for scored in runs.values() for scores in scored.values()]
-    summary = {"n_cases": len(everything), "runs": list(runs), **summarise_scores(everything)}
+    summary = {
+        "n_cases": len(everything),
+        "failed": list(failed),
+        "runs": list(runs),
+        **summarise_scores(everything),
+    }
     write_tables(out, rows, summary, command="pool")
     return summary
 

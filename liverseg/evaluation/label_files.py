@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -89,15 +89,24 @@ def require_own_scores(out: Path) -> None:
     require_replaceable(out / SUMMARY, json_mark("score"), command="score")
 
 
-def write_scores(out: Path, scores: dict[str, LabelScores]) -> dict[str, Any]:
+def write_scores(
+    out: Path, scores: dict[str, LabelScores], *, failed: Sequence[str] = (), alone: int = 0
+) -> dict[str, Any]:
     """Write ``scores.csv`` and ``summary.json`` into ``out``, and return the summary.
+
+    Args:
+        out: Created if it does not exist.
+        scores: By name.
+        failed: Pairs that could not be scored.
+        alone: Files without a counterpart.
 
     Raises:
         OutputError: ``out`` has files of these names that ``liverseg score`` did not write.
     """
     require_own_scores(out)
     rows = [{"case": name} | score_columns(case) for name, case in scores.items()]
-    summary = {"n_cases": len(scores), **summarise_scores(list(scores.values()))}
+    incomplete = {"failed": list(failed), "n_without_counterpart": alone}
+    summary = {"n_cases": len(scores), **incomplete, **summarise_scores(list(scores.values()))}
     write_tables(out, rows, summary, command="score")
     return summary
 
