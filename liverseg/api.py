@@ -192,7 +192,7 @@ def load(
         samples: Segmentations to draw, whose mean is the answer and whose differences are ``found.uncertainty``.
 
     Raises:
-        RunError: There is no path, a path holds no model, or the models were trained with different specs.
+        RunError: No path is given, a path holds no model, or the models were trained with different specs.
     """
     if not paths:
         raise RunError("load needs the folder of a run, or a file of liverseg export: none was given")

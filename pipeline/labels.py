@@ -146,7 +146,7 @@ def foreground_and_tumour(
 
 
 def wrong_values(block_kji: NDArray[Any], header: VolumeHeader, highest: int = 2) -> set[float]:
-    """The values of a block that are no label up to ``highest``, each once; of very many different ones only some."""
+    """The values of a block that are not labels up to ``highest``, each once; of very many different ones only some."""
     values = np.unique(_values(block_kji, header))
     with np.errstate(invalid="ignore"):
         is_label = np.abs(values - np.clip(np.rint(values), 0, highest)) <= TOLERANCE

@@ -130,7 +130,7 @@ def test_scaling_and_an_oblique_plane(scan: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize("padding", [-2000, 63536])
 def test_padding_that_was_made_unsigned_is_air(scan: Any, tmp_path: Path, padding: int) -> None:
     _, volume, affine = scan
-    bright = 3000  # metal is no padding
+    bright = 3000  # metal is not padding
     volume = np.where(volume > 200, bright, volume).astype(np.int16)
     volume[:, :2] = -1024
     for path in write_series(tmp_path / "series", volume, affine):

@@ -212,7 +212,7 @@ def stretched(
 def test_a_liver_that_leaves_less_than_one_slice_free_is_cut_off(
     free: tuple[int, int], cut: tuple[bool, bool]
 ) -> None:
-    """Of a scan of three slices a view has 63: the border of a label may lie anywhere in the last of the scan's."""
+    """A view has 63 slices for the three of a scan: a label may end anywhere within the last of these."""
     view = stretched(patient(), 51, 54, copies=21, free=free)
     facts = facts_of(view)
     assert (facts.cut_below, facts.cut_above) == cut

@@ -19,7 +19,7 @@ from pipeline.nifti import write_slices
 
 HU_RANGE = (-32767, 32767)
 AIR_HU = -1024.0
-BRIGHTEST_HU = 3071.0  # of 12 bits: a padding above it is no part of the patient
+BRIGHTEST_HU = 3071.0  # of 12 bits: padding above it is not part of the patient
 
 
 def convert_series(

@@ -307,7 +307,7 @@ def _comparable(header: Any, keyword: str) -> str:
         groups = ("^".join(map(str.strip, group.split("^"))).rstrip("^") for group in text.split("="))
         return "=".join(groups).rstrip("=")
     if kind in ("DS", "IS"):
-        with contextlib.suppress(ValueError):  # what is no number is compared as it reads
+        with contextlib.suppress(ValueError):  # what is not a number is compared as it reads
             return str(float(text))
     return text
 
