@@ -53,10 +53,11 @@ def test_a_missing_unit_is_one_line_per_command(
     build(read_data_set(raw), cache, SPEC, jobs=1, report=lambda _: None)
     predict = ("predict", tiny_run, raw / "imagesTr", "--out", tmp_path / "out", "--device", "cpu")
     evaluate = ("evaluate", cache, tiny_run, "--raw", raw, "--device", "cpu", "--out", tmp_path / "scores")
-    for command in (("preprocess", raw, tmp_path / "new.zarr", "--jobs", "1"), predict, evaluate):
+    both = (*evaluate, "--case", "liver_0", "--case", "liver_1")  # one was trained on, and is known again
+    for command in (("preprocess", raw, tmp_path / "new.zarr", "--jobs", "1"), predict, both):
         about = [line for line in warnings(call(*command)) if "not state" in line]
         assert about == [f"{many} (--verbose names them)"], command
-    (line,) = [line for line in warnings(call("--verbose", *evaluate)) if "not state" in line]
+    (line,) = [line for line in warnings(call("--verbose", *both)) if "not state" in line]
     assert line == f"{many}: liver_0, liver_1"
     assert f"warning: liver_1: {NO_UNIT}" in warnings(call(*evaluate, "--case", "liver_1"))
     checked = call("check", raw, "--jobs", "1")

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from conftest import oriented_affine, tree_bytes, write_nifti
-from tiny import TinyWorld, copy_folds, tiny_config
+from tiny import TinyWorld, change_weights, copy_folds, tiny_config
 
 from data_cache.errors import DataSetError, OutputError
 from data_cache.files import write_csv, write_json
@@ -159,12 +159,12 @@ ONE_FILE = (
 # Each writes several files.
 FOLDERS = (
     "evaluate CACHE one --raw RAW --case liver_0 --device cpu",
-    "evaluate CACHE RUN --with same --samples 2 --raw RAW --case VAL --calibrate CACHE RAW --device cpu --out x",
+    "evaluate CACHE RUN --with other --samples 2 --raw RAW --case VAL --calibrate CACHE RAW --device cpu --out x",
     "compare CACHE one two --raw RAW --case liver_0 --device cpu --out both",
     "pool CACHE one two --raw RAW --device cpu --out folds",
     "score RAW/labelsTr RAW/labelsTr --out scores",
     "predict RUN RAW/imagesTr/liver_0.nii.gz --out labels --preview --statistics --device cpu",
-    "predict RUN dicom --with same --out labels --preview --dicom-seg --samples 2 --device cpu",
+    "predict RUN dicom --with other --out labels --preview --dicom-seg --samples 2 --device cpu",
     "train CACHE new --config tiny.toml --set watch.pictures_every=1",
     "overfit CACHE liver_2 new --config tiny.toml --losses dice_focal --steps 1",
     "tune CACHE liver_2 new --config tiny.toml --steps 1 --rungs 1 --gammas 1 --alphas 1 --learning-rates 0.1 --jobs 1",
@@ -216,14 +216,14 @@ def evaluation(tiny_world: TinyWorld, tiny_run: Path, tmp_path_factory: pytest.T
 @pytest.mark.parametrize(
     ("command", "page"),
     [
-        ("report same", "same/evaluation/report.html"),
+        ("report other", "other/evaluation/report.html"),
         ("view RAW/imagesTr/liver_0.nii.gz RAW/labelsTr/liver_0.nii.gz", "liver_0_view.html"),
     ],
 )
 def test_a_page_of_no_given_name_replaces_no_page_of_another_command(
     home: Path, tiny_world: TinyWorld, evaluation: Path, command: str, page: str
 ) -> None:
-    shutil.copytree(evaluation, home / "same/evaluation")
+    shutil.copytree(evaluation, home / "other/evaluation")
     arguments = _in_places(command, {"RAW": tiny_world.raw})
     html_file(home / page, "inspect")
     before = tree_bytes(home)
@@ -256,7 +256,8 @@ def test_no_page_is_written_where_the_file_of_a_case_would_replace_another(tmp_p
 @pytest.fixture
 def home(tiny_world: TinyWorld, tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working directory with a copy of the run, and two folds of a cross-validation that leave out a case each."""
-    shutil.copytree(tiny_run, tmp_path / "same")
+    shutil.copytree(tiny_run, tmp_path / "other")
+    change_weights(tmp_path / "other")
     copy_folds(tiny_world, tiny_run, tmp_path)
     save_config(tiny_config(epochs=1, steps=1), tmp_path / "tiny.toml")
     monkeypatch.chdir(tmp_path)
@@ -298,7 +299,7 @@ def test_an_evaluation_deletes_its_own_stale_pictures_only(
 ) -> None:
     case = json.loads((tiny_run / "split.json").read_text())["val"][0]
     common = ("evaluate", tiny_world.cache, tiny_run, "--raw", tiny_world.raw, "--case", case, "--out", "x")
-    assert run(*common, "--with", "same", "--samples", 2).exit_code == 0
+    assert run(*common, "--with", "other", "--samples", 2).exit_code == 0
     (home / "x/uncertainty/notes.png").write_bytes(b"mine")
     (home / "x/risk_coverage.png").write_bytes(b"mine")
     assert run(*common).exit_code == 0

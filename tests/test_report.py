@@ -21,7 +21,7 @@ from click.testing import CliRunner
 from conftest import random_case, tree_bytes
 from numpy.typing import NDArray
 from PIL import Image
-from tiny import SPEC, TinyWorld
+from tiny import SPEC, TinyWorld, change_weights
 
 from data_cache.errors import RunError
 from data_cache.files import write_csv
@@ -51,7 +51,6 @@ from liverseg.pictures.slices import (
     encoded,
     evaluation_volume,
 )
-from liverseg.training.checkpoint import load_checkpoint, write_checkpoint
 from liverseg.training.config import load_config, save_config
 from liverseg.training.split import load_split
 
@@ -452,9 +451,7 @@ def test_scores_of_earlier_weights_are_called_outdated(
 ) -> None:
     run = Path(shutil.copytree(tiny_run, tmp_path / "run"))
     assert "outdated" not in write_report(run, evaluated, tmp_path / "1.html").path.read_text()
-    content = load_checkpoint(run / "best.pt")
-    next(iter(content["average"].values())).add_(1)
-    write_checkpoint(run / "best.pt", content)
+    change_weights(run)
     text = write_report(run, evaluated, tmp_path / "2.html").path.read_text()
     assert (
         '<dt>outdated</dt><dd class="bad">best.pt has other weights now: run liverseg evaluate again' in text

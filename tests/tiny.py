@@ -13,6 +13,7 @@ from data_cache.schema import PreprocessSpec
 from liverseg.model.losses import LossConfig
 from liverseg.model.network import NetworkConfig
 from liverseg.training.callbacks import Callbacks
+from liverseg.training.checkpoint import BEST, load_checkpoint, write_checkpoint
 from liverseg.training.config import DataConfig, OptimConfig, TrainConfig
 from liverseg.training.split import Split, save_split
 from liverseg.training.train import train
@@ -65,6 +66,13 @@ def copy_folds(world: TinyWorld, run: Path, folder: Path) -> tuple[Path, Path]:
         hashes = tuple(sha256[i] for i in train_cases)
         save_split(Split(train=train_cases, val=(left,), train_sha256=hashes), folder / name)
     return folder / "one", folder / "two"
+
+
+def change_weights(run: Path) -> None:
+    """Make the network of a run another one."""
+    content = load_checkpoint(run / BEST)
+    next(iter(content["average"].values())).mul_(1.01)
+    write_checkpoint(run / BEST, content)
 
 
 @pytest.fixture(scope="session")
