@@ -32,6 +32,7 @@ SUPPORTED_DTYPES = (
     "float64",
 )
 MAX_SLICE_BYTES = 256 << 20  # bounds what a header can make us allocate
+LARGEST = 1e38  # of an affine and of pixdim: what NIfTI-1 can hold, and float64 can square
 MAX_AXIS_VOXELS = 32767  # NIfTI-1's own limit; weights for a longer axis of NIfTI-2 could take gigabytes
 MAX_DEFLATE_RATIO = 1032  # what deflate can reach at most, so what a header can claim for a .gz of some size
 HEAD_BYTES = 256
@@ -199,8 +200,9 @@ def _affine(
     """The voxel-to-RAS+ matrix in mm: sform before qform before pixdim alone, as nibabel and ITK-SNAP choose."""
     mm_per_unit, notes = _unit(nifti)
     to_mm = np.diag([mm_per_unit] * 3 + [1.0])
-    pixdim_mm = pixdim * mm_per_unit
-    has_spacing = bool((np.isfinite(pixdim) & (pixdim > 0)).all())
+    with np.errstate(over="ignore"):  # NIfTI-2 has float64
+        pixdim_mm = pixdim * mm_per_unit
+    has_spacing = bool(((pixdim > 0) & (pixdim < LARGEST)).all())
     stated, faults = _stated_affines(nifti, has_spacing=has_spacing)
     notes += faults
     if stated:
@@ -251,17 +253,23 @@ def _stated_affines(
         if _is_usable(affine):
             stated[name] = affine
         else:
-            faults.append(f"{name} is {'singular' if np.isfinite(affine).all() else 'not finite'}")
+            faults.append(f"{name} is {_unusable(affine)}")
     return stated, faults
 
 
 def _is_usable(affine: NDArray[np.float64]) -> bool:
-    if not np.isfinite(affine).all():
+    if not (np.abs(affine) < LARGEST).all():  # neither is NaN
         return False
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     volume = abs(float(np.linalg.det(affine[:3, :3])))
     # Axes nearly in one plane have no closest canonical orientation.
     return bool((spacing > 0).all()) and volume > 1e-3 * float(spacing.prod())
+
+
+def _unusable(affine: NDArray[np.float64]) -> str:
+    if not np.isfinite(affine).all():
+        return "not finite"
+    return "singular" if (np.abs(affine) < LARGEST).all() else "beyond any length"
 
 
 def _spacing_notes(pixdim_mm: NDArray[np.float64], affine: NDArray[np.float64], name: str) -> list[str]:
